@@ -1,0 +1,202 @@
+"""One YAML file configures every room; variables such as `CATENA__ROUTER__THRESHOLD` override it.
+
+Read once per process, at the start, by each room's `__main__`; nothing else in Catena reads the environment.
+An unknown key is an error that names it, so a typo never silently keeps a default.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import yaml
+
+from catena.kit.errors import Invalid
+
+ROOMS = ("gateway", "router", "executor", "adapters", "trainer", "memory", "features", "learner")
+PREFIX = "CATENA__"
+SECRETS = ("token", "secret", "password", "key")
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the configuration: immutable, and an unknown key is refused."""
+
+
+class BusConfig(Section, frozen=True, kw_only=True):
+    """Where events go. `url` empty: the nats-server that `catena up` starts under `home`."""
+
+    url: str = ""
+
+
+class SqlConfig(Section, frozen=True, kw_only=True):
+    """Where state lives. `url` empty: one SQLite file a room; else `postgresql://...`, one schema a room.
+
+    `synchronous` is SQLite's: NORMAL survives kill -9, FULL survives a power cut too.
+    """
+
+    url: str = ""
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+
+
+class AuthConfig(Section, frozen=True, kw_only=True):
+    """`service_token` is what rooms show each other; empty: the one kept in `home/keys/service.token`."""
+
+    service_token: str = ""
+
+
+class TelemetryConfig(Section, frozen=True, kw_only=True):
+    """`otlp_endpoint` empty: spans go to rotating files under `home/traces`. `sample` is a share of traces, 0 to 1."""
+
+    otlp_endpoint: str = ""
+    sample: float = 1.0
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    agent_types: list[str] = msgspec.field(default_factory=list)
+
+
+class PriceConfig(Section, frozen=True, kw_only=True):
+    """USD per million tokens, by kind."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """A model by name. `path` is a folder or a hub id for a local base; `provider` and `base_url` name an outside one.
+
+    `draft_for` lists bases of the same tokenizer for which this one may draft in speculative decoding.
+    """
+
+    name: str
+    path: str = ""
+    provider: str = "local"
+    base_url: str = ""
+    api_key_env: str = ""
+    upstream_name: str = ""
+    price: PriceConfig = PriceConfig()
+    context_tokens: int = 0
+    draft_for: list[str] = msgspec.field(default_factory=list)
+
+
+class House(Section, frozen=True, kw_only=True):
+    """What every room shares. `addresses` overrides a room's default unix socket, for example `router: router:50051`.
+
+    `pipelines` holds, per strategy shape, the models and settings used when a request forces that shape;
+    `catena.plan` gives it its meaning.
+    """
+
+    home: str = "./.catena"
+    profile: Literal["development", "staging", "production"] = "development"
+    bus: BusConfig = BusConfig()
+    sql: SqlConfig = SqlConfig()
+    auth: AuthConfig = AuthConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    addresses: dict[str, str] = msgspec.field(default_factory=dict)
+    models: list[ModelConfig] = msgspec.field(default_factory=list)
+    pipelines: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+
+    def folder(self, *parts: str) -> Path:
+        """`home/parts...`, made if absent."""
+        path = Path(self.home).resolve().joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def address(self, room: str) -> str:
+        """Where `room` listens and is called, as a gRPC target.
+
+        Unix socket paths end at 107 bytes, so a deep home gets its sockets in a short temporary folder.
+        """
+        if room in self.addresses:
+            return self.addresses[room]
+        home = Path(self.home).resolve()
+        path = home / "run" / f"{room}.sock"
+        if len(str(path)) > 100:
+            digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+            path = Path(tempfile.gettempdir()) / f"catena-{os.getuid()}-{digest}" / f"{room}.sock"
+        return f"unix:{path}"
+
+    def database_url(self, room: str) -> str:
+        """SQLAlchemy URL of the room's own database (async driver)."""
+        if self.sql.url:
+            return self.sql.url.replace("postgresql://", "postgresql+psycopg://", 1)
+        return f"sqlite+aiosqlite:///{self.folder(room) / f'{room}.db'}"
+
+
+Room = TypeVar("Room", bound=Section)
+Environ = Mapping[str, str]
+HOUSE_KEYS = frozenset(House.__struct_fields__)
+
+
+def load(path: Path | None, room: str, kind: type[Room], environ: Environ | None = None) -> tuple[House, Room]:
+    """Read the file (absent or None: all defaults), apply overrides, and return the house and this room's section.
+
+    Relative paths inside (`home`, a model's `path`) are taken from the file's folder.
+    Raises Invalid, naming the key, when a key is unknown or a value has the wrong type.
+    """
+    tree = read_tree(path, os.environ if environ is None else environ)
+    house = convert({k: v for k, v in tree.items() if k in HOUSE_KEYS}, House, "")
+    section = convert(tree.get(room, {}), kind, room)
+    return house, section
+
+
+def read_tree(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration as nested dictionaries: file, then `CATENA__A__B=value` overrides (values are YAML)."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        if not path.exists():
+            raise Invalid(f"no configuration file at {path}; name one with --config", code="no_config")
+        tree = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(tree, dict):
+            raise Invalid(f"{path} holds a {type(tree).__name__}; write a mapping of sections", code="bad_config")
+        _root_paths(tree, path.resolve().parent)
+    for name, value in sorted(environ.items()):
+        if name.startswith(PREFIX):
+            _put(tree, [part.lower() for part in name[len(PREFIX) :].split("__")], yaml.safe_load(value), name)
+    unknown = set(tree) - HOUSE_KEYS - set(ROOMS)
+    if unknown:
+        allowed = ", ".join(sorted(HOUSE_KEYS | set(ROOMS)))
+        raise Invalid(f"unknown configuration key {sorted(unknown)[0]!r}; known: {allowed}", code="bad_config")
+    return tree
+
+
+def convert(value: Any, kind: type[Room], where: str) -> Room:
+    """`value` as `kind`. Raises Invalid with the path of the offending key."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"configuration section {where or 'house'!r}: {error}", code="bad_config") from error
+
+
+def redacted(value: Any) -> Any:
+    """A copy as plain data in which every value under a secret-like key is `***`; for printing at start."""
+    plain = msgspec.to_builtins(value)
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: "***" if v and isinstance(v, str) and _is_secret(k) else walk(v) for k, v in node.items()}
+        return [walk(item) for item in node] if isinstance(node, list) else node
+
+    return walk(plain)
+
+
+def _is_secret(name: str) -> bool:
+    return name.endswith(SECRETS)
+
+
+def _root_paths(tree: dict[str, Any], folder: Path) -> None:
+    if isinstance(tree.get("home"), str):
+        tree["home"] = str(folder / tree["home"])
+    for model in tree.get("models") or []:
+        if isinstance(model, dict) and isinstance(model.get("path"), str) and (folder / model["path"]).exists():
+            model["path"] = str(folder / model["path"])
+
+
+def _put(tree: dict[str, Any], parts: list[str], value: Any, name: str) -> None:
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise Invalid(f"{name} goes through {part!r}, which is not a section", code="bad_config")
+    node[parts[-1]] = value
