@@ -1,0 +1,70 @@
+# Catena. `make help` lists what there is.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar on -c constraints.txt
+BUF := node_modules/.bin/buf
+EMBEDDER := .catena-cache/minilm-int8
+SOURCES := libs services demo benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint fmt proto models clean
+
+help: ## Say what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.base: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Catena needs Python 3.11 or newer; set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(EMBEDDER)/config.json: | $(VENV)/.base
+	@$(BIN)/python -m catena.embed.export --out $(EMBEDDER)
+
+demo: $(VENV)/.base $(EMBEDDER)/config.json ## Set everything up and run the tour: strategies, the loop, memory, a trace
+	@$(BIN)/python -m demo
+
+up: $(VENV)/.base $(EMBEDDER)/config.json ## Run the platform and stay; Ctrl-C stops it
+	@$(BIN)/catena up --config demo/catena.yaml
+
+models: $(VENV)/.base $(EMBEDDER)/config.json ## Train the demo's two base models anew
+	@$(BIN)/python -m demo.train_models
+
+test: $(VENV)/.dev $(EMBEDDER)/config.json ## Run every test that needs no GPU, data or load
+	@$(BIN)/python -m pytest tests/unit tests/style -n 2
+	@$(BIN)/python -m pytest tests/contract -n 2
+	@$(BIN)/python -m pytest tests/system tests/chart -m "not soak and not timed"
+
+lint: $(VENV)/.dev $(VENV)/.proto $(BUF) ## Check form, types, import laws, sizes, protos and stubs
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/mypy libs services
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/style
+	$(BUF) lint protos
+	@rm -rf build/stubs && protos/generate.sh $(VENV)-proto/bin/python build/stubs
+	@diff -r -x __pycache__ build/stubs/catena/api libs/catena/api || { echo "stubs are stale; run 'make proto'"; exit 1; }
+
+fmt: $(VENV)/.dev ## Put the code into form
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+
+proto: $(VENV)/.proto ## Generate the stubs from the protos
+	@rm -rf libs/catena/api && protos/generate.sh $(VENV)-proto/bin/python libs
+
+$(VENV)/.proto: protos/requirements.txt | $(VENV)/.base
+	@test -x $(VENV)-proto/bin/python || $(PYTHON) -m venv $(VENV)-proto
+	$(VENV)-proto/bin/pip install -q --disable-pip-version-check -r protos/requirements.txt
+	@touch $@
+
+$(BUF):
+	npm install --no-save --no-audit --no-fund --silent @bufbuild/buf@1.75.0
+
+clean: ## Remove what was installed, built or kept by a run
+	rm -rf $(VENV) $(VENV)-proto node_modules build .catena .catena-cache

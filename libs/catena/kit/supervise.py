@@ -1,0 +1,244 @@
+"""Processes as children: started, watched, restarted at the same address, and never left behind.
+
+`catena up` keeps nats-server, the rooms and their engines this way, the trainer its jobs, the memory room its index.
+Each child leads a session of its own, so that Ctrl-C reaches the parent alone, which then stops them in order.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import structlog
+
+from catena.kit.clock import World
+from catena.kit.errors import Conflict, Missing, Unavailable
+from catena.kit.leash import PARENT_FD, exit_with_parent
+
+__all__ = ["Child", "Supervisor", "exit_with_parent"]
+
+State = Literal["starting", "running", "waiting", "stopped", "ended"]
+POLL_S = 0.05
+LAST_LINES = 15
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A program to keep running. `env` is added to the parent's environment.
+
+    `ready` says whether it can be used yet; without it, it can as soon as it runs. With `restart` False it runs once.
+    """
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready: Callable[[], Awaitable[bool]] | None = None
+    restart: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How patient a supervisor is, in seconds. Pauses between restarts double from `first_s` to `longest_s`.
+
+    A child that ran for `healthy_s` starts again with the first pause.
+    """
+
+    first_s: float = 0.2
+    longest_s: float = 15.0
+    healthy_s: float = 30.0
+    grace_s: float = 10.0
+
+
+class _Kept:
+    """One child as the supervisor sees it."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.state: State = "starting"
+        self.process: asyncio.subprocess.Process | None = None
+        self.code: int | None = None
+        self.starts = 0
+        self.usable = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """Keeps children while its `async with` block runs; at the end stops them, the last started first."""
+
+    def __init__(self, logs: Path, *, world: World | None = None, pace: Pace | None = None) -> None:
+        """Write each child's output to `logs/<name>.log`, the run before to `<name>.log.1`."""
+        self._logs = logs
+        self._clock = (world or World()).clock
+        self._pace = pace or Pace()
+        self._kept: dict[str, _Kept] = {}
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop every child."""
+        for name in reversed(list(self._kept)):
+            await self.stop(name)
+
+    async def start(self, child: Child, *, timeout_s: float = 30.0) -> None:
+        """Start `child` and return once it is ready.
+
+        Raises Conflict when a child of that name runs, Unavailable, with its last lines, when it does not get ready.
+        """
+        before = self._kept.get(child.name)
+        if before is not None and before.state not in ("stopped", "ended"):
+            raise Conflict(f"child {child.name!r} runs already; stop it first")
+        kept = self._kept[child.name] = _Kept(child)
+        kept.task = asyncio.create_task(self._keep(kept), name=f"child {child.name}")
+        usable = asyncio.create_task(kept.usable.wait())
+        try:
+            await asyncio.wait({usable, kept.task}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self.stop(child.name)
+            raise
+        finally:
+            usable.cancel()
+        if not kept.usable.is_set():
+            await self.stop(child.name)
+            raise Unavailable(
+                f"{child.name} did not get ready within {timeout_s:g} s (exit code {kept.code}); "
+                f"its last lines, from {self._log(child.name)}:\n{self.last_lines(child.name)}",
+                code="child_not_ready",
+            )
+
+    async def stop(self, name: str) -> None:
+        """Stop a child: SIGTERM, grace, SIGKILL to it and to what it started. Raises Missing."""
+        kept = self._find(name)
+        if kept.state not in ("stopped", "ended"):
+            kept.state = "stopped"
+        if kept.task is not None:
+            kept.task.cancel()
+            await asyncio.gather(kept.task, return_exceptions=True)
+
+    async def wait(self, name: str) -> int:
+        """The exit code of a child that is not restarted, once it ended; negative: the signal. Raises Missing."""
+        kept = self._find(name)
+        if kept.task is not None:
+            await asyncio.wait({kept.task})
+        return kept.code if kept.code is not None else -signal.SIGKILL
+
+    def state(self, name: str) -> State:
+        """What the child does now; `waiting` is the pause before a restart. Raises Missing."""
+        return self._find(name).state
+
+    def restarts(self, name: str) -> int:
+        """How often the child was started again. Raises Missing."""
+        return max(0, self._find(name).starts - 1)
+
+    def pid(self, name: str) -> int | None:
+        """The child's process id, None while none runs. Raises Missing."""
+        kept = self._find(name)
+        return kept.process.pid if kept.process is not None and kept.process.returncode is None else None
+
+    def names(self) -> list[str]:
+        """Every child, in the order of starting."""
+        return list(self._kept)
+
+    def last_lines(self, name: str, count: int = LAST_LINES) -> str:
+        """The end of the child's output."""
+        path = self._log(name)
+        if not path.exists():
+            return "(no output)"
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-count:]) or "(no output)"
+
+    def _find(self, name: str) -> _Kept:
+        if name not in self._kept:
+            raise Missing(f"no child {name!r}; there are: {', '.join(self._kept) or 'none'}")
+        return self._kept[name]
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    async def _keep(self, kept: _Kept) -> None:
+        """Run the child, again and again if it wants that, until cancelled."""
+        pause_s = self._pace.first_s
+        while True:
+            began_s = self._clock.monotonic()
+            kept.state = "starting"
+            kept.code = await self._run_once(kept)
+            if not kept.child.restart:
+                kept.state = "ended"
+                return
+            if self._clock.monotonic() - began_s >= self._pace.healthy_s:
+                pause_s = self._pace.first_s
+            log.warning("child ended", child=kept.child.name, code=kept.code, again_in_s=pause_s)
+            kept.state = "waiting"
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self._pace.longest_s)
+
+    async def _run_once(self, kept: _Kept) -> int:
+        """One life of the child; its exit code. Cancelled, it ends the child first."""
+        reading, writing = os.pipe()
+        try:
+            try:
+                process = await self._spawn(kept.child, reading)
+            finally:
+                os.close(reading)
+            kept.process = process
+            kept.starts += 1
+            watching = asyncio.create_task(self._await_ready(kept))
+            try:
+                return await process.wait()
+            finally:
+                watching.cancel()
+                await asyncio.shield(self._end(process))
+                kept.code = process.returncode
+        except OSError as error:
+            self._log(kept.child.name).write_text(f"cannot run {kept.child.command[0]}: {error}\n")
+            return 127
+        finally:
+            os.close(writing)
+
+    async def _spawn(self, child: Child, pipe: int) -> asyncio.subprocess.Process:
+        path = self._log(child.name)
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.1"))
+        environment = os.environ | dict(child.env) | {PARENT_FD: str(pipe)}  # noqa: TID251 - handed on, not read
+        with path.open("wb") as output:
+            return await asyncio.create_subprocess_exec(
+                *child.command,
+                env=environment,
+                pass_fds=(pipe,),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    async def _await_ready(self, kept: _Kept) -> None:
+        ready = kept.child.ready
+        while ready is not None and not await ready():  # noqa: ASYNC110 - another process's state can only be polled
+            await asyncio.sleep(POLL_S)
+        kept.state = "running"
+        kept.usable.set()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """SIGTERM, grace, and SIGKILL for whatever is left of its session."""
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), self._pace.grace_s)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            await process.wait()

@@ -1,0 +1,82 @@
+"""Starts the platform and keeps it: the broker, then every room, as leashed children; Ctrl-C stops all of it.
+
+On a laptop this stands where Kubernetes stands on a cluster. `split` gives every room a process of its own.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from catena.kit import nats_server
+from catena.kit.config import ROOMS, House
+from catena.kit.supervise import Child, Supervisor
+
+Step = Callable[[str], None]
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """A running platform: where it listens, and the key that the development profile keeps."""
+
+    url: str
+    key: str
+    home: Path
+    supervisor: Supervisor
+
+
+@asynccontextmanager
+async def platform(
+    house: House, config: Path | None, *, split: bool = False, step: Step = lambda _: None
+) -> AsyncIterator[Platform]:
+    """Run the platform that `config` describes until the block ends; `step` is told what is being started.
+
+    Raises Unavailable, with the child's last lines, when a part does not come up.
+    """
+    home = house.folder()
+    front = home / "run" / "gateway.json"
+    front.unlink(missing_ok=True)
+    async with Supervisor(house.folder("run")) as supervisor:
+        if not house.bus.url:
+            step("event broker")
+            broker = Child(name="nats", command=nats_server.command(home), ready=lambda: nats_server.ready(home))
+            await supervisor.start(broker)
+        arguments = ["--config", str(config)] if config else []
+        names = ROOMS if split else ("allinone",)
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                step(name)
+                group.create_task(supervisor.start(_room(name, arguments, front), timeout_s=START_TIMEOUT_S))
+        yield Platform(url=_front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
+
+
+def _room(name: str, arguments: list[str], front: Path) -> Child:
+    async def answers() -> bool:
+        return await _healthy(front)
+
+    command = [sys.executable, "-m", f"catena.{name}", *arguments]
+    return Child(name=name, command=command, ready=answers if name in ("allinone", "gateway") else None)
+
+
+async def _healthy(front: Path) -> bool:
+    try:
+        url = _front_url(front)
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:
+            return answer.status == 200
+    except (OSError, aiohttp.ClientError, msgspec.DecodeError):
+        return False
+
+
+def _front_url(front: Path) -> str:
+    return str(msgspec.json.decode(front.read_bytes())["url"])
+
+
+def _dev_key(home: Path) -> str:
+    path = home / "keys" / "development.key"
+    return path.read_text().strip() if path.exists() else ""

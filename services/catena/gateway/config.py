@@ -1,0 +1,24 @@
+"""The gateway's settings."""
+
+import msgspec
+
+from catena.kit.config import Section
+
+
+class GatewayConfig(Section, frozen=True, kw_only=True):
+    """`host` and `port`: where HTTP listens; a taken port in the development profile gives another, which is printed.
+
+    `max_body_bytes`: larger requests get 413; images travel as data URLs, so it is generous.
+    `timeout_s`: longest a request may take unless it caps its latency itself.
+    `cors_origins`: browsers' origins that may call; empty, no browser may.
+    `baseline_model`: what the dashboard compares cost with; empty, the catalogue's dearest model.
+    `spend_flush_s`: how often spending is written down; a crash may forget this much.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_body_bytes: int = 20 * 1024 * 1024
+    timeout_s: float = 120.0
+    cors_origins: list[str] = msgspec.field(default_factory=list)
+    baseline_model: str = ""
+    spend_flush_s: float = 1.0

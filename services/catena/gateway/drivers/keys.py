@@ -1,0 +1,92 @@
+"""API keys and spending in the gateway's own SQL; read at the start, written behind the requests."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from catena.api.events.v1 import events_pb2
+from catena.gateway.core.keys import Key, digest_of, new_secret
+from catena.kit.clock import World
+from catena.kit.outbox import Outbox, outbox_table
+from catena.kit.store import Store, upsert
+
+METADATA = sa.MetaData()
+outbox_table(METADATA)
+KEYS = sa.Table(
+    "api_keys",
+    METADATA,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False, unique=True),
+    sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("budget_usd", sa.Float, nullable=False),
+    sa.Column("requests_per_minute", sa.Integer, nullable=False),
+    sa.Column("tokens_per_minute", sa.Integer, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+)
+SPENDING = sa.Table(
+    "spending",
+    METADATA,
+    sa.Column("key_id", sa.String, primary_key=True),
+    sa.Column("spent_usd", sa.Float, nullable=False),
+)
+
+
+class KeyStore:
+    """Keeps keys and what they spent."""
+
+    def __init__(self, store: Store, outbox: Outbox) -> None:
+        """Use the room's database and outbox."""
+        self._store = store
+        self._outbox = outbox
+
+    async def load(self) -> tuple[list[Key], dict[str, float]]:
+        """Every key, and USD spent by key."""
+        async with self._store.connect() as conn:
+            keys = [Key(**row) for row in (await conn.execute(sa.select(KEYS))).mappings()]
+            rows = (await conn.execute(sa.select(SPENDING))).all()
+        return keys, {row.key_id: row.spent_usd for row in rows}
+
+    async def save(self, key: Key) -> None:
+        """Commit a key, with the event that tells other replicas."""
+        values = {column.name: getattr(key, column.name) for column in KEYS.columns}
+        async with self._store.begin() as conn:
+            put = upsert(KEYS, conn).values(**values).on_conflict_do_update(index_elements=["id"], set_=values)
+            await conn.execute(put)
+            changed = events_pb2.KeyChanged(key_id=key.id, active=key.active)
+            await self._outbox.put(conn, type="gateway.key.changed", tenant=key.tenant, message=changed, subject=key.id)
+
+    async def spend(self, amounts: Mapping[str, float]) -> None:
+        """Add what keys spent."""
+        async with self._store.begin() as conn:
+            for key_id, amount in amounts.items():
+                added = upsert(SPENDING, conn).values(key_id=key_id, spent_usd=amount)
+                total = {"spent_usd": SPENDING.c.spent_usd + amount}
+                await conn.execute(added.on_conflict_do_update(index_elements=["key_id"], set_=total))
+
+
+async def development_key(keys: KeyStore, known: list[Key], folder: Path, world: World) -> Key | None:
+    """Make the development key once and keep its secret in `folder/development.key`, readable by its owner alone.
+
+    Returns the key when it was made or its row was lost, else None.
+    """
+    path = folder / "development.key"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(new_secret())
+    digest = digest_of(path.read_text().strip())
+    if any(key.digest == digest for key in known):
+        return None
+    made = Key(
+        id=world.new_id(),
+        digest=digest,
+        tenant="default",
+        role="admin",
+        name="development",
+        created_s=world.clock.now(),
+    )
+    await keys.save(made)
+    return made

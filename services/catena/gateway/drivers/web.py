@@ -1,0 +1,75 @@
+"""Runs the ASGI application on uvicorn within the room's own event loop, and says where it listens."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+
+from catena.kit.errors import Conflict
+
+GRACE_S = 5
+
+
+@asynccontextmanager
+async def open_web(app: Starlette, host: str, port: int, *, elsewhere: bool, front: Path) -> AsyncIterator[str]:
+    """Serve `app` until the block ends, and yield its URL, which is also written to `front`.
+
+    `elsewhere`: a taken port gives a free one. Raises Conflict (`port_taken`) otherwise.
+    """
+    listening = listen(host, port, elsewhere=elsewhere)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = Embedded(config)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.005)
+        name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        url = f"http://{name}:{listening.getsockname()[1]}"
+        told = front.with_suffix(".new")
+        told.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+        told.replace(front)
+        yield url
+    finally:
+        server.should_exit = True
+        await asyncio.gather(running, return_exceptions=True)
+
+
+class Embedded(uvicorn.Server):
+    """A server that leaves signals to the room."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Capture nothing."""
+        yield
+
+
+def listen(host: str, port: int, *, elsewhere: bool) -> socket.socket:
+    """A listening socket at `port`, or at a free one if that is taken and `elsewhere` allows it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for wanted in (port, 0) if elsewhere else (port,):
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((host, wanted))
+        except OSError as error:
+            found.close()
+            taken = error
+        else:
+            found.setblocking(False)
+            return found
+    raise Conflict(f"cannot listen at {host}:{port} ({taken}); free it or set gateway.port", code="port_taken")

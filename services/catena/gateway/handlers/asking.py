@@ -1,0 +1,136 @@
+"""From a request's words to the executor's events; shared by HTTP and gRPC so that both behave alike."""
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from dataclasses import dataclass, field
+
+from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
+from catena.api.learner.v1 import learner_pb2_grpc
+from catena.api.router.v1 import router_pb2, router_pb2_grpc
+from catena.api.types.v1 import types_pb2
+from catena.gateway.core.choice import AUTO, Choice, cap, objective
+from catena.gateway.core.figures import Ended, Figures
+from catena.gateway.core.keys import Gateway, Key
+from catena.gateway.handlers.openai import shape_name
+from catena.kit.caller import within
+from catena.kit.clock import World
+from catena.kit.errors import CatenaError, Invalid
+from catena.plan.build import sequential
+from catena.plan.model import Plan, Shape
+from catena.plan.wire import SHAPES, plan_to_proto
+
+Event = executor_pb2.RunResponse
+Baseline = Callable[[types_pb2.Usage], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One request, decoded and admitted."""
+
+    key: Key
+    choice: Choice
+    request: types_pb2.ChatRequest
+    context: types_pb2.RequestContext
+    stream: bool = False
+    no_cache: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Asking:
+    """Asks the rooms behind. `baseline` prices an answer's tokens on the model that the dashboard compares with."""
+
+    world: World
+    gateway: Gateway
+    figures: Figures
+    router: router_pb2_grpc.RouterServiceAsyncStub
+    executor: executor_pb2_grpc.ExecutorServiceAsyncStub
+    learner: learner_pb2_grpc.LearnerServiceAsyncStub
+    timeout_s: float
+    baseline: Baseline = field(default=lambda usage: 0.0)
+
+    async def plan(self, question: Question) -> types_pb2.Plan:
+        """The plan to run; the router is asked only where it has a say."""
+        choice = question.choice
+        if choice.pipeline:
+            return plan_to_proto(Plan(shape=Shape.SEQUENTIAL, pipeline=choice.pipeline))
+        if not choice.needs_router:
+            return plan_to_proto(sequential(choice.model))
+        wanted = router_pb2.RecommendRequest(
+            request=question.request,
+            context=question.context,
+            model=choice.model or AUTO,
+            shape=SHAPES[choice.shape] if choice.shape else types_pb2.SHAPE_UNSPECIFIED,
+        )
+        return (await self.router.Recommend(wanted)).plan
+
+    async def run(self, question: Question) -> AsyncGenerator[executor_pb2.RunResponse, None]:
+        """The executor's events, the last one `finished`; the request is admitted before and counted after."""
+        self.gateway.admit(question.key, self.world.clock.now())
+        started = self.world.clock.monotonic()
+        finished: executor_pb2.Finished | None = None
+        try:
+            with within(question.context.max_latency_ms / 1000 or self.timeout_s):
+                run = executor_pb2.RunRequest(
+                    plan=await self.plan(question),
+                    request=question.request,
+                    context=question.context,
+                    no_cache=question.no_cache,
+                    stream=question.stream,
+                )
+                async with contextlib.aclosing(_events(self.executor.Run(run))) as events:
+                    async for event in events:
+                        if event.HasField("finished"):
+                            finished = event.finished
+                        yield event
+        finally:
+            self._count(question, finished, 1000 * (self.world.clock.monotonic() - started))
+
+    def _count(self, question: Question, finished: executor_pb2.Finished | None, duration_ms: float) -> None:
+        done = finished or executor_pb2.Finished()
+        tokens = done.usage.input_tokens + done.usage.output_tokens
+        now_s = self.world.clock.now()
+        self.gateway.charge(question.key, now_s, tokens=tokens, cost_usd=done.cost_usd)
+        self.figures.count(
+            Ended(
+                at_s=now_s,
+                model=done.model or question.choice.model,
+                shape=shape_name(done.plan) if finished else question.choice.shape or "",
+                agent_type=question.context.agent_type,
+                ok=finished is not None,
+                duration_ms=duration_ms,
+                cost_usd=done.cost_usd,
+                baseline_usd=self.baseline(main_usage(done)),
+                tokens=tokens,
+            )
+        )
+
+
+async def _events(call: AsyncIterable[Event]) -> AsyncGenerator[Event, None]:
+    async for event in call:
+        yield event
+
+
+def main_usage(finished: executor_pb2.Finished) -> types_pb2.Usage:
+    """The tokens of the one call that a single model would have needed: those of the last accepted stage."""
+    for stage in reversed(finished.stages):
+        if stage.outcome == "accepted":
+            return stage.usage
+    return finished.usage
+
+
+def check_context(context: types_pb2.RequestContext) -> types_pb2.RequestContext:
+    """The context, if its numbers and words make sense. Raises Invalid."""
+    objective(context.objective)
+    for name in ("max_latency_ms", "max_cost_usd"):
+        value = getattr(context, name)
+        cap(name, value if value != 0 else None)
+    return context
+
+
+def deepest(error: BaseException) -> CatenaError:
+    """The expected error inside whatever was raised; anything else becomes an internal one that tells nothing."""
+    if isinstance(error, CatenaError):
+        return error
+    if isinstance(error, RecursionError):
+        return Invalid("the request is nested too deeply; flatten it", code="too_deep")
+    return CatenaError("internal error; the trace tells more", code="internal")

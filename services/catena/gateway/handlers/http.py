@@ -1,0 +1,293 @@
+"""The HTTP surface: OpenAI's routes and Catena's own, on Starlette."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from catena.api.executor.v1 import executor_pb2
+from catena.api.learner.v1 import learner_pb2
+from catena.api.types.v1 import types_pb2
+from catena.gateway.core.choice import choose
+from catena.gateway.core.keys import Key
+from catena.gateway.handlers import openai, sse
+from catena.gateway.handlers.asking import Asking, Question, deepest
+from catena.gateway.handlers.context import read_context
+from catena.gateway.handlers.keys import KeyRoutes
+from catena.gateway.handlers.models import ModelList
+from catena.gateway.handlers.passage import Passage
+from catena.kit.caller import Caller, as_caller
+from catena.kit.errors import CatenaError, Invalid, Missing
+from catena.kit.telemetry import span, trace_id
+
+Body = TypeVar("Body")
+Handler = Callable[[Request, Key], Awaitable[Response]]
+log = structlog.get_logger()
+
+
+class FeedbackBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /v1/feedback: an execution, or the `id` of an answer, and what was thought of it."""
+
+    execution_id: str = ""
+    id: str = ""
+    score: float | None = None
+    thumbs: int | str | None = None
+    correction: str = ""
+    comment: str = ""
+    prompt: str = ""
+    task: str = ""
+    request_id: str = ""
+
+
+class PredictBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /v1/predict."""
+
+    model_id: str
+    data: Any = None
+    parameters: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The routes and what they ask."""
+
+    asking: Asking
+    models: ModelList
+    passage: Passage
+    keys: KeyRoutes
+    page: str
+    max_body_bytes: int
+    cors_origins: list[str]
+
+    def application(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/v1/chat/completions", self.guarded(partial(self.complete, chat=True)), methods=["POST"]),
+            Route("/v1/completions", self.guarded(partial(self.complete, chat=False)), methods=["POST"]),
+            Route("/v1/embeddings", self.guarded(self.embed), methods=["POST"]),
+            Route("/v1/models", self.guarded(self.list_models)),
+            Route("/v1/models/{name:path}", self.guarded(self.get_model)),
+            Route("/v1/feedback", self.guarded(self.feedback), methods=["POST"]),
+            Route("/v1/predict", self.guarded(self.predict), methods=["POST"]),
+            Route("/api/predict", self.guarded(self.predict), methods=["POST"]),
+            Route("/v1/keys", self.guarded(self.keys.list)),
+            Route("/v1/keys", self.guarded(self.keys.create), methods=["POST"]),
+            Route("/v1/keys/{id}", self.guarded(self.keys.revoke), methods=["DELETE"]),
+            Route("/dashboard/data", self.guarded(self.figures)),
+            *(Route(w.path, self.guarded(partial(self.passage.call, w)), methods=[w.verb]) for w in self.passage.ways),
+            Route("/dashboard", self.dashboard),
+            Route("/healthz", self.health),
+        ]
+        cors = Middleware(CORSMiddleware, allow_origins=self.cors_origins, allow_methods=["*"], allow_headers=["*"])
+        return Starlette(
+            routes=routes,
+            middleware=[cors] if self.cors_origins else [],
+            exception_handlers={HTTPException: http_error},
+        )
+
+    def guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """`handler` behind key, trace, size limit and error shape."""
+
+        async def route(request: Request) -> Response:
+            with span(f"gateway.{request.url.path.strip('/').replace('/', '_')}"):
+                try:
+                    key = self.asking.gateway.identify(bearer(request))
+                    with as_caller(Caller(key.tenant, key.role)):
+                        return await handler(request, key)
+                except CatenaError as error:
+                    return error_response(error)
+                except Exception as error:
+                    if not isinstance(deepest(error), Invalid):
+                        log.exception("request failed", path=request.url.path)
+                    return error_response(deepest(error))
+
+        return route
+
+    async def complete(self, request: Request, key: Key, *, chat: bool) -> Response:
+        """Chat completions and completions, plain and streamed."""
+        kind: type[openai.ChatBody | openai.CompletionBody] = openai.ChatBody if chat else openai.CompletionBody
+        body = await self.read(request, kind)
+        question = Question(
+            key=key,
+            choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
+            request=request_of(body),
+            context=read_context(request.headers, body.metadata or {}, body.user),
+            stream=bool(body.stream),
+            no_cache="no-cache" in request.headers.get("cache-control", ""),
+        )
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            chunks = sse.Chunks(model=body.model, chat=chat, usage=usage, created_s=int(self.asking.world.clock.now()))
+            return await sse.respond(self.asking.run(question), chunks)
+        finished = executor_pb2.Finished()
+        async for event in self.asking.run(question):
+            if event.HasField("finished"):
+                finished = event.finished
+        trace = trace_id()
+        answer = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{finished.execution_id}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(self.asking.world.clock.now()),
+            "model": body.model,
+            "choices": [openai.choice_json(choice, chat=chat) for choice in finished.choices],
+            "usage": openai.usage_json(finished.usage),
+            "system_fingerprint": None,
+            "catena": openai.told_json(finished, trace),
+        }
+        return json_response(answer, headers=openai.told_headers(finished, trace))
+
+    async def embed(self, request: Request, key: Key) -> Response:
+        """Embeddings, as floats or base64."""
+        body = await self.read(request, openai.EmbeddingBody)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not texts:
+            raise Invalid("`input` is empty; give at least one text", code="missing_input")
+        now_s = self.asking.world.clock.now()
+        self.asking.gateway.admit(key, now_s)
+        made = await self.asking.executor.Embed(executor_pb2.EmbedRequest(model=body.model, texts=texts))
+        self.asking.gateway.charge(key, now_s, tokens=made.usage.input_tokens, cost_usd=0.0)
+        data = [
+            {"object": "embedding", "index": index, "embedding": sse.vector_json(vector.values, body.encoding_format)}
+            for index, vector in enumerate(made.vectors)
+        ]
+        tokens = made.usage.input_tokens
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return json_response({"object": "list", "data": data, "model": made.model, "usage": usage})
+
+    async def list_models(self, _: Request, __: Key) -> Response:
+        """Every model that may be asked for; an adapter names its `parent`."""
+        return json_response({"object": "list", "data": await self.models.all()})
+
+    async def get_model(self, request: Request, _: Key) -> Response:
+        """One model."""
+        name = request.path_params["name"]
+        for model in await self.models.all():
+            if model["id"] == name:
+                return json_response(model)
+        raise Missing(f"no model {name!r}; list them with GET /v1/models", code="unknown_model")
+
+    async def feedback(self, request: Request, _: Key) -> Response:
+        """Feedback; answered once the learner has committed it."""
+        body = await self.read(request, FeedbackBody)
+        told = learner_pb2.Feedback(
+            execution_id=execution_of(body.execution_id or body.id),
+            score=None if body.score is None else openai.within("score", body.score, 0.0, 1.0),
+            thumbs=thumbs_of(body.thumbs),
+            correction=body.correction,
+            comment=body.comment,
+            prompt=body.prompt,
+            task=body.task,
+            request_id=body.request_id or request.headers.get("idempotency-key", ""),
+        )
+        recorded = await self.asking.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=told))
+        return json_response({"id": recorded.id, "object": "feedback", "execution_id": told.execution_id})
+
+    async def predict(self, request: Request, key: Key) -> Response:
+        """A pipeline or model on one input: `{model_id, data, parameters}` to `{result, latency}` in milliseconds."""
+        body = await self.read(request, PredictBody)
+        now_s = self.asking.world.clock.now()
+        self.asking.gateway.admit(key, now_s)
+        wanted = executor_pb2.PredictRequest(
+            model_id=body.model_id,
+            data=openai.value_of(body.data),
+            context=read_context(request.headers, {}),
+        )
+        wanted.parameters.update(body.parameters)
+        done = await self.asking.executor.Predict(wanted)
+        tokens = done.usage.input_tokens + done.usage.output_tokens
+        self.asking.gateway.charge(key, now_s, tokens=tokens, cost_usd=done.cost_usd)
+        return json_response(self.passage.predicted(done))
+
+    async def figures(self, _: Request, __: Key) -> Response:
+        """What the dashboard draws."""
+        return json_response(self.asking.figures.view(self.asking.world.clock.now()))
+
+    async def dashboard(self, _: Request) -> Response:
+        """The page; its data needs a key."""
+        return HTMLResponse(self.page)
+
+    async def health(self, _: Request) -> Response:
+        """Whether the gateway is up."""
+        return json_response({"status": "ok"})
+
+    async def read(self, request: Request, kind: type[Body]) -> Body:
+        """The body as `kind`. Raises Invalid (`body_too_large`, `bad_json`, `bad_request`)."""
+        return decode(await self.passage.body(request), kind)
+
+
+def request_of(body: openai.ChatBody | openai.CompletionBody) -> types_pb2.ChatRequest:
+    """What is asked, for the executor."""
+    return openai.chat_request(body) if isinstance(body, openai.ChatBody) else openai.completion_request(body)
+
+
+def decode(raw: bytes, kind: type[Body]) -> Body:
+    """JSON as `kind`. Raises Invalid that quotes what does not fit, never the body."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"the body is not JSON: {error}", code="bad_json") from None
+    except RecursionError:
+        raise Invalid("the body is nested too deeply; flatten it", code="too_deep") from None
+
+
+def bearer(request: Request) -> str:
+    """The API key that the request shows."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+
+
+def execution_of(id_: str) -> str:
+    """The execution behind an answer's id. Raises Invalid."""
+    for prefix in ("chatcmpl-", "cmpl-"):
+        id_ = id_.removeprefix(prefix)
+    if not id_:
+        raise Invalid("feedback names no execution; give `execution_id` or the answer's `id`", code="missing_execution")
+    return id_
+
+
+def thumbs_of(thumbs: int | str | None) -> int:
+    """1, -1 or 0, from a number or from `up` and `down`. Raises Invalid."""
+    known: dict[int | str | None, int] = {None: 0, 0: 0, 1: 1, -1: -1, "up": 1, "down": -1}
+    with suppress(KeyError):
+        return known[thumbs]
+    raise Invalid(f"thumbs {thumbs!r} is neither up nor down", code="bad_parameter")
+
+
+def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`data` as JSON."""
+    return Response(msgspec.json.encode(data), status, headers, "application/json")
+
+
+def error_response(error: CatenaError) -> Response:
+    """An OpenAI-shaped error, with Retry-After where waiting helps."""
+    headers = {"x-catena-trace-id": trace_id()}
+    if error.retry_after_s:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return json_response(openai.error_json(error), status=openai.error_status(error), headers=headers)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors (unknown path, wrong method) in the same shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        told: CatenaError = Invalid(f"{request.method} is not served at {request.url.path}", code="method_not_allowed")
+    elif error.status_code == 404:
+        told = Missing(f"nothing is served at {request.url.path}; see the README", code="unknown_path")
+    else:
+        told = Invalid(str(error.detail), code="bad_request")
+    response = error_response(told)
+    response.status_code = error.status_code
+    return response

@@ -1,0 +1,85 @@
+"""Routes for administrators: make, list and revoke API keys. A secret is shown once, when it is made."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from catena.gateway.core.keys import Gateway, Key, digest_of, new_secret
+from catena.kit.clock import World
+from catena.kit.errors import Denied, Invalid
+
+
+class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new key may do; limits of 0 mean none."""
+
+    tenant: str
+    role: str = "user"
+    name: str = ""
+    budget_usd: float = 0.0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRoutes:
+    """`save` commits a key and tells the other replicas."""
+
+    world: World
+    gateway: Gateway
+    save: Callable[[Key], Awaitable[None]]
+
+    async def list(self, _: Request, key: Key) -> Response:
+        """Every key of the caller's tenant; an administrator of `shared` sees all."""
+        admin(key)
+        seen = [other for other in self.gateway.everyone() if key.tenant in ("shared", other.tenant)]
+        return answer({"data": [self._json(other) for other in seen]})
+
+    async def create(self, request: Request, key: Key) -> Response:
+        """A new key."""
+        admin(key)
+        try:
+            body = msgspec.json.decode(await request.body(), type=KeyBody)
+        except msgspec.DecodeError as error:
+            raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
+        if key.tenant not in ("shared", body.tenant):
+            raise Denied(f"a key of tenant {key.tenant!r} makes no keys for {body.tenant!r}", code="not_your_tenant")
+        if body.role not in ("user", "admin"):
+            raise Invalid(f"unknown role {body.role!r}; use user or admin", code="bad_role")
+        if min(body.budget_usd, body.requests_per_minute, body.tokens_per_minute) < 0:
+            raise Invalid("a limit is negative; 0 means none", code="bad_parameter")
+        secret = new_secret()
+        made = Key(
+            id=self.world.new_id(),
+            digest=digest_of(secret),
+            created_s=self.world.clock.now(),
+            **{name: getattr(body, name) for name in KeyBody.__struct_fields__},
+        )
+        await self.save(made)
+        self.gateway.put(made)
+        return answer({**self._json(made), "key": secret})
+
+    async def revoke(self, request: Request, key: Key) -> Response:
+        """Stop admitting a key."""
+        admin(key)
+        gone = self.gateway.revoke(request.path_params["id"])
+        await self.save(gone)
+        return answer(self._json(gone))
+
+    def _json(self, key: Key) -> dict[str, Any]:
+        told = {name: getattr(key, name) for name in ("id", *KeyBody.__struct_fields__, "active", "created_s")}
+        return {**told, "spent_usd": self.gateway.spent_usd(key.id)}
+
+
+def admin(key: Key) -> None:
+    """Raises Denied unless the key is an administrator's."""
+    if key.role != "admin":
+        raise Denied("this needs a key in role admin", code="not_admin")
+
+
+def answer(data: dict[str, Any]) -> Response:
+    """`data` as JSON."""
+    return Response(msgspec.json.encode(data), media_type="application/json")

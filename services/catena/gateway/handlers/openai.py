@@ -1,0 +1,365 @@
+"""OpenAI's JSON for chat, completions, embeddings and errors, to and from Catena's messages.
+
+Shapes follow the OpenAI API reference; unknown fields of a request are ignored, wrong types refused.
+"""
+
+from typing import Any
+
+import msgspec
+from google.protobuf import json_format, struct_pb2
+
+from catena.api.executor.v1 import executor_pb2
+from catena.api.types.v1 import types_pb2
+from catena.kit.errors import CatenaError, Denied, Exhausted, Invalid, Missing
+from catena.kit.wire import http_status
+
+Json = dict[str, Any]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """`stream_options`."""
+
+    include_usage: bool = False
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """`response_format.json_schema`."""
+
+    name: str = ""
+    schema: Json | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """`response_format`: `text`, `json_object` or `json_schema`."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+
+
+class Function(msgspec.Struct, frozen=True):
+    """A function of a tool or tool call."""
+
+    name: str
+    description: str = ""
+    parameters: Json | None = None
+    arguments: str = ""
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool that is offered."""
+
+    function: Function
+    type: str = "function"
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A tool call within the history."""
+
+    function: Function
+    id: str = ""
+    type: str = "function"
+
+
+class ImageUrl(msgspec.Struct, frozen=True):
+    """Where an image is."""
+
+    url: str
+    detail: str = ""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of a message."""
+
+    type: str
+    text: str = ""
+    image_url: ImageUrl | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A turn of the conversation."""
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """What chat and completions have in common."""
+
+    model: str
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class ChatBody(Sampled, frozen=True, kw_only=True):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | Json | None = None
+    response_format: ResponseFormat | None = None
+
+
+class CompletionBody(Sampled, frozen=True, kw_only=True):
+    """The body of /v1/completions; one prompt."""
+
+    prompt: str
+    logprobs: int | None = None
+
+
+class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /v1/embeddings."""
+
+    input: str | list[str]
+    model: str = ""
+    encoding_format: str = "float"
+
+
+def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
+    """What is asked, for the executor. Raises Invalid, naming the parameter."""
+    if not body.messages:
+        raise Invalid("`messages` is empty; give at least one message", code="missing_messages")
+    sampling = sampling_of(body)
+    sampling.logprobs = bool(body.logprobs)
+    sampling.top_logprobs = within("top_logprobs", body.top_logprobs or 0, 0, 20)
+    request = types_pb2.ChatRequest(messages=[message_of(message) for message in body.messages], sampling=sampling)
+    for tool in body.tools or []:
+        offered = request.tools.add(name=tool.function.name, description=tool.function.description)
+        if tool.function.parameters is not None:
+            offered.parameters.update(tool.function.parameters)
+    request.tool_choice = tool_choice_of(body.tool_choice)
+    schema = schema_of(body.response_format)
+    if schema is not None:
+        request.json_schema.update(schema)
+    return request
+
+
+def completion_request(body: CompletionBody) -> types_pb2.ChatRequest:
+    """What is asked, for the executor."""
+    if not body.prompt:
+        raise Invalid("`prompt` is empty; give the text to continue", code="missing_prompt")
+    sampling = sampling_of(body)
+    sampling.logprobs = body.logprobs is not None
+    sampling.top_logprobs = within("logprobs", body.logprobs or 0, 0, 20)
+    return types_pb2.ChatRequest(prompt=body.prompt, sampling=sampling)
+
+
+def sampling_of(body: Sampled) -> types_pb2.Sampling:
+    """How tokens are drawn. Raises Invalid for values out of OpenAI's ranges."""
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if most is not None and most < 1:
+        raise Invalid(f"`max_tokens` {most} is below 1; leave it out for no limit", code="bad_parameter")
+    return types_pb2.Sampling(
+        max_tokens=most or 0,
+        temperature=None if body.temperature is None else within("temperature", body.temperature, 0.0, 2.0),
+        top_p=None if body.top_p is None else within("top_p", body.top_p, 0.0, 1.0),
+        seed=body.seed,
+        stop=stop,
+        n=within("n", 1 if body.n is None else body.n, 1, 16),
+        presence_penalty=_penalty("presence_penalty", body.presence_penalty),
+        frequency_penalty=_penalty("frequency_penalty", body.frequency_penalty),
+    )
+
+
+def _penalty(name: str, value: float | None) -> float | None:
+    return None if value is None else within(name, value, -2.0, 2.0)
+
+
+def within(name: str, value: Any, low: Any, high: Any) -> Any:
+    """`value`, if it lies within the range. Raises Invalid (`bad_parameter`), also for NaN."""
+    if not low <= value <= high:
+        raise Invalid(f"`{name}` {value} is outside {low} to {high}", code="bad_parameter")
+    return value
+
+
+def message_of(message: Message) -> types_pb2.ChatMessage:
+    """One turn. Raises Invalid (`bad_role`, `bad_content`)."""
+    role = "system" if message.role == "developer" else message.role
+    if role not in ("system", "user", "assistant", "tool"):
+        raise Invalid(f"unknown role {message.role!r}; use system, user, assistant or tool", code="bad_role")
+    turn = types_pb2.ChatMessage(role=role, name=message.name or "", tool_call_id=message.tool_call_id or "")
+    parts = [Part("text", message.content)] if isinstance(message.content, str) else message.content or []
+    for part in parts:
+        if part.type == "text":
+            turn.content += part.text
+        elif part.type == "image_url" and part.image_url is not None:
+            turn.images.add(url=part.image_url.url, detail=part.image_url.detail)
+        else:
+            raise Invalid(f"unknown content part {part.type!r}; use text or image_url", code="bad_content")
+    for index, call in enumerate(message.tool_calls or []):
+        turn.tool_calls.add(id=call.id, name=call.function.name, arguments=call.function.arguments, index=index)
+    return turn
+
+
+def tool_choice_of(choice: str | Json | None) -> str:
+    """`auto`, `none`, `required`, or the named function."""
+    if isinstance(choice, dict):
+        return str(choice.get("function", {}).get("name", ""))
+    return choice or ""
+
+
+def schema_of(wanted: ResponseFormat | None) -> Json | None:
+    """The JSON schema that the answer must satisfy, or None. Raises Invalid (`bad_response_format`)."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.type == "json_schema" and wanted.json_schema is not None and wanted.json_schema.schema is not None:
+        return wanted.json_schema.schema
+    raise Invalid(
+        f"response_format {wanted.type!r} lacks a schema or is unknown; use text, json_object or json_schema",
+        code="bad_response_format",
+    )
+
+
+def usage_json(usage: types_pb2.Usage) -> Json:
+    """`usage` as OpenAI writes it."""
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def logprobs_json(tokens: "list[types_pb2.TokenLogprob]") -> Json | None:
+    """`logprobs` of a chat choice, or None."""
+    if not tokens:
+        return None
+
+    def one(token: types_pb2.TokenLogprob) -> Json:
+        return {"token": token.token, "logprob": token.logprob, "bytes": list(token.token.encode())}
+
+    content = [{**one(token), "top_logprobs": [one(other) for other in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def calls_json(calls: "list[types_pb2.ToolCall]", *, streaming: bool) -> list[Json]:
+    """Tool calls; a stream's pieces carry their index."""
+    told = []
+    for call in calls:
+        function = {"name": call.name, "arguments": call.arguments}
+        one: Json = {"id": call.id, "type": "function", "function": function}
+        if streaming:
+            one = {"index": call.index, **{k: v for k, v in one.items() if k != "id" or v}}
+            one["function"] = {k: v for k, v in function.items() if v or k == "arguments"}
+        told.append(one)
+    return told
+
+
+def choice_json(choice: types_pb2.Choice, *, chat: bool) -> Json:
+    """One answer of a response that is not streamed."""
+    ends: Json = {"index": choice.index, "finish_reason": choice.finish_reason or "stop"}
+    if not chat:
+        return {**ends, "text": choice.message.content, "logprobs": completion_logprobs(list(choice.logprobs))}
+    calls = calls_json(list(choice.message.tool_calls), streaming=False)
+    content: str | None = choice.message.content
+    message: Json = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    return {**ends, "message": message, "logprobs": logprobs_json(list(choice.logprobs))}
+
+
+def completion_logprobs(tokens: "list[types_pb2.TokenLogprob]") -> Json | None:
+    """`logprobs` of a completion choice, or None."""
+    if not tokens:
+        return None
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token.token)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{other.token: other.logprob for other in token.top} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def told_json(finished: executor_pb2.Finished, trace: str) -> Json:
+    """The field `catena`: plan, stages, time, tokens, cost, experiment, trace."""
+    plan = json_format.MessageToDict(finished.plan, preserving_proto_field_name=True)
+    plan["shape"] = shape_name(finished.plan)
+    plan.pop("settings", None)
+    return {
+        "execution_id": finished.execution_id,
+        "plan": plan,
+        "stages": [
+            json_format.MessageToDict(s, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            for s in finished.stages
+        ],
+        "model": finished.model,
+        "duration_ms": round(finished.duration_ms, 3),
+        "tokens": finished.usage.input_tokens + finished.usage.output_tokens,
+        "cost_usd": finished.cost_usd,
+        "experiment": {"id": finished.plan.experiment_id, "arm": finished.plan.experiment_arm},
+        "cached": finished.cached,
+        "lossy": finished.lossy,
+        "queries": list(finished.queries),
+        "trace_id": trace,
+    }
+
+
+def told_headers(finished: executor_pb2.Finished, trace: str) -> dict[str, str]:
+    """The same in short, as headers."""
+    return {
+        "x-catena-execution-id": finished.execution_id,
+        "x-catena-plan": shape_name(finished.plan),
+        "x-catena-model": finished.model,
+        "x-catena-stages": ",".join(f"{s.name}={s.model}" for s in finished.stages),
+        "x-catena-duration-ms": f"{finished.duration_ms:.3f}",
+        "x-catena-tokens": str(finished.usage.input_tokens + finished.usage.output_tokens),
+        "x-catena-cost-usd": f"{finished.cost_usd:.9f}",
+        "x-catena-experiment": "/".join(filter(None, (finished.plan.experiment_id, finished.plan.experiment_arm))),
+        "x-catena-trace-id": trace,
+    }
+
+
+def shape_name(plan: types_pb2.Plan) -> str:
+    """`cascade`, or `pipeline:<name>`."""
+    if plan.pipeline:
+        return f"pipeline:{plan.pipeline}"
+    return types_pb2.Shape.Name(plan.shape).removeprefix("SHAPE_").lower().replace("_", "-")
+
+
+ERROR_TYPES: dict[type[CatenaError], str] = {
+    Invalid: "invalid_request_error",
+    Missing: "invalid_request_error",
+    Denied: "authentication_error",
+    Exhausted: "rate_limit_error",
+}
+
+
+def error_json(error: CatenaError, param: str | None = None) -> Json:
+    """An OpenAI-shaped error."""
+    kind = next((name for cls, name in ERROR_TYPES.items() if isinstance(error, cls)), "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code}}
+
+
+def error_status(error: CatenaError) -> int:
+    """The HTTP status; OpenAI answers 401, not 403, to a bad key, and 413 to a body too large."""
+    special = {"invalid_api_key": 401, "body_too_large": 413, "method_not_allowed": 405}
+    return special.get(error.code, http_status(error))
+
+
+def value_of(data: Any) -> struct_pb2.Value:
+    """Plain JSON data as a protobuf Value."""
+    return json_format.ParseDict(data, struct_pb2.Value())
