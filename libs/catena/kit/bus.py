@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
+from catena.kit.cancel import heed_cancel
 from catena.kit.delivery import BACKOFF_S, MAX_DELIVER, Delivery, Terms
 from catena.kit.errors import CatenaError, Invalid, Unavailable
 from catena.kit.event import Event, check, headers_of, patterns, read_event, subject_of
@@ -110,6 +111,7 @@ class Bus:
         room holds through failures, restarts and replicas that share `durable`; above 1 that many are handled at once.
         Unavailable, Late and Exhausted mean that a part is down: the event is tried again in place. Any other error
         counts against `max_deliver`, with pauses `backoff_s`; after the last the event goes to CATENA_DLQ.
+        A type added to `types` of an existing `durable` is heard from then on, not from before.
         Raises Invalid when `types` are malformed or overlap.
         """
         config = ConsumerConfig(
@@ -188,6 +190,7 @@ class Bus:
             try:
                 await self._connect(client, changed)
                 while not client.is_closed:
+                    heed_cancel()
                     changed.clear()
                     if client.is_connected:
                         await self._announce(client)
@@ -234,6 +237,7 @@ class Bus:
     async def _announce(self, client: Client) -> None:
         """Open the gate once the streams exist; a broker that just started may need a moment to say so."""
         while client.is_connected:
+            heed_cancel()
             try:
                 await _ensure_streams(client)
             except (nats.errors.Error, OSError) as error:
@@ -246,13 +250,15 @@ class Bus:
 
     async def _client(self, timeout_s: float) -> Client:
         try:
-            return await asyncio.wait_for(self._link.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._link.wait()
         except TimeoutError:
             raise Unavailable(f"no connection to the broker within {timeout_s:g} s") from None
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         """Publish until acknowledged."""
         while True:
+            heed_cancel()
             client = await self._link.wait()
             js: JetStreamContext = client.jetstream(timeout=REQUEST_S)
             try:
@@ -271,6 +277,7 @@ class Bus:
     async def _answer(self, msg: Msg, answer: bytes) -> None:
         """Tell the broker what became of `msg`, and wait until it has heard; given up, it delivers again."""
         for _ in range(10):
+            heed_cancel()
             client = await self._link.wait()
             with contextlib.suppress(nats.errors.Error, OSError):
                 await client.request(msg.reply, answer, timeout=REQUEST_S)
@@ -304,8 +311,9 @@ async def open_bus(url: str, *, name: str) -> AsyncIterator[Bus]:
     try:
         yield bus
     finally:
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+        while not keeper.done():  # connecting may swallow a cancellation too
+            keeper.cancel()
+            await asyncio.wait({keeper}, timeout=0.5)
 
 
 async def _disconnect(client: Client) -> None:

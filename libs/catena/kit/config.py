@@ -83,6 +83,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class House(Section, frozen=True, kw_only=True):
     """What every room shares. `addresses` overrides a room's default unix socket, for example `router: router:50051`.
 
+    `embedding` is the folder of the embedding model that `make models` prepares; empty: `home/models/minilm-int8`.
     `pipelines` holds, per strategy shape, the models and settings used when a request forces that shape;
     `catena.plan` gives it its meaning.
     """
@@ -93,6 +94,7 @@ class House(Section, frozen=True, kw_only=True):
     sql: SqlConfig = SqlConfig()
     auth: AuthConfig = AuthConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    embedding: str = ""
     addresses: dict[str, str] = msgspec.field(default_factory=dict)
     models: list[ModelConfig] = msgspec.field(default_factory=list)
     pipelines: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
@@ -102,6 +104,10 @@ class House(Section, frozen=True, kw_only=True):
         path = Path(self.home).resolve().joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def embedding_folder(self) -> Path:
+        """Where the embedding model is, whether or not it has been prepared."""
+        return Path(self.embedding or Path(self.home) / "models" / "minilm-int8").resolve()
 
     def address(self, room: str) -> str:
         """Where `room` listens and is called, as a gRPC target.
@@ -132,7 +138,7 @@ HOUSE_KEYS = frozenset(House.__struct_fields__)
 def load(path: Path | None, room: str, kind: type[Room], environ: Environ | None = None) -> tuple[House, Room]:
     """Read the file (absent or None: all defaults), apply overrides, and return the house and this room's section.
 
-    Relative paths inside (`home`, a model's `path`) are taken from the file's folder.
+    Relative paths inside (`home`, `embedding`, a model's `path`) are taken from the file's folder.
     Raises Invalid, naming the key, when a key is unknown or a value has the wrong type.
     """
     tree = read_tree(path, os.environ if environ is None else environ)
@@ -186,8 +192,9 @@ def _is_secret(name: str) -> bool:
 
 
 def _root_paths(tree: dict[str, Any], folder: Path) -> None:
-    if isinstance(tree.get("home"), str):
-        tree["home"] = str(folder / tree["home"])
+    for key in ("home", "embedding"):
+        if isinstance(tree.get(key), str) and tree[key]:
+            tree[key] = str(folder / tree[key])
     for model in tree.get("models") or []:
         if isinstance(model, dict) and isinstance(model.get("path"), str) and (folder / model["path"]).exists():
             model["path"] = str(folder / model["path"])

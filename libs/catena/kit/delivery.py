@@ -10,6 +10,7 @@ import nats
 import structlog
 from nats.aio.msg import Msg
 
+from catena.kit.cancel import heed_cancel
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Unavailable
 from catena.kit.event import Event, read_event
 
@@ -94,6 +95,7 @@ class Delivery:
         """Handle `event`, waiting in place while some other part is down."""
         waited_s, pause_s = 0.0, 0.2
         while True:
+            heed_cancel()
             try:
                 await self._handle(event)
                 return

@@ -16,6 +16,7 @@ import structlog
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from catena.kit.cancel import heed_cancel
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError
 from catena.kit.event import Event, check
@@ -137,6 +138,7 @@ async def relay(
     held_until_s = 0.0
     try:
         while True:
+            heed_cancel()
             try:
                 if world.clock.now() > held_until_s - lease_s / 2:
                     held_until_s = await _take_lease(store, me, world.clock.now(), lease_s)

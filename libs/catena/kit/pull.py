@@ -18,9 +18,11 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig
 from nats.js.errors import BadRequestError
 
+from catena.kit.cancel import heed_cancel
 from catena.kit.errors import Invalid
 
 HEARTBEAT_S = 2.0
+SILENCE_S = 2.5 * HEARTBEAT_S
 EXPIRES_S = 30.0
 NS = 1_000_000_000
 REPEAT = {"404", "408"}
@@ -76,6 +78,7 @@ async def pull(
         await deliver(msg)
 
     while True:
+        heed_cancel()
         client = await link.wait()
         try:
             began = await _pull_once(link, client, stream, config(seen), note, batch)
@@ -129,8 +132,10 @@ async def _read(
         if left <= 0:
             await client.publish(endpoint, json.dumps(request).encode(), reply=inbox)
             left = batch
+        heed_cancel()
         try:
-            msg = await asyncio.wait_for(queue.get(), 2.5 * HEARTBEAT_S)
+            async with asyncio.timeout(SILENCE_S):
+                msg = await queue.get()
         except TimeoutError:
             log.warning("broker silent, subscribing anew", endpoint=endpoint)
             return

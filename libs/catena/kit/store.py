@@ -69,7 +69,7 @@ class Store:
         """A connection that reads one consistent snapshot; a write through it fails."""
         async with _database_errors(), self._reader.connect() as conn:
             if self._turn is None:
-                await conn.execution_options(postgresql_readonly=True)
+                await conn.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
             yield conn
 
     async def close(self) -> None:

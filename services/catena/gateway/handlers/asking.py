@@ -42,9 +42,9 @@ class Asking:
     world: World
     gateway: Gateway
     figures: Figures
-    router: router_pb2_grpc.RouterServiceAsyncStub
-    executor: executor_pb2_grpc.ExecutorServiceAsyncStub
-    learner: learner_pb2_grpc.LearnerServiceAsyncStub
+    router: "router_pb2_grpc.RouterServiceAsyncStub"
+    executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
+    learner: "learner_pb2_grpc.LearnerServiceAsyncStub"
     timeout_s: float
     baseline: Baseline = field(default=lambda usage: 0.0)
 

@@ -11,7 +11,7 @@ from catena.gateway.core.choice import AUTO
 class ModelList:
     """Reads the executor's catalogue, which includes the adapters."""
 
-    executor: executor_pb2_grpc.ExecutorServiceAsyncStub
+    executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
 
     async def all(self) -> list[dict[str, Any]]:
         """`auto`, then every active model by name; an adapter carries `parent`."""

@@ -1,0 +1,55 @@
+"""The `catena` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catena.kit.config import Section, load
+from catena.kit.errors import CatenaError
+from catena.sdk.commands import adapters, chat, events, features, jobs, memory, models, route, trace, up
+from catena.sdk.terminal import Terminal
+
+app = typer.Typer(
+    help="Answer each LLM request with the cheapest pipeline of models that is good enough.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+DEFAULT = Path("catena.yaml")
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration file; ./catena.yaml if there is one.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Read the configuration before any command."""
+    chosen = config or (DEFAULT if DEFAULT.exists() else None)
+    try:
+        house, _ = load(chosen, "", Section)
+    except CatenaError as error:
+        sys.exit(f"{error.code}: {error.message}")
+    context.obj = Terminal(house=house, config=chosen, plain=plain)
+
+
+app.command("up")(up.up)
+app.command("serve")(up.serve)
+app.command("chat")(chat.chat)
+app.command("models")(models.models)
+app.command("events")(events.events)
+app.command("trace")(trace.trace)
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(features.app, name="features")
+app.add_typer(memory.app, name="memory")
+app.add_typer(route.app, name="route")
+
+
+def main() -> None:
+    """The console script."""
+    app()

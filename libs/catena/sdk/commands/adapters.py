@@ -1,0 +1,114 @@
+"""`catena adapters`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catena.api.adapters.v1 import adapters_pb2, adapters_pb2_grpc
+from catena.sdk.terminal import Terminal, size
+
+app = typer.Typer(help="Signed adapters: list, register, load, alias.", no_args_is_help=True)
+Model = Annotated[str, typer.Argument(help="base@adapter or base@adapter:version")]
+
+
+@app.command("list")
+def list_(context: typer.Context) -> None:
+    """List the registered versions."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            told = await adapters.ListAdapters(adapters_pb2.ListAdaptersRequest(page_size=1000))
+        columns = ("adapter", "aliases", "status", "rank", "size", "uses", "accuracy", "digest")
+        rows = [
+            (
+                f"{a.base}@{a.name}:{a.version}",
+                " ".join(a.aliases),
+                a.status,
+                a.rank,
+                size(a.bytes),
+                a.uses,
+                f"{a.metrics['accuracy']:.3f}" if "accuracy" in a.metrics else "",
+                a.digest[:19],
+            )
+            for a in told.adapters
+        ]
+        terminal.table("Adapters", columns, rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def resident(context: typer.Context) -> None:
+    """Show what is loaded and how the cache does."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            told = await adapters.GetResidency(adapters_pb2.GetResidencyRequest())
+        rows = [(r.model, r.tier, size(r.bytes), r.pinned, r.users) for r in told.residents]
+        used = f"{size(told.used_bytes)} of {size(told.budget_bytes)}"
+        title = f"Resident: {used}; {told.hits} hits, {told.misses} misses, {told.evictions} evictions"
+        terminal.table(title, ("adapter", "tier", "size", "pinned", "users"), rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def register(context: typer.Context, folder: Annotated[Path, typer.Argument(help="Signed PEFT folder.")]) -> None:
+    """Take a signed adapter folder in; it must pass the gate."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            request = adapters_pb2.RegisterAdapterRequest(path=str(folder.resolve()))
+            terminal.message((await adapters.RegisterAdapter(request)).adapter)
+
+    terminal.run(work())
+
+
+@app.command()
+def load(context: typer.Context, model: Model) -> None:
+    """Make an adapter resident."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            terminal.message(await adapters.Load(adapters_pb2.LoadRequest(model=model)))
+
+    terminal.run(work())
+
+
+@app.command()
+def unload(context: typer.Context, model: Model) -> None:
+    """Drain and free an adapter."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            terminal.message(await adapters.Unload(adapters_pb2.UnloadRequest(model=model)))
+
+    terminal.run(work())
+
+
+@app.command()
+def alias(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="base@adapter:version")],
+    name: Annotated[str, typer.Argument(help="Alias, for example stable.")],
+    expected: Annotated[str, typer.Option(help="Digest it must point at now; empty: it must not exist.")] = "",
+) -> None:
+    """Point an alias at a version, if it still points where you think."""
+    terminal: Terminal = context.obj
+    base, _, rest = model.partition("@")
+    adapter, _, version = rest.partition(":")
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+            request = adapters_pb2.SetAliasRequest(
+                base=base, name=adapter, alias=name, version=version, expected_digest=expected
+            )
+            terminal.message((await adapters.SetAlias(request)).adapter)
+
+    terminal.run(work())

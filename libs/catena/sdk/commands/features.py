@@ -1,0 +1,74 @@
+"""`catena features`."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from google.protobuf import json_format, struct_pb2
+
+from catena.api.features.v1 import features_pb2, features_pb2_grpc
+from catena.kit.caller import Caller, as_caller
+from catena.sdk.terminal import Terminal
+
+app = typer.Typer(help="Feature values: set and get, now or as of a time.", no_args_is_help=True)
+Entity = Annotated[str, typer.Argument(help="entity_type/entity_id, for example user/42")]
+Tenant = Annotated[str, typer.Option(help="Whose features.")]
+
+
+@app.command("set")
+def set_(
+    context: typer.Context,
+    entity: Entity,
+    values: Annotated[list[str], typer.Argument(help="name=value; values are JSON, else text.")],
+    tenant: Tenant = "default",
+) -> None:
+    """Append values."""
+    terminal: Terminal = context.obj
+    kind, _, id_ = entity.partition("/")
+
+    async def work() -> None:
+        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub) as features:
+            with as_caller(Caller(tenant)):
+                told = await features.Set(features_pb2.SetRequest(values=[value_of(kind, id_, v) for v in values]))
+        _show(terminal, told.values)
+
+    terminal.run(work())
+
+
+@app.command("get")
+def get(
+    context: typer.Context,
+    entity: Entity,
+    names: Annotated[list[str], typer.Argument(help="Names of features.")],
+    as_of_s: Annotated[float, typer.Option(help="Seconds since the epoch; 0: now.")] = 0.0,
+    tenant: Tenant = "default",
+) -> None:
+    """Read values."""
+    terminal: Terminal = context.obj
+    kind, _, id_ = entity.partition("/")
+
+    async def work() -> None:
+        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub) as features:
+            request = features_pb2.GetRequest(entity_type=kind, entity_id=id_, features=names, as_of_s=as_of_s)
+            with as_caller(Caller(tenant)):
+                told = await features.Get(request)
+        _show(terminal, told.row.values)
+
+    terminal.run(work())
+
+
+def value_of(kind: str, id_: str, told: str) -> features_pb2.Value:
+    """`name=value` as a message."""
+    name, _, text = told.partition("=")
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError:
+        plain = text
+    value = json_format.ParseDict(plain, struct_pb2.Value())
+    return features_pb2.Value(entity_type=kind, entity_id=id_, feature=name, value=value)
+
+
+def _show(terminal: Terminal, values: Iterable[features_pb2.Value]) -> None:
+    rows = [(v.feature, json.dumps(json_format.MessageToDict(v.value)), v.status, v.version, v.event_s) for v in values]
+    terminal.table("Features", ("feature", "value", "status", "version", "event time"), rows)

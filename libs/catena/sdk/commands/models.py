@@ -1,0 +1,23 @@
+"""`catena models`."""
+
+import typer
+
+from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
+from catena.sdk.terminal import Terminal
+
+
+def models(context: typer.Context) -> None:
+    """List the models that may be asked for, with prices in USD per million tokens."""
+    terminal: Terminal = context.obj
+    terminal.run(_models(terminal))
+
+
+async def _models(terminal: Terminal) -> None:
+    async with terminal.room("executor", executor_pb2_grpc.ExecutorServiceStub) as executor:
+        told = await executor.ListModels(executor_pb2.ListModelsRequest())
+    columns = ("model", "provider", "parent", "input", "output", "context", "status", "calls")
+    rows = [
+        (m.name, m.provider, m.parent, m.price_input, m.price_output, m.context_tokens, m.status, m.calls)
+        for m in told.models
+    ]
+    terminal.table("Models", columns, rows)

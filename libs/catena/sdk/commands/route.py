@@ -1,0 +1,119 @@
+"""`catena route`."""
+
+from typing import Annotated
+
+import typer
+
+from catena.api.router.v1 import router_pb2, router_pb2_grpc
+from catena.api.types.v1 import types_pb2
+from catena.plan.model import describe
+from catena.plan.wire import plan_from_proto
+from catena.sdk.terminal import Terminal
+
+app = typer.Typer(help="The router: explain, statistics, domains, experiments.", no_args_is_help=True)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="A request.")],
+    objective: Annotated[str, typer.Option(help="cost, latency, quality or balanced.")] = "",
+    max_cost: Annotated[float, typer.Option(help="Hard cap in USD; 0: none.")] = 0.0,
+    max_latency: Annotated[float, typer.Option(help="Hard cap in milliseconds; 0: none.")] = 0.0,
+) -> None:
+    """Say which plan would run, why, and what the others would cost."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        request = router_pb2.RecommendRequest(
+            request=types_pb2.ChatRequest(messages=[types_pb2.ChatMessage(role="user", content=text)]),
+            context=types_pb2.RequestContext(objective=objective, max_cost_usd=max_cost, max_latency_ms=max_latency),
+            model="auto",
+        )
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
+            told = await router.Explain(router_pb2.ExplainRequest(request=request))
+        rows = []
+        for candidate in told.candidates:
+            plan = plan_from_proto(candidate.plan)
+            expected = plan.prediction
+            rows.append(
+                (
+                    describe(plan),
+                    f"{expected.quality.mean:.3f}" if expected else "",
+                    f"{expected.cost_usd.mean:.2e}" if expected else "",
+                    f"{expected.latency_ms.mean:.0f}" if expected else "",
+                    f"{candidate.utility:.3f}",
+                    candidate.observations,
+                    candidate.rejected,
+                )
+            )
+        columns = ("plan", "quality", "USD", "ms", "utility", "seen", "rejected")
+        terminal.table("Candidates, best first", columns, rows)
+        terminal.say(told.reason)
+
+    terminal.run(work())
+
+
+@app.command()
+def stats(context: typer.Context) -> None:
+    """Show what each configuration did."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
+            told = await router.GetStats(router_pb2.GetStatsRequest())
+        columns = ("plan", "domain", "executions", "judged", "quality", "USD", "ms", "success")
+        rows = [
+            (
+                c.plan,
+                c.domain,
+                c.executions,
+                c.judged,
+                c.mean_quality,
+                f"{c.mean_cost_usd:.2e}",
+                round(c.mean_latency_ms, 1),
+                c.success_rate,
+            )
+            for c in told.configurations
+        ]
+        terminal.table(f"{told.executions} executions", columns, rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def domains(context: typer.Context) -> None:
+    """List the domains."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
+            told = await router.ListDomains(router_pb2.ListDomainsRequest())
+        rows = [(d.name, len(d.examples), d.specialist, d.needs_memory) for d in told.domains]
+        terminal.table("Domains", ("domain", "examples", "specialist", "needs memory"), rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def experiments(context: typer.Context) -> None:
+    """List experiments with their running verdicts."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
+            told = await router.ListExperiments(router_pb2.ListExperimentsRequest())
+        rows = [
+            (
+                e.name,
+                e.domain,
+                e.state,
+                "; ".join(f"{arm.name} {arm.mean_quality:.2f} ({arm.outcomes})" for arm in e.arms),
+                e.p_quality,
+                e.reason,
+            )
+            for e in told.experiments
+        ]
+        terminal.table("Experiments", ("experiment", "domain", "state", "arms", "p quality", "reason"), rows)
+
+    terminal.run(work())

@@ -1,0 +1,104 @@
+"""What every command shares: configuration, channels to rooms, tables, and errors that end with their cure."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from catena.kit.chassis import service_token
+from catena.kit.config import House
+from catena.kit.dial import dial
+from catena.kit.errors import CatenaError, Missing
+from catena.sdk.client import AsyncCatena
+
+Stub = TypeVar("Stub")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminal:
+    """One invocation: where the platform is, and how to print. `plain` prints JSON for programs."""
+
+    house: House
+    config: Path | None
+    plain: bool = False
+    console: Console = field(default_factory=Console)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a command; an expected error is printed with its code and ends with status 1, Ctrl-C with 130."""
+        try:
+            asyncio.run(work)
+        except CatenaError as error:
+            Console(stderr=True).print(f"[red]{error.code}[/red] ", error.message, markup=True, highlight=False, sep="")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    @asynccontextmanager
+    async def room(self, name: str, stub: Callable[[grpc.aio.Channel], Stub]) -> AsyncIterator[Stub]:
+        """A stub of a room of the running platform, with the service token of its home."""
+        async with dial(self.house.address(name), token=service_token(self.house)) as channel:
+            yield stub(channel)
+
+    def gateway(self) -> AsyncCatena:
+        """The gateway with the development key of this home. Raises Missing when there is none."""
+        path = Path(self.house.home) / "keys" / "development.key"
+        if not path.exists():
+            raise Missing(f"no development key at {path}; start the platform with `catena up`", code="no_key")
+        return AsyncCatena(self.house.address("gateway"), key=path.read_text().strip())
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Rows as a table, or as a JSON list of objects."""
+        listed = list(rows)
+        if self.plain:
+            sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in listed], default=str) + "\n")
+            return
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            numeric = bool(listed) and all(isinstance(row[number], int | float) for row in listed)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in listed:
+            table.add_row(*(cell(value) for value in row))
+        self.console.print(table if listed else f"{title}: none")
+
+    def message(self, message: Message) -> None:
+        """A message as indented JSON."""
+        told = json_format.MessageToJson(message, preserving_proto_field_name=True)
+        if self.plain:
+            sys.stdout.write(told + "\n")
+        else:
+            self.console.print_json(told)
+
+    def say(self, text: str) -> None:
+        """A line for people; nothing in JSON mode."""
+        if not self.plain:
+            self.console.print(text)
+
+
+def cell(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
