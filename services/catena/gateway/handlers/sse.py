@@ -4,27 +4,29 @@ The status is held back until the first event, so that an early failure still ge
 sent as an error event, and no `[DONE]` follows it.
 """
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import structlog
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers import openai
 from catena.gateway.handlers.asking import deepest
-from catena.kit.caller import as_caller, caller
-from catena.kit.telemetry import current_traceparent, span, trace_id
+from catena.kit.telemetry import trace_id
 
 Events = AsyncGenerator[executor_pb2.RunResponse, None]
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+AHEAD = 64
 log = structlog.get_logger()
 
 
@@ -48,7 +50,7 @@ class Chunks:
     chat: bool
     usage: bool
     created_s: int
-    id: str = ""
+    trace: str = field(default_factory=trace_id)
     _begun: set[int] = field(default_factory=set)
     _ended: set[int] = field(default_factory=set)
 
@@ -92,7 +94,7 @@ class Chunks:
                 chunks += self._delta(whole)
             elif choice.index not in self._ended:
                 chunks += self._delta(types_pb2.Delta(index=choice.index, finish_reason=choice.finish_reason or "stop"))
-        told = openai.told_json(finished, trace_id())
+        told = openai.told_json(finished, self.trace)
         if self.usage:
             last = self._chunk([])
             last["usage"] = openai.usage_json(finished.usage)
@@ -113,7 +115,7 @@ class Chunks:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk: dict[str, Any] = {
-            "id": self.id or f"chatcmpl-{trace_id()}",
+            "id": f"chatcmpl-{self.trace}",
             "object": "chat.completion.chunk" if self.chat else "text_completion",
             "created": self.created_s,
             "model": self.model,
@@ -124,31 +126,88 @@ class Chunks:
         return chunk
 
 
+class Pump:
+    """Reads events in a task of its own, at most `AHEAD` ahead of the client, and stops when the client goes.
+
+    The body of a streamed response is written by another task than the one that took the request, so a generator
+    that holds scopes (deadline, tenant, span) cannot be handed over; its events can.
+    """
+
+    def __init__(self, events: Events) -> None:
+        """Start reading."""
+        self._queue: asyncio.Queue[executor_pb2.RunResponse | Exception | None] = asyncio.Queue(AHEAD)
+        self._task = asyncio.create_task(self._read(events), name="gateway stream")
+
+    async def _read(self, events: Events) -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    await self._queue.put(event)
+            await self._queue.put(None)
+        except Exception as error:  # noqa: BLE001 - carried to the reader, which raises it
+            await self._queue.put(error)
+
+    def __aiter__(self) -> Self:
+        """The events themselves."""
+        return self
+
+    async def __anext__(self) -> executor_pb2.RunResponse:
+        """The next event; raises what reading raised."""
+        event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def stop(self) -> None:
+        """Cancel what still runs, down to the models."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+class Streamed(StreamingResponse):
+    """A streamed response that stops its pump whatever becomes of the client."""
+
+    def __init__(self, body: AsyncIterator[bytes], pump: Pump) -> None:
+        """Write `body`, which reads `pump`."""
+        super().__init__(body, media_type="text/event-stream", headers=HEADERS)
+        self._pump = pump
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pump.stop()
+
+
 async def respond(events: Events, chunks: Chunks) -> Response:
     """A streaming response, once the first chunk is there; errors before that are raised."""
+    pump = Pump(events)
     first: list[dict[str, Any]] = []
-    async for event in events:
-        first = chunks.of(event)
-        if first:
-            break
-    # The body is written after this call's scopes have closed, so they are opened again around it.
-    who, parent = caller(), current_traceparent()
+    try:
+        async for event in pump:
+            first = chunks.of(event)
+            if first:
+                break
+    except BaseException:
+        await pump.stop()
+        raise
+    return Streamed(_body(first, pump, chunks), pump)
 
-    async def body() -> AsyncIterator[bytes]:
-        with as_caller(who), span("gateway.stream", parent=parent):
-            async with aclosing(events):
-                try:
-                    for chunk in first:
-                        yield event_bytes(chunk)
-                    async for event in events:
-                        for chunk in chunks.of(event):
-                            yield event_bytes(chunk)
-                except Exception as error:
-                    told = deepest(error)
-                    if told.code == "internal":
-                        log.exception("stream failed")
-                    yield event_bytes(openai.error_json(told))
-                    return
-                yield DONE
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=HEADERS)
+async def _body(first: list[dict[str, Any]], pump: Pump, chunks: Chunks) -> AsyncIterator[bytes]:
+    try:
+        for chunk in first:
+            yield event_bytes(chunk)
+        async for event in pump:
+            for chunk in chunks.of(event):
+                yield event_bytes(chunk)
+    except Exception as error:
+        told = deepest(error)
+        if told.code == "internal":
+            log.exception("stream failed")
+        yield event_bytes(openai.error_json(told))
+        return
+    yield DONE

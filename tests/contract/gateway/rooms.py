@@ -1,0 +1,142 @@
+"""The rooms behind a gateway under test: real gRPC servers whose answers are scripted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
+from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
+from catena.api.router.v1 import router_pb2, router_pb2_grpc
+from catena.api.types.v1 import types_pb2
+from catena.gateway.app import open_gateway
+from catena.gateway.config import GatewayConfig
+from catena.kit.chassis import service_token
+from catena.kit.clock import World
+from catena.kit.config import House, ModelConfig, PriceConfig
+from catena.kit.errors import CatenaError, Exhausted, Missing
+from catena.kit.serve import caller, open_server
+from catena.kit.testing import nats_server
+from catena.plan.build import sequential
+from catena.plan.wire import plan_to_proto
+
+
+@dataclass
+class Executor(executor_pb2_grpc.ExecutorServiceServicer):
+    """Answers with the words of the question, one delta a word; `busy`, `cut` and `slow` are models that fail."""
+
+    asked: list[executor_pb2.RunRequest] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Run(self, request: executor_pb2.RunRequest, context: Any) -> AsyncIterator[executor_pb2.RunResponse]:
+        self.asked.append(request)
+        self.tenants.append(caller().tenant)
+        model = request.plan.stages[0].model if request.plan.stages else request.plan.pipeline
+        if model == "nothing":
+            raise Missing("unknown model 'nothing'; list them with GET /v1/models", code="unknown_model")
+        if model == "busy":
+            raise Exhausted("the queue is full; wait", code="queue_full", retry_after_s=3)
+        words = (request.request.prompt or request.request.messages[-1].content).split()
+        yield executor_pb2.RunResponse(stage_started=executor_pb2.StageStarted(name="main", model=model, attempt=1))
+        if request.stream:
+            for number, word in enumerate(words):
+                text = word if number == 0 else f" {word}"
+                yield executor_pb2.RunResponse(delta=types_pb2.Delta(text=text))
+                if model == "cut":
+                    raise CatenaError("upstream broke off", code="stream_cut")
+                if model == "slow":
+                    try:
+                        await asyncio.sleep(30)
+                    finally:
+                        self.cancelled.set()
+        yield executor_pb2.RunResponse(finished=self.finished(request, model, words))
+
+    @staticmethod
+    def finished(request: executor_pb2.RunRequest, model: str, words: list[str]) -> executor_pb2.Finished:
+        usage = types_pb2.Usage(input_tokens=len(words), output_tokens=len(words))
+        message = types_pb2.ChatMessage(role="assistant", content=" ".join(words))
+        stage = types_pb2.StageResult(name="main", model=model, usage=usage, cost_usd=0.001, outcome="accepted")
+        return executor_pb2.Finished(
+            execution_id="e-1",
+            choices=[types_pb2.Choice(message=message, finish_reason="stop")],
+            usage=usage,
+            cost_usd=0.001,
+            duration_ms=5.0,
+            stages=[stage],
+            model=model,
+            plan=request.plan,
+        )
+
+    async def ListModels(self, request: Any, context: Any) -> executor_pb2.ListModelsResponse:
+        adapter = executor_pb2.Model(name="base@code", provider="local", parent="base")
+        return executor_pb2.ListModelsResponse(models=[executor_pb2.Model(name="base", provider="local"), adapter])
+
+    async def Embed(self, request: executor_pb2.EmbedRequest, context: Any) -> executor_pb2.EmbedResponse:
+        vectors = [executor_pb2.Vector(values=[float(len(text)), 0.5]) for text in request.texts]
+        return executor_pb2.EmbedResponse(vectors=vectors, usage=types_pb2.Usage(input_tokens=3), model="minilm")
+
+    async def Predict(self, request: executor_pb2.PredictRequest, context: Any) -> executor_pb2.PredictResponse:
+        return executor_pb2.PredictResponse(result=request.data, duration_ms=2.5)
+
+
+@dataclass
+class Router(router_pb2_grpc.RouterServiceServicer):
+    """Always recommends `base`."""
+
+    asked: list[router_pb2.RecommendRequest] = field(default_factory=list)
+
+    async def Recommend(self, request: router_pb2.RecommendRequest, context: Any) -> router_pb2.RecommendResponse:
+        self.asked.append(request)
+        return router_pb2.RecommendResponse(plan=plan_to_proto(sequential("base")), model="base")
+
+
+@dataclass
+class Learner(learner_pb2_grpc.LearnerServiceServicer):
+    """Keeps feedback."""
+
+    heard: list[learner_pb2.Feedback] = field(default_factory=list)
+
+    async def RecordFeedback(
+        self, request: learner_pb2.RecordFeedbackRequest, context: Any
+    ) -> learner_pb2.RecordFeedbackResponse:
+        self.heard.append(request.feedback)
+        return learner_pb2.RecordFeedbackResponse(id=f"f-{len(self.heard)}")
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A gateway with what stands behind it."""
+
+    url: str
+    key: str
+    grpc: str
+    executor: Executor
+    router: Router
+    learner: Learner
+
+
+@asynccontextmanager
+async def gateway_with_rooms(home: Any, **settings: Any) -> AsyncIterator[Behind]:
+    """A real gateway over scripted rooms, with a real broker."""
+    models = [ModelConfig(name="base", price=PriceConfig(input=1.0, output=4.0))]
+    house = House(home=str(home), models=models)
+    token = service_token(house)
+    executor, router, learner = Executor(), Router(), Learner()
+    services = {
+        "executor": lambda s: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(executor, s),
+        "router": lambda s: router_pb2_grpc.add_RouterServiceServicer_to_server(router, s),
+        "learner": lambda s: learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, s),
+    }
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(nats_server(home))
+        for room, add in services.items():
+            await stack.enter_async_context(open_server(house.address(room), [add], names=[], token=token))
+        config = GatewayConfig(port=0, **settings)
+        await stack.enter_async_context(open_gateway(house, config, World()))
+        import msgspec
+
+        url = msgspec.json.decode((home / "run" / "gateway.json").read_bytes())["url"]
+        key = (home / "keys" / "development.key").read_text().strip()
+        yield Behind(url, key, house.address("gateway"), executor, router, learner)

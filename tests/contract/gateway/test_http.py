@@ -1,0 +1,227 @@
+"""The gateway as clients see it: the official OpenAI client, plain HTTP and the SDK, over scripted rooms."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from catena.kit.errors import Denied
+from catena.kit.testing import eventually
+from catena.sdk.client import AsyncCatena
+from tests.contract.gateway.rooms import Behind, gateway_with_rooms
+
+
+@pytest.fixture
+async def behind(tmp_path: Path) -> AsyncIterator[Behind]:
+    async with gateway_with_rooms(tmp_path, max_body_bytes=20_000) as running:
+        yield running
+
+
+def client(behind: Behind, key: str = "") -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{behind.url}/v1", api_key=key or behind.key, max_retries=0)
+
+
+def hello(model: str = "base") -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
+
+
+async def test_the_official_client_gets_an_answer_with_its_account(behind: Behind) -> None:
+    raw = await client(behind).chat.completions.with_raw_response.create(**hello())
+    answer = raw.parse()
+    assert answer.choices[0].message.content == "one two three"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (3, 6)
+    told = (answer.model_extra or {})["catena"]
+    assert told["plan"]["shape"] == "sequential"
+    assert told["stages"][0]["model"] == "base"
+    assert told["trace_id"] == raw.headers["x-catena-trace-id"]
+    assert raw.headers["x-catena-execution-id"] == told["execution_id"] == "e-1"
+    assert behind.router.asked == []
+    assert behind.executor.tenants == ["default"]
+
+
+async def test_a_stream_ends_with_usage_account_and_done(behind: Behind) -> None:
+    stream = await client(behind).chat.completions.create(
+        **hello(), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "one two three"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+    assert (chunks[-1].model_extra or {})["catena"]["cost_usd"] == 0.001
+
+
+async def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done(behind: Behind) -> None:
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http,
+        http.post(f"{behind.url}/v1/chat/completions", json={**hello("cut"), "stream": True}) as answer,
+    ):
+        body = await answer.text()
+    assert answer.status == 200
+    assert "stream_cut" in body
+    assert "[DONE]" not in body
+
+
+async def test_a_stream_that_fails_before_its_first_word_keeps_its_status(behind: Behind) -> None:
+    with pytest.raises(openai.NotFoundError) as told:
+        await client(behind).chat.completions.create(**hello("nothing"), stream=True)
+    assert told.value.code == "unknown_model"
+
+
+async def test_a_client_that_goes_away_cancels_the_models(behind: Behind) -> None:
+    stream = await client(behind).chat.completions.create(**hello("slow"), stream=True)
+    async for chunk in stream:
+        if chunk.choices[0].delta.content:
+            break
+    await stream.close()
+    async with asyncio.timeout(5):
+        await behind.executor.cancelled.wait()
+
+
+async def test_auto_and_forced_strategies_ask_the_router_with_their_context(behind: Behind) -> None:
+    headers = {"X-Pipeline-Type": "parallel-consensus", "X-Catena-Task": "sums", "X-Catena-Max-Cost": "0.5"}
+    await client(behind).chat.completions.create(**hello("auto"), extra_headers=headers, metadata={"agent_id": "a7"})
+    (asked,) = behind.router.asked
+    assert asked.shape == 4
+    assert (asked.context.task, asked.context.max_cost_usd, asked.context.agent_id) == ("sums", 0.5, "a7")
+
+
+@pytest.mark.parametrize(
+    ("change", "headers", "status", "code"),
+    [
+        ({"model": "nothing"}, {}, 404, "unknown_model"),
+        ({"model": ""}, {}, 400, "missing_model"),
+        ({"messages": []}, {}, 400, "missing_messages"),
+        ({"messages": "hello"}, {}, 400, "bad_request"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, {}, 400, "bad_role"),
+        ({"temperature": 9}, {}, 400, "bad_parameter"),
+        ({"max_tokens": -1}, {}, 400, "bad_parameter"),
+        ({"n": 99}, {}, 400, "bad_parameter"),
+        ({}, {"X-Pipeline-Type": "tree"}, 400, "unknown_pipeline_type"),
+        ({}, {"X-Catena-Max-Cost": "-1"}, 400, "bad_cap"),
+        ({}, {"X-Catena-Max-Latency": "nan"}, 400, "bad_cap"),
+        ({}, {"X-Catena-Objective": "luck"}, 400, "unknown_objective"),
+        ({"model": "busy"}, {}, 429, "queue_full"),
+        ({}, {"Authorization": "Bearer nonsense"}, 401, "invalid_api_key"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, {}, 413, "body_too_large"),
+    ],
+)
+async def test_bad_requests_get_openai_shaped_errors(
+    behind: Behind, change: dict[str, Any], headers: dict[str, str], status: int, code: str
+) -> None:
+    sent = {"Authorization": f"Bearer {behind.key}", **headers}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{behind.url}/v1/chat/completions", json={**hello(), **change}, headers=sent) as answer,
+    ):
+        told = await answer.json()
+    assert (answer.status, told["error"]["code"]) == (status, code)
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+    if code == "queue_full":
+        assert answer.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize("raw", [b"{", b"", b"[1]", b'{"model": NaN}', b"\xff\xfe", b"[" * 15_000])
+async def test_what_is_no_json_request_is_refused(behind: Behind, raw: bytes) -> None:
+    headers = {"Authorization": f"Bearer {behind.key}", "Content-Type": "application/json"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{behind.url}/v1/chat/completions", data=raw) as answer,
+    ):
+        assert answer.status == 400
+        assert (await answer.json())["error"]["code"] in ("bad_json", "bad_request", "too_deep")
+
+
+async def test_models_name_their_parents(behind: Behind) -> None:
+    listed = {model.id: model for model in (await client(behind).models.list()).data}
+    assert set(listed) == {"auto", "base", "base@code"}
+    assert (listed["base@code"].model_extra or {})["parent"] == "base"
+
+
+async def test_embeddings_come_in_order_as_floats_or_base64(behind: Behind) -> None:
+    made = await client(behind).embeddings.create(model="minilm", input=["a", "four"])
+    assert [item.embedding for item in made.data] == [[1.0, 0.5], [4.0, 0.5]]
+
+
+async def test_feedback_on_an_answers_id_reaches_the_learner(behind: Behind) -> None:
+    answer = await client(behind).chat.completions.create(**hello())
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http:
+        body = {"id": answer.id, "thumbs": "down", "correction": "right"}
+        async with http.post(f"{behind.url}/v1/feedback", json=body) as told:
+            assert (await told.json())["id"] == "f-1"
+    assert (behind.learner.heard[0].execution_id, behind.learner.heard[0].thumbs) == ("e-1", -1)
+
+
+async def test_predict_answers_result_and_latency(behind: Behind) -> None:
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http,
+        http.post(f"{behind.url}/api/predict", json={"model_id": "pipeline:p", "data": [1, "x"]}) as told,
+    ):
+        answer = await told.json()
+    assert (answer["result"], answer["latency"]) == ([1, "x"], 2.5)
+
+
+async def test_the_dashboard_counts_the_requests_that_were_sent(behind: Behind) -> None:
+    for _ in range(3):
+        await client(behind).chat.completions.create(**hello())
+    with pytest.raises(openai.NotFoundError):
+        await client(behind).chat.completions.create(**hello("nothing"))
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http,
+        http.get(f"{behind.url}/dashboard/data") as told,
+    ):
+        view = await told.json()
+        async with http.get(f"{behind.url}/dashboard") as page:
+            assert "<title>Catena</title>" in await page.text()
+    assert (view["requests"], view["failures"]) == (4, 1)
+    assert view["by_model"] == {"base": 3, "nothing": 1}
+    assert view["saved_percent"] == 0.0
+
+
+async def test_a_new_key_has_its_tenant_and_limits_until_it_is_revoked(behind: Behind) -> None:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http:
+        body = {"tenant": "default", "requests_per_minute": 1}
+        async with http.post(f"{behind.url}/v1/keys", json=body) as told:
+            made = await told.json()
+        mine = client(behind, made["key"])
+        await mine.chat.completions.create(**hello())
+        with pytest.raises(openai.RateLimitError):
+            await mine.chat.completions.create(**hello())
+        with pytest.raises(openai.PermissionDeniedError):
+            await mine.get("/keys", cast_to=object)
+        async with http.delete(f"{behind.url}/v1/keys/{made['id']}"):
+            pass
+    with pytest.raises(openai.AuthenticationError):
+        await mine.chat.completions.create(**hello())
+
+
+async def test_the_sdk_asks_over_grpc_with_the_same_key(behind: Behind) -> None:
+    async with AsyncCatena(behind.grpc, key=behind.key) as catena:
+        answer = await catena.chat("one two", model="base", task="sums")
+        assert (answer.text, answer.execution_id) == ("one two", "e-1")
+        assert await catena.feedback("e-1", thumbs=1) == "f-1"
+        assert await catena.embed(["abc"]) == [[3.0, 0.5]]
+    assert behind.executor.asked[-1].context.task == "sums"
+    async with AsyncCatena(behind.grpc, key="ck-wrong") as stranger:
+        with pytest.raises(Denied):
+            await stranger.chat("one", model="base")
+
+
+async def test_spending_survives_a_restart(tmp_path: Path) -> None:
+    async with gateway_with_rooms(tmp_path, spend_flush_s=0.05) as behind:
+        await client(behind).chat.completions.create(**hello())
+        headers = {"Authorization": f"Bearer {behind.key}"}
+        await asyncio.sleep(0.2)
+    async with gateway_with_rooms(tmp_path) as behind, aiohttp.ClientSession(headers=headers) as http:
+
+        async def spent() -> bool:
+            async with http.get(f"{behind.url}/v1/keys") as told:
+                return bool((await told.json())["data"][0]["spent_usd"] == 0.001)
+
+        await eventually(spent)
