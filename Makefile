@@ -8,7 +8,7 @@ EMBEDDER := .catena-cache/minilm-int8
 SOURCES := libs services demo benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint fmt proto models clean
+.PHONY: help demo up test lint fmt proto models clean bench-platform
 
 help: ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: $(VENV)/.dev $(EMBEDDER)/config.json ## Run every test that needs no GPU, 
 	@$(BIN)/python -m pytest tests/unit tests/style -n 2
 	@$(BIN)/python -m pytest tests/contract -n 2
 	@$(BIN)/python -m pytest tests/system tests/chart -m "not soak and not timed"
+
+bench-platform: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the platform itself costs
+	@$(BIN)/python -m benchmarks.platform
 
 lint: $(VENV)/.dev $(VENV)/.proto $(BUF) ## Check form, types, import laws, sizes, protos and stubs
 	$(BIN)/ruff check $(wildcard $(SOURCES))

@@ -13,7 +13,11 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from catena.api.router.v1 import router_pb2, router_pb2_grpc
+from catena.kit.caller import Caller, as_caller
+from catena.kit.chassis import service_token
 from catena.kit.config import Section, load
+from catena.kit.dial import dial
 from catena.kit.errors import CatenaError
 from catena.sdk.up import Platform, platform
 from demo import knowledge, loop, strategies, tracing
@@ -69,13 +73,7 @@ async def tour(running: Platform, console: Console) -> list[str]:
 
 async def freeze_router(running: Platform, *, frozen: bool) -> None:
     """Stop or resume the router's learning and exploration, so that scoring measures what was learned."""
-    from catena.api.router.v1 import router_pb2, router_pb2_grpc
-    from catena.kit.caller import Caller, as_caller
-    from catena.kit.chassis import service_token
-    from catena.kit.dial import dial
-
-    house, _ = load(CONFIG, "", Section)
-    async with dial(house.address("router"), token=service_token(house)) as channel:
+    async with dial(running.house.address("router"), token=service_token(running.house)) as channel:
         with as_caller(Caller("default", "admin")):
             await router_pb2_grpc.RouterServiceStub(channel).AutoTune(router_pb2.AutoTuneRequest(freeze=frozen))
 
@@ -100,9 +98,8 @@ async def run(console: Console, home: Path) -> int:
     console.rule(align="left")
     for line in wrong:
         console.print(f"[red]{line}[/red]")
-    console.print(
-        f"{'[red]not all went well' if wrong else '[green]all went well'}[/] in {perf_counter() - started:.0f} s"
-    )
+    verdict = "[red]not all went well[/red]" if wrong else "[green]all went well[/green]"
+    console.print(f"{verdict} in {perf_counter() - started:.0f} s")
     return 1 if wrong else 0
 
 

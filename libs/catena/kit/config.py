@@ -6,6 +6,7 @@ An unknown key is an error that names it, so a typo never silently keeps a defau
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from catena.kit.errors import Invalid
 ROOMS = ("gateway", "router", "executor", "adapters", "trainer", "memory", "features", "learner")
 PREFIX = "CATENA__"
 SECRETS = ("token", "secret", "password", "key")
+LOGIN = re.compile(r"://\S*@")
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,13 +177,23 @@ def convert(value: Any, kind: type[Room], where: str) -> Room:
         raise Invalid(f"configuration section {where or 'house'!r}: {error}", code="bad_config") from error
 
 
+def secret(name: str, environ: Environ | None = None) -> str:
+    """The value of the environment variable that an entry names (`api_key_env`); empty: it is not set."""
+    return (os.environ if environ is None else environ).get(name, "")
+
+
 def redacted(value: Any) -> Any:
-    """A copy as plain data in which every value under a secret-like key is `***`; for printing at start."""
+    """A copy as plain data in which every value under a secret-like key, and who logs in by a URL, is `***`.
+
+    For printing at start.
+    """
     plain = msgspec.to_builtins(value)
 
     def walk(node: Any) -> Any:
         if isinstance(node, dict):
             return {k: "***" if v and isinstance(v, str) and _is_secret(k) else walk(v) for k, v in node.items()}
+        if isinstance(node, str):
+            return LOGIN.sub("://***@", node)
         return [walk(item) for item in node] if isinstance(node, list) else node
 
     return walk(plain)

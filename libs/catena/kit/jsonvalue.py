@@ -10,13 +10,13 @@ from catena.kit.errors import Invalid
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 SAFE_INTEGER = 2**53
-DEPTH = 64
 
 
-def to_json(value: Value, depth: int = DEPTH) -> Json:
+def to_json(value: Value) -> Json:
     """Plain data; numbers that are whole become integers, up to 2^53, beyond which a double cannot tell them apart.
 
-    Raises Invalid for a number that is not finite, a NUL character (PostgreSQL keeps none), and nesting beyond 64.
+    Raises Invalid for a number that is not finite and for a NUL character, which PostgreSQL does not keep. Nesting has
+    protobuf's own limit: a message of more than 100 levels is not parsed.
     """
     match value.WhichOneof("kind"):
         case "bool_value":
@@ -26,15 +26,15 @@ def to_json(value: Value, depth: int = DEPTH) -> Json:
         case "string_value":
             return _string(value.string_value)
         case "list_value":
-            return [to_json(item, _deeper(depth)) for item in value.list_value.values]
+            return [to_json(item) for item in value.list_value.values]
         case "struct_value":
-            return struct_to_json(value.struct_value, depth)
+            return struct_to_json(value.struct_value)
     return None
 
 
-def struct_to_json(struct: Struct, depth: int = DEPTH) -> dict[str, Json]:
+def struct_to_json(struct: Struct) -> dict[str, Json]:
     """Plain data; errors of `to_json`."""
-    return {_string(key): to_json(item, _deeper(depth)) for key, item in struct.fields.items()}
+    return {_string(key): to_json(item) for key, item in struct.fields.items()}
 
 
 def from_json(data: Json) -> Value:
@@ -67,9 +67,3 @@ def _string(text: str) -> str:
     if "\0" in text:
         raise Invalid(f"{text[:40]!r} holds a NUL character; send text, not binary", code="bad_value")
     return text
-
-
-def _deeper(depth: int) -> int:
-    if depth == 0:
-        raise Invalid(f"JSON nested deeper than {DEPTH}; flatten it", code="bad_value")
-    return depth - 1

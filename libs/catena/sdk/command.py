@@ -53,3 +53,7 @@ app.add_typer(route.app, name="route")
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,7 @@ START_TIMEOUT_S = 120.0
 class Platform:
     """A running platform: where it listens, and the key that the development profile keeps."""
 
+    house: House
     url: str
     key: str
     home: Path
@@ -53,7 +54,7 @@ async def platform(
             for name in names:
                 step(name)
                 group.create_task(supervisor.start(_room(name, arguments, front), timeout_s=START_TIMEOUT_S))
-        yield Platform(url=_front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
+        yield Platform(house=house, url=_front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
 
 
 def _room(name: str, arguments: list[str], front: Path) -> Child:

@@ -18,7 +18,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.config import GatewayConfig
 from catena.gateway.core.figures import Figures
 from catena.gateway.core.keys import Gateway
-from catena.gateway.drivers.keys import METADATA, KeyStore, development_key
+from catena.gateway.drivers.keys import METADATA, KeyStore, development_secret, first_key
 from catena.gateway.drivers.web import open_web
 from catena.gateway.handlers.asking import Asking, Baseline
 from catena.gateway.handlers.grpc import GatewayHandlers, by_key
@@ -41,7 +41,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
     """Serve HTTP at `config.port` and GatewayService at the room's address until the block ends."""
     async with open_chassis("gateway", house, world, metadata=METADATA) as chassis:
         keys = KeyStore(chassis.store, chassis.outbox)
-        gateway = await _known(keys, house, world)
+        gateway = await _known(keys, house, config.admin_key, world)
         asking = await _asking(chassis, config, gateway)
         _keep_up(chassis, config, keys, asking)
         front = Front(
@@ -71,10 +71,13 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
             yield
 
 
-async def _known(keys: KeyStore, house: House, world: World) -> Gateway:
+async def _known(keys: KeyStore, house: House, admin_key: str, world: World) -> Gateway:
     known, spent = await keys.load()
+    firsts = {"admin": admin_key} if admin_key else {}
     if house.profile == "development":
-        made = await development_key(keys, known, house.folder("keys"), world)
+        firsts["development"] = development_secret(house.folder("keys"))
+    for name, secret in firsts.items():
+        made = await first_key(keys, known, secret, name=name, world=world)
         known = [*known, made] if made else known
     return Gateway(known, spent)
 

@@ -13,6 +13,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     `cors_origins`: browsers' origins that may call; empty, no browser may.
     `baseline_model`: what the dashboard compares cost with; empty, the catalogue's dearest model.
     `spend_flush_s`: how often spending is written down; a crash may forget this much.
+    `admin_key`: the first API key, role admin, to make others with; empty: none (development makes its own).
     """
 
     host: str = "127.0.0.1"
@@ -22,3 +23,4 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     cors_origins: list[str] = msgspec.field(default_factory=list)
     baseline_model: str = ""
     spend_flush_s: float = 1.0
+    admin_key: str = ""

@@ -68,24 +68,29 @@ class KeyStore:
                 await conn.execute(added.on_conflict_do_update(index_elements=["key_id"], set_=total))
 
 
-async def development_key(keys: KeyStore, known: list[Key], folder: Path, world: World) -> Key | None:
-    """Make the development key once and keep its secret in `folder/development.key`, readable by its owner alone.
-
-    Returns the key when it was made or its row was lost, else None.
-    """
+def development_secret(folder: Path) -> str:
+    """The secret of the development key, made once and kept in `folder/development.key`, its owner's alone."""
     path = folder / "development.key"
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(new_secret())
-    digest = digest_of(path.read_text().strip())
+    return path.read_text().strip()
+
+
+async def first_key(keys: KeyStore, known: list[Key], secret: str, *, name: str, world: World) -> Key | None:
+    """Keep `secret` as an admin's key, unless it is known already, revoked or not; the key when it was made now.
+
+    Its id comes from the secret, so that replicas that start together make one key.
+    """
+    digest = digest_of(secret)
     if any(key.digest == digest for key in known):
         return None
     made = Key(
-        id=world.new_id(),
+        id=f"{name}-{digest[:12]}",
         digest=digest,
         tenant="default",
         role="admin",
-        name="development",
+        name=name,
         created_s=world.clock.now(),
     )
     await keys.save(made)

@@ -93,7 +93,7 @@ class Asking:
         self.figures.count(
             Ended(
                 at_s=now_s,
-                model=done.model or question.choice.model,
+                model=done.model.partition("#")[0] or question.choice.model,
                 shape=shape_name(done.plan) if finished else question.choice.shape or "",
                 agent_type=question.context.agent_type,
                 ok=finished is not None,

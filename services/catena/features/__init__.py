@@ -1,0 +1,1 @@
+"""Features: what is true of this entity, now or then?"""

@@ -1,0 +1,1 @@
+"""What features decide, apart from where they are kept."""

@@ -1,0 +1,1 @@
+"""What memory decides, apart from where it is kept."""
