@@ -9,11 +9,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 import structlog
 
@@ -56,13 +57,54 @@ class Pace:
     grace_s: float = 10.0
 
 
+class _Process:
+    """A child process whose end the loop awaits.
+
+    Not asyncio's own: uvloop forks by hand, and such a child dies of gRPC's fork handlers before it gets to run.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], pipe: int, output: BinaryIO) -> None:
+        self._popen = subprocess.Popen(
+            command,
+            env=env,
+            pass_fds=(pipe,),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        threading.Thread(target=self._watch, name=f"child {self.pid}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._popen.returncode
+
+    def terminate(self) -> None:
+        self._popen.terminate()
+
+    async def wait(self) -> int:
+        await self._over.wait()
+        return self._popen.wait()
+
+    def _watch(self) -> None:
+        self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by then
+            self._loop.call_soon_threadsafe(self._over.set)
+
+
 class _Kept:
     """One child as the supervisor sees it."""
 
     def __init__(self, child: Child) -> None:
         self.child = child
         self.state: State = "starting"
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: _Process | None = None
         self.code: int | None = None
         self.starts = 0
         self.usable = asyncio.Event()
@@ -190,7 +232,7 @@ class Supervisor:
         reading, writing = os.pipe()
         try:
             try:
-                process = await self._spawn(kept.child, reading)
+                process = self._spawn(kept.child, reading)
             finally:
                 os.close(reading)
             kept.process = process
@@ -208,21 +250,13 @@ class Supervisor:
         finally:
             os.close(writing)
 
-    async def _spawn(self, child: Child, pipe: int) -> asyncio.subprocess.Process:
+    def _spawn(self, child: Child, pipe: int) -> _Process:
         path = self._log(child.name)
         if path.exists():
             path.replace(path.with_name(f"{path.name}.1"))
         environment = os.environ | dict(child.env) | {PARENT_FD: str(pipe)}  # noqa: TID251 - handed on, not read
         with path.open("wb") as output:
-            return await asyncio.create_subprocess_exec(
-                *child.command,
-                env=environment,
-                pass_fds=(pipe,),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            return _Process(child.command, env=environment, pipe=pipe, output=output)
 
     async def _await_ready(self, kept: _Kept) -> None:
         ready = kept.child.ready
@@ -231,7 +265,7 @@ class Supervisor:
         kept.state = "running"
         kept.usable.set()
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: _Process) -> None:
         """SIGTERM, grace, and SIGKILL for whatever is left of its session."""
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

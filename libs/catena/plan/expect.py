@@ -54,7 +54,7 @@ class Bonds:
     """How calls depend on each other.
 
     `rho`: weight of the shared difficulty, 0 to below 1. `coincidence`: chance that two wrong answers are the same.
-    `rescue`: chance that a refiner which fails alone keeps a right draft; `spoil`: that a wrong draft misleads one which
+    `rescue`: chance that a refiner which fails alone keeps a right draft; `spoil`: that a wrong draft misleads one that
     would be right. `search_gain`: share of the questions failed without memory that a search puts right.
     `acceptance`: chance that a drafted token is accepted.
     """
@@ -73,7 +73,7 @@ DEFAULT_BONDS = Bonds()
 def expect(plan: Plan, calls: Sequence[Call], *, gate: Gate | None = None, bonds: Bonds = DEFAULT_BONDS) -> Prediction:
     """Quality, cost and latency of `plan`, whose stages are expected to do `calls`, in the order of the stages.
 
-    `gate` is read by cascades alone; absent, a fast answer is kept as often as it is right, and half of the errors pass.
+    `gate` is read by cascades alone; absent, a fast answer is kept when right, and half of the time when wrong.
     """
     match plan.shape:
         case Shape.CASCADE:
@@ -221,10 +221,11 @@ def _win(right: int, members: int, coincidence: float, judge: float | None) -> f
         return float(right > 0)
     tie = 1.0 / members if judge is None else judge
     if right == 1:
-        scattered = (1.0 - coincidence) ** (wrong * (wrong - 1) / 2)
+        scattered: float = (1.0 - coincidence) ** (wrong * (wrong - 1) / 2)
         return scattered * (0.5 if members == 2 and judge is None else tie)
-    as_large = min(1.0, math.comb(wrong, right) * coincidence ** (right - 1))
-    return 1.0 - as_large * (1.0 - (0.5 if judge is None else judge))
+    as_large: float = min(1.0, math.comb(wrong, right) * coincidence ** (right - 1))
+    rescued: float = 0.5 if judge is None else judge
+    return 1.0 - as_large * (1.0 - rescued)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import grpc
 import msgspec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from catena.kit import nats_server
 from catena.kit.config import ROOMS, House
@@ -53,19 +55,31 @@ async def platform(
         async with asyncio.TaskGroup() as group:
             for name in names:
                 step(name)
-                group.create_task(supervisor.start(_room(name, arguments, front), timeout_s=START_TIMEOUT_S))
+                child = _child(name, arguments, house, front)
+                group.create_task(supervisor.start(child, timeout_s=START_TIMEOUT_S))
         yield Platform(house=house, url=_front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
 
 
-def _room(name: str, arguments: list[str], front: Path) -> Child:
-    async def answers() -> bool:
-        return await _healthy(front)
+def _child(name: str, arguments: list[str], house: House, front: Path) -> Child:
+    rooms = ROOMS if name == "allinone" else (name,)
 
-    command = [sys.executable, "-m", f"catena.{name}", *arguments]
-    return Child(name=name, command=command, ready=answers if name in ("allinone", "gateway") else None)
+    async def ready() -> bool:
+        serving = await asyncio.gather(*(_serving(house.address(room)) for room in rooms))
+        return all(serving) and ("gateway" not in rooms or await _answers(front))
+
+    return Child(name=name, command=[sys.executable, "-m", f"catena.{name}", *arguments], ready=ready)
 
 
-async def _healthy(front: Path) -> bool:
+async def _serving(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            told = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _answers(front: Path) -> bool:
     try:
         url = _front_url(front)
         async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:

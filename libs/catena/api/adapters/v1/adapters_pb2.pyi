@@ -321,7 +321,7 @@ class Adapter(_message.Message):
     version: _builtins.str
     """Semantic or integer version."""
     digest: _builtins.str
-    """Content digest, `sha256:...` or `blake3:...`."""
+    """Content digest: BLAKE3, 64 hex digits."""
     base: _builtins.str
     """Base that it belongs to."""
     base_digest: _builtins.str

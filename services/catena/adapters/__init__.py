@@ -1,0 +1,1 @@
+"""The adapters: what a base with an adapter says."""

@@ -1,0 +1,116 @@
+"""Puts the adapters' parts together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from catena.adapters.config import AdaptersConfig
+from catena.adapters.core.adapters import Adapters
+from catena.adapters.core.residency import Budget
+from catena.adapters.drivers.bases import LocalBases
+from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
+from catena.adapters.drivers.engine.frames import Settings
+from catena.adapters.drivers.gate import ArtifactGate
+from catena.adapters.drivers.library import register_library
+from catena.adapters.drivers.registry import SqlRegistry
+from catena.adapters.drivers.tables import METADATA
+from catena.adapters.handlers import AdaptersHandlers, Figures
+from catena.api.adapters.v1.adapters_pb2_grpc import add_AdaptersServiceServicer_to_server
+from catena.artifacts.base import BaseRules
+from catena.artifacts.gate import Rules
+from catena.artifacts.signature import public_keys
+from catena.artifacts.store import ArtifactStore
+from catena.kit.chassis import open_chassis
+from catena.kit.clock import World
+from catena.kit.config import House
+from catena.kit.errors import CatenaError
+
+ROOM = "adapters"
+SERVICE = "catena.api.adapters.v1.AdaptersService"
+BOOKS_EVERY_S = 0.5
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_adapters(house: House, config: AdaptersConfig, world: World) -> AsyncIterator[None]:
+    """Serve the adapters until the block ends; the engine's process ends with it."""
+    trusted = Path(config.trusted_keys) if config.trusted_keys else house.folder("keys", "trusted")
+
+    def keys() -> Mapping[str, Path]:
+        return public_keys(trusted)
+
+    rules = Rules(max_rank=config.max_rank, require_signature=config.require_signature)
+    bases = LocalBases(house.models, keys=keys(), rules=BaseRules(), hub=config.hub)
+    gate = ArtifactGate(ArtifactStore(house.folder("artifacts")), bases, keys=keys, rules=rules)
+    async with (
+        open_chassis(ROOM, house, world, metadata=METADATA) as chassis,
+        open_engine(_settings(house, config), house.folder("run")) as engine,
+    ):
+        registry = SqlRegistry(chassis.store, chassis.outbox, world, replica=world.new_id())
+        adapters = Adapters(
+            engine=engine,
+            registry=registry,
+            bases=bases,
+            gate=gate,
+            world=world,
+            budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
+        )
+
+        def lost() -> None:
+            adapters.lost()
+            if config.warm:
+                chassis.background(_warm(adapters), "warm")
+
+        engine.lost = lost
+        figures = Figures()
+        handlers = AdaptersHandlers(adapters, registry, engine, figures)
+        async with (
+            aclosing(adapters),
+            chassis.serve(lambda server: add_AdaptersServiceServicer_to_server(handlers, server), names=[SERVICE]),
+        ):
+            chassis.background(_keep_books(adapters, engine, figures), "books")
+            chassis.background(_prepare(adapters, registry, config), "prepare")
+            yield
+
+
+def _settings(house: House, config: AdaptersConfig) -> Settings:
+    return Settings(
+        socket=house.address("adapters-engine").removeprefix("unix:"),
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        max_batch=config.max_batch,
+        queue=config.queue,
+        kv_bytes=config.kv_bytes,
+        prefill_tokens=config.prefill_tokens,
+        coalesce_s=config.coalesce_ms / 1000,
+    )
+
+
+async def _prepare(adapters: Adapters, registry: SqlRegistry, config: AdaptersConfig) -> None:
+    """Load and register what is wanted from the start."""
+    if config.warm:
+        await _warm(adapters)
+    if config.library:
+        await register_library(Path(config.library), adapters, registry)
+
+
+async def _warm(adapters: Adapters) -> None:
+    """Load; a base that is refused stops neither the others nor the room."""
+    for failure in await adapters.warm():
+        log.error("not warmed", code=failure.code, error=failure.message)
+
+
+async def _keep_books(adapters: Adapters, engine: ProcessEngine, figures: Figures) -> None:
+    while True:
+        await asyncio.sleep(BOOKS_EVERY_S)
+        try:
+            await adapters.write_books()
+            if engine.connected:
+                figures.mirror(adapters.residency, await engine.counters())
+        except CatenaError as error:
+            # The database or the engine is away for a moment; what was counted is kept for the next time.
+            log.warning("books not written", error=error.message)

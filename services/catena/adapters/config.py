@@ -1,0 +1,41 @@
+"""What can be set of the adapters."""
+
+from catena.kit.config import Section
+
+
+class AdaptersConfig(Section, frozen=True, kw_only=True):
+    """The section `adapters`.
+
+    Residency: `budget_bytes` and `max_resident` bound the adapters on the device (2 GiB and 10 keep a laptop usable).
+    `max_rank` is the largest rank that the gate lets through.
+
+    Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
+    leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
+    up to `queue` answers wait beyond them. `kv_bytes` holds keys and values per base and so caps its context.
+    `prefill_tokens` of prompts are read per step at most, so that long prompts do not stall running answers.
+    `coalesce_ms` is how long words are gathered after the first ones were sent: fewer messages, still fluent reading.
+
+    Trust: `trusted_keys` is the folder of public keys (`*.pub`), empty: `home/keys/trusted`. Without
+    `require_signature` an unsigned adapter passes; only for development. `hub` lets a base's path be a hub's id, which
+    is then fetched; off, since nothing should be downloaded unasked.
+
+    `library` is a folder of signed adapter folders that are registered for everybody at the start; empty: none.
+    `warm` loads every base at the start, else with its first request.
+    """
+
+    budget_bytes: int = 2 << 30
+    max_resident: int = 10
+    max_rank: int = 256
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int = 1
+    max_batch: int = 32
+    queue: int = 256
+    kv_bytes: int = 1 << 30
+    prefill_tokens: int = 512
+    coalesce_ms: float = 25.0
+    trusted_keys: str = ""
+    require_signature: bool = True
+    hub: bool = False
+    library: str = ""
+    warm: bool = True

@@ -1,0 +1,1 @@
+"""What the adapters decide: which weights a name means, what stays resident, what may be registered."""

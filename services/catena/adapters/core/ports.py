@@ -1,0 +1,124 @@
+"""What the adapters need from outside: an engine, the registry, the bases, the gate."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Use
+from catena.adapters.core.work import (
+    AdapterSource,
+    BaseFacts,
+    BaseSource,
+    Counters,
+    Done,
+    Part,
+    Piece,
+    Weights,
+    Work,
+)
+
+
+class Engine(Protocol):
+    """Runs bases and adapters in mixed batches. Every method raises Unavailable while it is being restarted."""
+
+    def submit(self, work: Work) -> AsyncGenerator[Piece | Done, None]:
+        """Pieces as they come, then Done. Closing the generator early cancels and frees what the work held.
+
+        Raises Invalid (`context_length_exceeded`, `draft_mismatch`, `bad_messages`), Exhausted (`queue_full`).
+        """
+        ...
+
+    async def load_base(self, base: BaseSource) -> BaseFacts:
+        """Hold a base; a second time only tells its facts."""
+        ...
+
+    async def load_adapter(self, adapter: AdapterSource) -> int:
+        """Hold an adapter of a base that is held, proven to change the output; its exact bytes."""
+        ...
+
+    async def unload(self, weights: Weights) -> int:
+        """Let an adapter go; the bytes freed, 0 when it was not held."""
+        ...
+
+    async def counters(self) -> Counters:
+        """What it did since it started."""
+        ...
+
+
+class Registry(Protocol):
+    """Which adapters exist, and what aliases point at. A tenant sees its own and those of `shared`."""
+
+    async def find(self, tenant: str, base: str, name: str, tag: str) -> AdapterRecord:
+        """The version that a tag means, withdrawn or not. Raises UnknownAdapter."""
+        ...
+
+    async def add(self, tenant: str, admitted: Admitted) -> AdapterRecord:
+        """Register; again with the same digest changes nothing. Raises VersionTaken, AdapterWithdrawn."""
+        ...
+
+    async def page(
+        self, tenant: str, *, base: str, task: str, after: str, size: int
+    ) -> tuple[Sequence[AdapterRecord], str]:
+        """Versions in order of base, name and version, and where the next page starts; empty: no more."""
+        ...
+
+    async def withdraw(self, tenant: str, base: str, name: str, version: str, reason: str) -> AdapterRecord:
+        """Mark a version withdrawn and remove the aliases that point at it. Raises UnknownAdapter."""
+        ...
+
+    async def set_alias(
+        self, tenant: str, base: str, name: str, alias: str, *, version: str, expected: str
+    ) -> AdapterRecord | None:
+        """Move an alias if it points at digest `expected` (empty: must not exist); `version` empty removes it.
+
+        Raises AliasMoved, UnknownAdapter, AdapterWithdrawn.
+        """
+        ...
+
+    async def set_pinned(self, record: AdapterRecord, pinned: bool) -> None:
+        """Remember a pin."""
+        ...
+
+    async def pinned(self) -> Sequence[AdapterRecord]:
+        """Every pinned, active version of every tenant."""
+        ...
+
+    async def count_uses(self, uses: Mapping[Use, int]) -> None:
+        """Add to the counts of uses."""
+        ...
+
+    async def tell_residency(self, tenant: str, model: str, tier: str, bytes: int) -> None:
+        """Announce that something was loaded or is gone."""
+        ...
+
+
+class Bases(Protocol):
+    """The configured bases; each passes the gate when first asked for, and before every load."""
+
+    def names(self) -> Sequence[str]:
+        """Every configured local base."""
+        ...
+
+    async def get(self, name: str) -> BaseRecord:
+        """A base. Raises UnknownModel, or the gate's refusal."""
+        ...
+
+    async def check(self, name: str) -> BaseRecord:
+        """A base about to be loaded: checked again unless it was just now, and still the same."""
+        ...
+
+
+class Gate(Protocol):
+    """Admits adapters to the store, and checks them again whenever they are loaded."""
+
+    async def admit_folder(self, folder: Path) -> Admitted:
+        """Check and keep a folder. Raises the gate's refusals."""
+        ...
+
+    async def admit_archive(self, archive: bytes) -> Admitted:
+        """Check and keep a tar. Raises the gate's refusals."""
+        ...
+
+    async def check(self, record: AdapterRecord) -> Part:
+        """Check the stored files of a registered adapter again, and describe them to the engine."""
+        ...

@@ -1,0 +1,87 @@
+"""What the registry holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from catena.adapters.core.refs import full_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """One version of one adapter of one tenant. Times in seconds since the epoch; `bytes` of its tensors."""
+
+    tenant: str
+    base: str
+    name: str
+    version: str
+    digest: str
+    base_digest: str
+    bytes: int
+    rank: int
+    tasks: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    training_rows: int = 0
+    created_s: float = 0.0
+    last_used_s: float = 0.0
+    uses: int = 0
+    aliases: tuple[str, ...] = ()
+    status: Literal["active", "withdrawn"] = "active"
+    signer: str = ""
+    pinned: bool = False
+
+    @property
+    def model(self) -> str:
+        """`base@adapter:version`."""
+        return full_name(self.base, self.name, self.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRecord:
+    """A base that passed the gate. `folder` is where its files are; `context_tokens` is what it is configured to."""
+
+    name: str
+    folder: str
+    digest: str
+    architecture: str
+    parameters: int
+    bytes: int
+    context_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """An adapter folder that passed the gate and is stored: what its manifest says, and who signed it."""
+
+    name: str
+    version: str
+    digest: str
+    base: str
+    base_digest: str
+    bytes: int
+    rank: int
+    tasks: tuple[str, ...]
+    metrics: Mapping[str, float]
+    training_rows: int
+    signer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something became resident, `tier` `device`, or is gone, `tier` empty."""
+
+    tenant: str
+    model: str
+    tier: Literal["device", ""]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One answer by an adapter version."""
+
+    tenant: str
+    base: str
+    name: str
+    version: str

@@ -1,0 +1,126 @@
+"""What the engine is asked and what it answers: plain data, the same in the room and in the engine's process."""
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn: `role` as the chat template knows it, and its text."""
+
+    role: str
+    content: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. `max_tokens` 0: as many as the context leaves; `temperature` None: the model's default.
+
+    `seed` None: the engine draws one. `top` is how many alternatives come with each token's log-probability.
+    """
+
+    max_tokens: int = 0
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: bool = False
+    top: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """A base by name and what is added to it: the key under which the engine holds the adapter; empty: nothing."""
+
+    base: str
+    adapter: str = ""
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time."""
+
+    weights: Weights
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    sampling: Sampling = Sampling()
+    draft: Weights | None = None
+    draft_tokens: int = 5
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's text, its natural log-probability, and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Text to append to answer `index` of `n`; `finish` is `stop` or `length` with its last piece, else empty."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """How a generation ended: tokens counted, the first answer's confidence, and what the draft did."""
+
+    input_tokens: int
+    output_tokens: int
+    min_probability: float
+    mean_logprob: float
+    first_token_ms: float
+    drafted: int = 0
+    accepted: int = 0
+    draft_input_tokens: int = 0
+    draft_output_tokens: int = 0
+
+
+class Module(msgspec.Struct, frozen=True, array_like=True):
+    """One adapted linear layer as the gate found it: its path, and what B A x is multiplied by."""
+
+    path: str
+    rank: int
+    scale: float
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One checked adapter folder, and its share in a composition."""
+
+    folder: str
+    modules: tuple[Module, ...]
+    dora: bool = False
+    weight: float = 1.0
+
+
+class AdapterSource(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter, or a weighted composition of several, for the engine to hold under `weights.adapter`."""
+
+    weights: Weights
+    parts: tuple[Part, ...]
+
+
+class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked base folder for the engine to hold under `name`; `context_tokens` caps its context, 0: as it has."""
+
+    name: str
+    folder: str
+    context_tokens: int = 0
+
+
+class BaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A resident base: bytes of its weights on the device, most tokens of prompt and answer, type of its weights."""
+
+    bytes: int
+    context_tokens: int
+    dtype: str
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine did since it started. `waiting` and `running` are answers, now."""
+
+    forwards: int = 0
+    tokens: int = 0
+    waiting: int = 0
+    running: int = 0

@@ -1,0 +1,1 @@
+"""What of the adapters touches disk, SQL, processes and torch."""

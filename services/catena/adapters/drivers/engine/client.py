@@ -1,0 +1,183 @@
+"""The room's end of the line to the engine's process: orders out, answers to whoever waits for them."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from sys import executable
+
+import msgspec
+import structlog
+
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
+from catena.adapters.drivers.engine import frames
+from catena.kit import errors
+from catena.kit.errors import CatenaError, Unavailable
+from catena.kit.serve.server import claim
+from catena.kit.supervise import Child, Supervisor
+
+log = structlog.get_logger()
+START_S = 60.0
+RETRY_AFTER_S = 1.0
+Arrival = frames.Answer | CatenaError
+
+
+class ProcessEngine:
+    """Implements the port `Engine` over a line that is made anew whenever the engine's process is."""
+
+    def __init__(self, *, wait_s: float) -> None:
+        """Orders wait up to `wait_s` for an engine that is being started."""
+        self.lost: Callable[[], None] = lambda: None
+        self._wait_s = wait_s
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Queue[Arrival]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._connected = asyncio.Event()
+        self._closing = False
+
+    async def submit(self, work: Work) -> AsyncGenerator[Piece | Done, None]:
+        """Pieces as they come, then Done."""
+        call, arrivals = self._open()
+        ended = False
+        try:
+            await self._send(frames.Submit(call, work))
+            while not ended:
+                arrived = await arrivals.get()
+                match arrived:
+                    case frames.Output(pieces=pieces):
+                        for piece in pieces:
+                            yield piece
+                    case frames.Finished(done=done):
+                        ended = True
+                        yield done
+                    case _:
+                        ended = True
+                        raise _error(arrived)
+        finally:
+            self._calls.pop(call, None)
+            if not ended and self._writer is not None:
+                self._writer.write(frames.framed(frames.Cancel(call)))
+
+    async def load_base(self, base: BaseSource) -> BaseFacts:
+        """Hold a base."""
+        facts = (await self._ask(lambda call: frames.LoadBase(call, base))).base
+        assert facts is not None
+        return facts
+
+    async def load_adapter(self, adapter: AdapterSource) -> int:
+        """Hold an adapter."""
+        return (await self._ask(lambda call: frames.LoadAdapter(call, adapter))).bytes
+
+    async def unload(self, weights: Weights) -> int:
+        """Let an adapter go."""
+        return (await self._ask(lambda call: frames.Unload(call, weights))).bytes
+
+    async def counters(self) -> Counters:
+        """What the engine did."""
+        counters = (await self._ask(frames.Count)).counters
+        assert counters is not None
+        return counters
+
+    @property
+    def connected(self) -> bool:
+        """Whether an engine is on the line."""
+        return self._connected.is_set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take an engine's connection until it ends."""
+        self._writer = writer
+        self._connected.set()
+        try:
+            while True:
+                size = int.from_bytes(await reader.readexactly(frames.LENGTH_BYTES), "big")
+                answer = frames.decode_answer(await reader.readexactly(size))
+                if (arrivals := self._calls.get(answer.call)) is not None:
+                    arrivals.put_nowait(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if not self._closing:
+                log.warning("engine lost", calls=len(self._calls))
+        finally:
+            self._connected.clear()
+            self._writer = None
+            writer.close()
+            for arrivals in self._calls.values():
+                arrivals.put_nowait(_lost())
+            if not self._closing:
+                self.lost()
+
+    def close(self) -> None:
+        """The engine will be stopped, which is then no loss."""
+        self._closing = True
+
+    def _open(self) -> tuple[int, asyncio.Queue[Arrival]]:
+        call = next(self._numbers)
+        arrivals = self._calls[call] = asyncio.Queue()
+        return call, arrivals
+
+    async def _ask(self, order: Callable[[int], frames.Order]) -> frames.Reply:
+        call, arrivals = self._open()
+        try:
+            await self._send(order(call))
+            arrived = await arrivals.get()
+        finally:
+            del self._calls[call]
+        if isinstance(arrived, frames.Reply):
+            return arrived
+        raise _error(arrived)
+
+    async def _send(self, order: frames.Order) -> None:
+        if self._writer is None:
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise _lost() from None
+        if self._writer is None:
+            raise _lost()
+        self._writer.write(frames.framed(order))
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            raise _lost() from None
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: frames.Settings, logs: Path, *, wait_s: float = START_S
+) -> AsyncIterator[ProcessEngine]:
+    """Start an engine, keep it running, and stop it at the end; its output goes to `logs`.
+
+    Returns at once: orders wait for it. `settings.socket` is the path at which it will find the room.
+    """
+    engine = ProcessEngine(wait_s=wait_s)
+    claim(f"unix:{settings.socket}")
+    async with AsyncExitStack() as stack:
+        server = await asyncio.start_unix_server(engine.serve, settings.socket)
+        stack.callback(Path(settings.socket).unlink, missing_ok=True)
+        stack.callback(server.close)
+        supervisor = await stack.enter_async_context(Supervisor(logs))
+        module = "catena.adapters.drivers.engine.worker"
+        command = (executable, "-m", module, msgspec.json.encode(settings).decode())
+        threads = str(settings.threads)
+        # Libraries that compute read their thread count before any code of ours could set it.
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        stack.callback(engine.close)
+        await supervisor.start(Child(name="adapters-engine", command=command, env=env))
+        yield engine
+
+
+def _error(arrived: Arrival) -> CatenaError:
+    if isinstance(arrived, CatenaError):
+        return arrived
+    if not isinstance(arrived, frames.Failed):
+        return CatenaError(f"the engine answered with {type(arrived).__name__}")
+    kind: type[CatenaError] = getattr(errors, arrived.kind, CatenaError)
+    return kind(arrived.message, code=arrived.code, retry_after_s=arrived.retry_after_s)
+
+
+def _lost() -> Unavailable:
+    return Unavailable(
+        "the engine was lost and is being started again; ask again", code="engine_lost", retry_after_s=RETRY_AFTER_S
+    )

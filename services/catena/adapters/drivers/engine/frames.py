@@ -1,0 +1,111 @@
+"""What travels between the room and the engine's process: MessagePack, each frame after its length in four bytes."""
+
+import msgspec
+
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
+
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 64 << 20
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is told on its command line, as JSON. Sizes in bytes, times in seconds."""
+
+    socket: str
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int = 1
+    max_batch: int = 32
+    queue: int = 256
+    kv_bytes: int = 1 << 30
+    prefill_tokens: int = 512
+    coalesce_s: float = 0.025
+
+
+class LoadBase(msgspec.Struct, frozen=True, tag=True):
+    """Hold a base; answered by Reply."""
+
+    call: int
+    base: BaseSource
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Hold an adapter; answered by Reply."""
+
+    call: int
+    adapter: AdapterSource
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Let an adapter go; answered by Reply."""
+
+    call: int
+    weights: Weights
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Tell the counters; answered by Reply."""
+
+    call: int
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Begin a generation; answered by Output frames, then Finished or Failed."""
+
+    call: int
+    work: Work
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop a generation; nothing answers."""
+
+    call: int
+
+
+Order = LoadBase | LoadAdapter | Unload | Count | Submit | Cancel
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """An order was carried out."""
+
+    call: int
+    bytes: int = 0
+    base: BaseFacts | None = None
+    counters: Counters | None = None
+
+
+class Output(msgspec.Struct, frozen=True, tag=True):
+    """What a generation has to say since the last such frame."""
+
+    call: int
+    pieces: list[Piece]
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """A generation ended well."""
+
+    call: int
+    done: Done
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """An order or a generation failed; `kind` is the name of an error kind in `catena.kit.errors`."""
+
+    call: int
+    kind: str
+    code: str
+    message: str
+    retry_after_s: float = 0.0
+
+
+Answer = Reply | Output | Finished | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_order = msgspec.msgpack.Decoder(Order).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+def framed(message: Order | Answer) -> bytes:
+    """The message as it goes over the line."""
+    body = encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body

@@ -1,0 +1,129 @@
+"""Rows of a batch: an answer that is being written, and a draft that runs ahead of one on another base."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from catena.adapters.drivers.engine.answer import Answer, Generation, Tops
+from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.sampling import Draw
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Row:
+    """An answer. `tokens` is prompt and answer; the first `cached` of them have keys and values in slot `slot`.
+
+    `limit` is the most tokens it may come to. `twin` is the row of the same prompt whose keys and values it may copy.
+    """
+
+    generation: Generation
+    answer: Answer
+    tokens: list[int]
+    prompt: int
+    limit: int
+    adapter: Adapter | None
+    draw: Draw
+    twin: "Row | None" = None
+    draft: "Draft | None" = None
+    slot: int = -1
+    cached: int = 0
+
+    @property
+    def proposal(self) -> Sequence[int]:
+        """Drafted tokens to be verified now."""
+        draft = self.draft
+        return draft.proposal if draft is not None and self._drafting(draft) and draft.complete else ()
+
+    def pending(self) -> int:
+        """Tokens to feed now; 0 while it waits for its draft or its twin."""
+        draft = self.draft
+        if draft is not None and self._drafting(draft):
+            return len(self.tokens) + len(draft.proposal) - self.cached if draft.complete else 0
+        if self.twin is not None:
+            return 0
+        return len(self.tokens) - self.cached
+
+    def feed(self, count: int) -> list[int]:
+        """The next `count` tokens."""
+        begin, have = self.cached, len(self.tokens)
+        if begin + count <= have:
+            return self.tokens[begin : begin + count]
+        return [*self.tokens[begin:], *self.proposal[: begin + count - have]]
+
+    def wants(self) -> int:
+        """Positions at the end of what is fed whose logits are needed, once everything pending is fed."""
+        return 1 + len(self.proposal)
+
+    def _drafting(self, draft: "Draft") -> bool:
+        # A draft that found no slot yet must not hold its target up: two bases could wait for each other.
+        return draft.slot >= 0 and len(self.tokens) > self.prompt and draft.room() > 0
+
+    def take(self, token: int, logprob: float, tops: Tops) -> bool:
+        """Append a drawn token; whether the answer goes on."""
+        self.tokens.append(token)
+        if self.draw.penalised:
+            self.draw.counts[token] = self.draw.counts.get(token, 0) + 1
+        self.answer.take(token, logprob, tops)
+        if not self.answer.finish and len(self.tokens) >= self.limit:
+            self.answer.close("length")
+        return not self.answer.finish
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Draft:
+    """A row on the draft's base that proposes up to `most` tokens after those of `target`.
+
+    `queued` is set once it was given to its batch. `drafted` holds the distributions that the proposal was drawn
+    from, unless it is greedy.
+    """
+
+    target: Row
+    most: int
+    limit: int
+    ends: frozenset[int]
+    adapter: Adapter | None
+    draw: Draw
+    queued: bool = False
+    proposal: list[int] = field(default_factory=list)
+    drafted: list[Tensor] = field(default_factory=list)
+    slot: int = -1
+    cached: int = 0
+
+    def room(self) -> int:
+        """Tokens worth proposing: the target must have room for them and one of its own."""
+        have = len(self.target.tokens)
+        return min(self.most, self.target.limit - have - 1, self.limit - have)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the proposal can be verified."""
+        proposal = self.proposal
+        return len(proposal) >= max(self.room(), 1) or (bool(proposal) and proposal[-1] in self.ends)
+
+    def pending(self) -> int:
+        """Tokens to feed now; 0 while the target has to answer first."""
+        if self.room() <= 0 or self.complete:
+            return 0
+        return len(self.target.tokens) + len(self.proposal) - self.cached
+
+    def feed(self, count: int) -> list[int]:
+        """The next `count` tokens."""
+        begin, tokens = self.cached, self.target.tokens
+        if begin + count <= len(tokens):
+            return tokens[begin : begin + count]
+        return [*tokens, *self.proposal][begin : begin + count]
+
+    def wants(self) -> int:
+        """Only the last position matters, and only once the target has begun to answer."""
+        return 1 if len(self.target.tokens) > self.target.prompt else 0
+
+    def verified(self, before: int, accepted: int) -> None:
+        """The target kept `accepted` of the proposal, which began at its token `before`; forget the rest."""
+        self.cached = min(self.cached, before + accepted)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the proposal."""
+        self.proposal.clear()
+        self.drafted.clear()

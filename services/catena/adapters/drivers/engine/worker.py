@@ -1,0 +1,205 @@
+"""The engine's process: `python -m catena.adapters.drivers.engine.worker SETTINGS`, started by the room's supervisor.
+
+The main thread runs the step loop; one thread reads orders and tokenises, one loads weights, one writes answers. So a
+load or a long prompt never holds up a running answer for more than its share of the interpreter.
+"""
+
+import contextlib
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Message, Work
+from catena.adapters.drivers.engine import frames
+from catena.adapters.drivers.engine.adapter_weights import read_adapter
+from catena.adapters.drivers.engine.base_weights import read_base, weight_bytes
+from catena.adapters.drivers.engine.batch import Batch
+from catena.adapters.drivers.engine.loop import Held, Loop, failed
+from catena.adapters.drivers.engine.probe import probe
+from catena.adapters.drivers.engine.text import Text
+from catena.kit.clock import SystemClock
+from catena.kit.errors import CatenaError, Missing, Unavailable
+from catena.kit.leash import exit_with_parent
+
+log = structlog.get_logger()
+SWITCH_S = 0.001
+"""How long one thread may keep the interpreter while the step loop waits for it."""
+
+
+class Worker:
+    """The engine at its end of the line."""
+
+    def __init__(self, settings: frames.Settings, line: socket.socket) -> None:
+        """Serve the room over `line`."""
+        self._settings = settings
+        self._line = line
+        self._device = torch.device(settings.device)
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loop = Loop(settings, self._tell, time.monotonic)
+
+    def run(self) -> None:
+        """Serve until the room hangs up."""
+        threading.Thread(target=self._write, name="write", daemon=True).start()
+        threading.Thread(target=self._read, name="read", daemon=True).start()
+        self._loop.run()
+
+    def _tell(self, answer: frames.Answer) -> None:
+        self._answers.put(frames.framed(answer))
+
+    def _write(self) -> None:
+        while (frame := self._answers.get()) is not None:
+            parts = [frame]
+            while not self._answers.empty():
+                more = self._answers.get()
+                if more is None:
+                    return
+                parts.append(more)
+            try:
+                self._line.sendall(b"".join(parts))
+            except OSError:
+                return
+
+    def _read(self) -> None:
+        try:
+            while True:
+                size = int.from_bytes(self._exactly(frames.LENGTH_BYTES), "big")
+                self._handle(frames.decode_order(self._exactly(size)))
+        except (EOFError, OSError):
+            self._loop.post(None)
+        except Exception:
+            # The reader is this process's only way to be told anything: without it, start anew.
+            log.exception("reader failed")
+            os._exit(1)
+
+    def _exactly(self, size: int) -> bytes:
+        parts = []
+        while size > 0:
+            part = self._line.recv(min(size, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _handle(self, order: frames.Order) -> None:
+        loop = self._loop
+        match order:
+            case frames.Submit(call=call, work=work):
+                self._guard(call, lambda: self._submit(call, work))
+            case frames.Cancel(call=call):
+                loop.post(lambda: loop.cancel(call))
+            case frames.LoadBase(call=call, base=base):
+                self._loader.submit(self._guard, call, lambda: self._load_base(call, base))
+            case frames.LoadAdapter(call=call, adapter=adapter):
+                self._loader.submit(self._guard, call, lambda: self._load_adapter(call, adapter))
+            case frames.Unload(call=call, weights=weights):
+                loop.post(lambda: self._tell(frames.Reply(call, bytes=loop.forget(weights))))
+            case frames.Count(call=call):
+                loop.post(lambda: self._tell(frames.Reply(call, counters=loop.counters())))
+
+    def _guard(self, call: int, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except CatenaError as error:
+            self._tell(failed(call, error))
+        except Exception as error:
+            # Whatever a library raises on a user's files or text is that order's failure only.
+            log.exception("order failed")
+            self._tell(failed(call, Unavailable(f"the engine failed: {type(error).__name__}", code="engine_failed")))
+
+    def _submit(self, call: int, work: Work) -> None:
+        text = self._held(work.weights.base).text
+        tokens = text.chat(work.messages) if work.messages else text.prompt(work.prompt)
+        self._loop.post(lambda: self._loop.submit(call, work, tokens))
+
+    def _load_base(self, call: int, base: BaseSource) -> None:
+        held = self._loop.bases.get(base.name)
+        if held is None:
+            settings, folder = self._settings, Path(base.folder)
+            decoder = read_base(
+                folder,
+                dtype=settings.dtype,
+                device=self._device,
+                kv_bytes=settings.kv_bytes,
+                most_tokens=base.context_tokens,
+            )
+            batch = Batch(
+                decoder,
+                max_rows=settings.max_batch,
+                kv_bytes=settings.kv_bytes,
+                prefill_tokens=settings.prefill_tokens,
+            )
+            held = Held(decoder=decoder, text=Text(folder, SystemClock().now), batch=batch)
+            # The first question should not pay for compiling the template.
+            with contextlib.suppress(CatenaError):
+                held.text.chat((Message(role="user", content="hello"),))
+        facts = BaseFacts(
+            bytes=weight_bytes(held.decoder),
+            context_tokens=held.decoder.shape.context,
+            dtype=str(held.decoder.shape.dtype).removeprefix("torch."),
+        )
+        self._keep(call, lambda: self._loop.bases.setdefault(base.name, held), frames.Reply(call, base=facts))
+
+    def _load_adapter(self, call: int, source: AdapterSource) -> None:
+        held = self._held(source.weights.base)
+        adapter = read_adapter(source.weights.adapter, source.parts, held.decoder)
+        probe(held.decoder, adapter)
+        reply = frames.Reply(call, bytes=adapter.bytes)
+        self._keep(call, lambda: held.adapters.update({adapter.key: adapter}), reply)
+
+    def _keep(self, call: int, change: Callable[[], object], reply: frames.Reply) -> None:
+        """Make the change between two steps, and only then say so."""
+
+        def kept() -> None:
+            change()
+            self._tell(reply)
+
+        self._loop.post(kept)
+
+    def _held(self, base: str) -> Held:
+        held = self._loop.bases.get(base)
+        if held is None:
+            raise Missing(f"base {base} is not in memory; load it first", code="not_resident")
+        return held
+
+
+def configure_logs() -> None:
+    """JSON lines to the supervisor's file; the whole telemetry would double the time to start."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Connect to the room and serve it."""
+    exit_with_parent()
+    configure_logs()
+    settings = msgspec.json.decode(arguments[0], type=frames.Settings)
+    torch.set_num_threads(settings.threads)
+    sys.setswitchinterval(SWITCH_S)
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(settings.socket)
+        log.info("engine ready", device=settings.device, threads=settings.threads)
+        Worker(settings, line).run()
+    # Not sys.exit: a loader deep in a file must not keep the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

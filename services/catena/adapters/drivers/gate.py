@@ -1,0 +1,82 @@
+"""The gate before the store and before every load, in threads, since it reads every byte."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from catena.adapters.core.records import AdapterRecord, Admitted
+from catena.adapters.core.work import Module, Part
+from catena.adapters.drivers.bases import LocalBases
+from catena.artifacts import manifest
+from catena.artifacts.gate import Checked, Rules, check_adapter
+from catena.artifacts.store import ArtifactStore
+from catena.kit.errors import CatenaError, Invalid
+
+
+class ArtifactGate:
+    """Implements the port `Gate`. `keys` gives the trusted public keys anew at each check, so that one can be added."""
+
+    def __init__(
+        self, store: ArtifactStore, bases: LocalBases, *, keys: Callable[[], Mapping[str, Path]], rules: Rules
+    ) -> None:
+        """Keep adapters in `store`; they must fit one of `bases`."""
+        self._store = store
+        self._bases = bases
+        self._keys = keys
+        self._rules = rules
+
+    async def admit_folder(self, folder: Path) -> Admitted:
+        """Check and keep a folder."""
+        return await self._admit(lambda: self._store.put_folder(folder))
+
+    async def admit_archive(self, archive: bytes) -> Admitted:
+        """Check and keep a tar."""
+        return await self._admit(lambda: self._store.put_tar(archive))
+
+    async def check(self, record: AdapterRecord) -> Part:
+        """Check a registered adapter again."""
+        checked = await self._check(record.digest, record.base)
+        modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
+        return Part(folder=str(checked.folder), modules=modules, dora=checked.dora)
+
+    async def _admit(self, put: Callable[[], str]) -> Admitted:
+        known = set(await asyncio.to_thread(self._store.list))
+        digest = await asyncio.to_thread(put)
+        try:
+            card = await asyncio.to_thread(manifest.read, self._store.path(digest))
+            checked = await self._check(digest, card.base_name)
+        except CatenaError:
+            # What was refused is not kept, unless an earlier registration lives in the same folder.
+            if digest not in known:
+                await asyncio.to_thread(self._store.delete, digest)
+            raise
+        return Admitted(
+            name=card.name,
+            version=card.version,
+            digest=checked.digest,
+            base=card.base_name,
+            base_digest=card.base_digest,
+            bytes=checked.bytes,
+            rank=checked.max_rank,
+            tasks=card.tasks,
+            metrics=card.metrics,
+            training_rows=card.training.examples,
+            signer=checked.signer,
+        )
+
+    async def _check(self, digest: str, base_name: str) -> Checked:
+        base = await self._bases.get(base_name)
+        shape = self._bases.shape(base_name)
+        folder = self._store.path(digest)
+        checked = await asyncio.to_thread(
+            check_adapter,
+            folder,
+            base_digest=base.digest,
+            shape=shape,
+            keys=self._keys(),
+            rules=self._rules,
+            digest=digest,
+        )
+        if checked.manifest is None:
+            raise Invalid("the adapter has no manifest; seal it first", code="adapter_missing_file")
+        return checked

@@ -1,0 +1,50 @@
+"""The adapters' own tables."""
+
+import sqlalchemy as sa
+
+from catena.kit.outbox import outbox_table
+from catena.kit.store import Json
+
+METADATA = sa.MetaData()
+outbox_table(METADATA)
+
+VERSIONS = sa.Table(
+    "adapter_versions",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("base", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("base_digest", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("tasks", Json, nullable=False),
+    sa.Column("metrics", Json, nullable=False),
+    sa.Column("training_rows", sa.BigInteger, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("last_used_s", sa.Double, nullable=False, default=0.0),
+    sa.Column("uses", sa.BigInteger, nullable=False, default=0),
+    sa.Column("status", sa.Text, nullable=False, default="active"),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("signer", sa.Text, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False, default=False),
+)
+
+ALIASES = sa.Table(
+    "adapter_aliases",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("base", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+)
+
+GENERATION = sa.Table(
+    "registry_generation",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+)

@@ -1,0 +1,245 @@
+"""The adapters' gRPC service: proto in, core call, proto out. The tenant is the caller's, whatever the request says."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from catena.adapters.core import refs
+from catena.adapters.core.adapters import Adapters
+from catena.adapters.core.asking import Answered, Question
+from catena.adapters.core.ports import Engine, Registry
+from catena.adapters.core.records import AdapterRecord, BaseRecord
+from catena.adapters.core.work import BaseFacts, Message, Piece, Sampling, TokenLogprob
+from catena.adapters.handlers.figures import Figures
+from catena.api.adapters.v1 import adapters_pb2 as pb
+from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer
+from catena.api.types.v1 import types_pb2 as types
+from catena.kit import genai
+from catena.kit.caller import caller
+from catena.kit.errors import Invalid
+from catena.kit.telemetry import span
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+PAGE = 100
+MAX_PAGE = 1000
+
+
+class AdaptersHandlers(AdaptersServiceServicer):
+    """`AdaptersService` over `Adapters`."""
+
+    def __init__(self, adapters: Adapters, registry: Registry, engine: Engine, figures: Figures) -> None:
+        """`registry` serves plain listings, `engine` its counters, `figures` the metrics."""
+        self._adapters = adapters
+        self._registry = registry
+        self._engine = engine
+        self._figures = figures
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        """Generate and stream."""
+        question = question_of(request)
+        told = {genai.REQUEST_MODEL: request.model, genai.OPERATION: genai.CHAT, genai.PROVIDER: genai.LOCAL_PROVIDER}
+        with span(genai.span_name(genai.CHAT, request.model), told, room="adapters") as here:
+            async with aclosing(self._adapters.generate(caller().tenant, question)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Piece):
+                        yield pb.GenerateResponse(deltas=[delta_to(piece)])
+                        continue
+                    here.set_attribute(genai.RESPONSE_MODEL, piece.model)
+                    here.set_attribute(genai.INPUT_TOKENS, piece.done.input_tokens)
+                    here.set_attribute(genai.OUTPUT_TOKENS, piece.done.output_tokens)
+                    self._figures.answered(piece)
+                    yield pb.GenerateResponse(done=done_to(piece))
+
+    async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
+        """Make something resident."""
+        duration_ms, size = await self._adapters.load(caller().tenant, request.model)
+        return pb.LoadResponse(duration_ms=duration_ms, bytes=size)
+
+    async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadResponse:
+        """Drain and free an adapter."""
+        return pb.UnloadResponse(bytes=await self._adapters.unload(caller().tenant, request.model))
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
+        """Pin, or let go."""
+        await self._adapters.pin(caller().tenant, request.model, pinned=request.pinned)
+        return pb.PinResponse()
+
+    async def RegisterAdapter(self, request: pb.RegisterAdapterRequest, context: Context) -> pb.RegisterAdapterResponse:
+        """Take an adapter in. Its digest makes repeats harmless, so the request id is not needed."""
+        match request.WhichOneof("source"):
+            case "path":
+                record = await self._adapters.register(caller().tenant, Path(request.path))
+            case "archive":
+                record = await self._adapters.register(caller().tenant, request.archive)
+            case _:
+                raise Invalid("give a path or an archive of the adapter's folder", code="bad_request")
+        return pb.RegisterAdapterResponse(adapter=adapter_to(record))
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
+        """One version."""
+        return pb.GetAdapterResponse(adapter=adapter_to(await self._adapters.get(caller().tenant, request.model)))
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        """A page of versions."""
+        found, after = await self._registry.page(
+            caller().tenant,
+            base=request.base,
+            task=request.task,
+            after=request.page_token,
+            size=min(request.page_size or PAGE, MAX_PAGE),
+        )
+        return pb.ListAdaptersResponse(adapters=map(adapter_to, found), next_page_token=after)
+
+    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
+        """Withdraw a version."""
+        await self._adapters.withdraw(caller().tenant, request.model, request.reason)
+        return pb.DeleteAdapterResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        """Move an alias."""
+        record = await self._registry.set_alias(
+            caller().tenant,
+            request.base,
+            request.name,
+            refs.check_alias(request.alias),
+            version=request.version,
+            expected=request.expected_digest.removeprefix("blake3:"),
+        )
+        return pb.SetAliasResponse(adapter=adapter_to(record) if record is not None else None)
+
+    async def ListBases(self, request: pb.ListBasesRequest, context: Context) -> pb.ListBasesResponse:
+        """The bases."""
+        return pb.ListBasesResponse(bases=[base_to(record, facts) for record, facts in await self._adapters.bases()])
+
+    async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
+        """What is resident."""
+        residency, counters = self._adapters.residency, await self._engine.counters()
+        residents = residency.residents()
+        return pb.GetResidencyResponse(
+            residents=[
+                pb.Resident(
+                    model=resident.model,
+                    digest=resident.weights.adapter,
+                    tier="disk" if resident.loading else "device",
+                    bytes=resident.bytes,
+                    pinned=resident.pinned,
+                    users=resident.users,
+                    last_used_s=resident.last_used_s,
+                )
+                for resident in residents
+            ],
+            budget_bytes=residency.budget.bytes,
+            used_bytes=sum(resident.bytes for resident in residents),
+            hits=residency.tally.hits,
+            misses=residency.tally.misses,
+            evictions=residency.tally.evictions,
+            forwards=counters.forwards,
+            tokens=counters.tokens,
+        )
+
+
+def question_of(request: pb.GenerateRequest) -> Question:
+    """What is asked. Raises Invalid for what this engine cannot do: tools, images, constrained output."""
+    asked = request.request
+    if asked.HasField("json_schema"):
+        raise Invalid(
+            "this engine cannot constrain its output to a JSON schema; ask without one and check the answer",
+            code="json_schema_unsupported",
+        )
+    if asked.tools and asked.tool_choice != "none":
+        raise Invalid("local models take no tools; ask without them or use an outside model", code="tools_unsupported")
+    for message in asked.messages:
+        if message.images:
+            raise Invalid("local models take no images; ask without them", code="images_unsupported")
+        if message.tool_calls:
+            raise Invalid("local models take no tool calls; send them as text", code="tools_unsupported")
+    return Question(
+        model=request.model,
+        messages=[Message(role=message.role, content=message.content) for message in asked.messages],
+        prompt=asked.prompt,
+        sampling=sampling_of(asked.sampling),
+        draft_model=request.draft_model,
+        draft_tokens=request.draft_tokens,
+    )
+
+
+def sampling_of(given: types.Sampling) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(
+        max_tokens=given.max_tokens,
+        temperature=given.temperature if given.HasField("temperature") else None,
+        top_p=given.top_p if given.HasField("top_p") else 1.0,
+        seed=given.seed if given.HasField("seed") else None,
+        stop=tuple(given.stop),
+        n=given.n or 1,
+        logprobs=given.logprobs,
+        top=given.top_logprobs,
+        presence_penalty=given.presence_penalty,
+        frequency_penalty=given.frequency_penalty,
+    )
+
+
+def delta_to(piece: Piece) -> types.Delta:
+    """A piece as it goes out."""
+    return types.Delta(
+        index=piece.index, text=piece.text, logprobs=map(_logprob_to, piece.logprobs), finish_reason=piece.finish
+    )
+
+
+def done_to(answered: Answered) -> pb.GenerateDone:
+    """The end as it goes out."""
+    done = answered.done
+    return pb.GenerateDone(
+        usage=types.Usage(input_tokens=done.input_tokens, output_tokens=done.output_tokens),
+        resolved_model=answered.model,
+        min_probability=done.min_probability,
+        mean_logprob=done.mean_logprob,
+        drafted_tokens=done.drafted,
+        accepted_tokens=done.accepted,
+        first_token_ms=done.first_token_ms,
+        draft_usage=types.Usage(input_tokens=done.draft_input_tokens, output_tokens=done.draft_output_tokens),
+    )
+
+
+def adapter_to(record: AdapterRecord) -> pb.Adapter:
+    """A version as it goes out."""
+    return pb.Adapter(
+        name=record.name,
+        version=record.version,
+        digest=record.digest,
+        base=record.base,
+        base_digest=record.base_digest,
+        tasks=record.tasks,
+        metrics=dict(record.metrics),
+        bytes=record.bytes,
+        rank=record.rank,
+        training_rows=record.training_rows,
+        created_s=record.created_s,
+        last_used_s=record.last_used_s,
+        uses=record.uses,
+        aliases=record.aliases,
+        status=record.status,
+        signer=record.signer,
+    )
+
+
+def base_to(record: BaseRecord, facts: BaseFacts | None) -> pb.Base:
+    """A base as it goes out; what the engine says of it once resident comes first."""
+    return pb.Base(
+        name=record.name,
+        digest=record.digest,
+        architecture=record.architecture,
+        parameters=record.parameters,
+        bytes=facts.bytes if facts else record.bytes,
+        context_tokens=facts.context_tokens if facts else record.context_tokens,
+        resident=facts is not None,
+        dtype=facts.dtype if facts else record.dtype,
+    )
+
+
+def _logprob_to(entry: TokenLogprob) -> types.TokenLogprob:
+    top = [types.TokenLogprob(token=token, logprob=logprob) for token, logprob in entry.top]
+    return types.TokenLogprob(token=entry.token, logprob=entry.logprob, top=top)

@@ -1,0 +1,1 @@
+"""The executor: what comes out when a plan runs."""

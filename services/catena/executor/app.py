@@ -1,0 +1,193 @@
+"""Where the executor's parts meet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from catena.api.adapters.v1 import adapters_pb2_grpc
+from catena.api.events.v1 import events_pb2
+from catena.api.executor.v1 import executor_pb2_grpc
+from catena.api.features.v1 import features_pb2_grpc
+from catena.api.memory.v1 import memory_pb2_grpc
+from catena.executor.config import ExecutorConfig
+from catena.executor.core.attempts import Limits
+from catena.executor.core.background import Pace, work_off
+from catena.executor.core.catalogue import Model
+from catena.executor.core.executor import Executor
+from catena.executor.core.parts import Parts, Settings
+from catena.executor.core.pipelines.examples import EXAMPLES
+from catena.executor.core.ports import Provider
+from catena.executor.core.verifiers import VERIFIERS
+from catena.executor.drivers.cache import LruCache
+from catena.executor.drivers.catalogue import SqlCatalogue
+from catena.executor.drivers.embedding import LocalEmbedding
+from catena.executor.drivers.local import LocalProvider, list_adapters
+from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
+from catena.executor.drivers.observed import Observed
+from catena.executor.drivers.openai import OpenAiProvider, open_session
+from catena.executor.drivers.pipelines import SqlPipelines
+from catena.executor.drivers.plugins import load_providers
+from catena.executor.drivers.records import SqlRecords, forget_daily
+from catena.executor.drivers.runs import SqlRuns
+from catena.executor.drivers.tables import METADATA
+from catena.executor.handlers import ExecutorHandlers, wire
+from catena.executor.handlers.values import plain
+from catena.kit.chassis import Chassis, open_chassis
+from catena.kit.clock import World
+from catena.kit.config import House, ModelConfig, secret
+from catena.kit.errors import Invalid
+from catena.kit.event import Event
+from catena.plan.build import read_shapes
+from catena.plan.model import Role
+
+SERVICE = "catena.api.executor.v1.ExecutorService"
+FORGET_EVERY_S = 3600.0
+
+
+@asynccontextmanager
+async def open_executor(house: House, config: ExecutorConfig, world: World) -> AsyncIterator[None]:
+    """The executor, serving at its address until the block ends."""
+    async with open_chassis("executor", house, world, metadata=METADATA) as chassis, AsyncExitStack() as stack:
+        adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
+        catalogue = SqlCatalogue(chassis.store, lambda: list_adapters(adapters), world.clock)
+        await catalogue.seed(seeds(house, config))
+        records = SqlRecords(chassis.store, world, event=wire.completed_event)
+        cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
+        openai = OpenAiProvider(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
+        local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
+        embedding = LocalEmbedding(embedding_folder(house, config))
+        stack.callback(embedding.close)
+        providers: dict[str, Provider] = {"local": local, "openai": openai, **load_providers()}
+        pipelines = SqlPipelines(chassis.store, world.clock)
+        await pipelines.seed(EXAMPLES if config.examples else ())
+        memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
+        features = features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features"))
+        parts = Parts(
+            catalogue=catalogue,
+            providers={
+                name: Observed(provider, agent_types=house.telemetry.agent_types)
+                for name, provider in providers.items()
+            },
+            embeddings={"local": embedding, "openai": openai},
+            memory=RemoteMemory(memory, timeout_s=config.lookup_timeout_s),
+            features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
+            pipelines=pipelines,
+            records=records,
+            cache=cache,
+            world=world,
+            settings=settings(config),
+            shapes=read_shapes(house.pipelines),
+        )
+        runs = SqlRuns(chassis.store, chassis.outbox, records, world, event=wire.run_finished_event)
+        core = Executor(parts=parts, runs=runs, archive=records)
+        _background(chassis, config, catalogue, records, cache)
+        stack.push_async_callback(_ended, asyncio.create_task(work_off(parts, runs, pace(config))))
+        handlers = ExecutorHandlers(core)
+        async with chassis.serve(
+            lambda server: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(handlers, server), names=[SERVICE]
+        ):
+            yield
+
+
+def _background(
+    chassis: Chassis, config: ExecutorConfig, catalogue: SqlCatalogue, records: SqlRecords, cache: LruCache
+) -> None:
+    chassis.background(records.run(), "records")
+    chassis.background(catalogue.run(), "catalogue")
+    forgetting = forget_daily(
+        records, records_days=config.records_days, texts_days=config.texts_days, every_s=FORGET_EVERY_S
+    )
+    chassis.background(forgetting, "retention")
+    chassis.consume("executor-feedback", ["learner.feedback.recorded"], _scoring(records))
+    chassis.watch(["adapters.adapter.*"], _forgetting(catalogue, cache))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End it before the providers close, so that what it runs is put down, not failed."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _scoring(records: SqlRecords) -> Callable[[Event], Awaitable[None]]:
+    async def score(event: Event) -> None:
+        told = events_pb2.FeedbackRecorded.FromString(event.data)
+        if told.HasField("score"):
+            await records.score(event.id, told.execution_id, told.score)
+
+    return score
+
+
+def _forgetting(catalogue: SqlCatalogue, cache: LruCache) -> Callable[[Event], Awaitable[None]]:
+    """An adapter that came, moved or went changes the list, and makes its remembered answers stale."""
+
+    async def forget(event: Event) -> None:
+        catalogue.forget_adapters()
+        if event.type == "adapters.adapter.aliased":
+            moved = events_pb2.AdapterAliased.FromString(event.data)
+            cache.forget(f"{moved.base}@{moved.name}")
+        elif event.type == "adapters.adapter.withdrawn":
+            gone = events_pb2.AdapterWithdrawn.FromString(event.data)
+            cache.forget(gone.model.partition(":")[0])
+
+    return forget
+
+
+def settings(config: ExecutorConfig) -> Settings:
+    """The core's settings. Raises Invalid for a verifier that there is not."""
+    for name in config.verifiers:
+        if name not in VERIFIERS:
+            raise Invalid(f"unknown verifier {name!r}; use some of {', '.join(VERIFIERS)}", code="bad_config")
+    wanted = config.timeouts_s
+    limits = Limits(
+        timeouts_s={role: getattr(wanted, role.value) for role in Role},
+        run_s=config.run_s,
+        attempts=config.attempts,
+        critical_attempts=config.critical_attempts,
+        optional_attempts=config.optional_attempts,
+    )
+    everybody, tenants = "*" in config.keep_texts, frozenset(config.keep_texts)
+    return Settings(
+        limits=limits,
+        window_s=config.coalesce_ms / 1000,
+        keeps_texts=lambda tenant: everybody or tenant in tenants,
+        mask_texts=config.mask_texts,
+        verifiers=tuple(config.verifiers),
+        embedding_model=config.embedding_model,
+    )
+
+
+def pace(config: ExecutorConfig) -> Pace:
+    """How background runs are worked off."""
+    return Pace(at_once=config.runs.at_once, lease_s=config.runs.lease_s, longest_s=config.runs.longest_s)
+
+
+def seeds(house: House, config: ExecutorConfig) -> Sequence[Model]:
+    """The configured models, and the local embedding model."""
+    embedding = Model(name=config.embedding_model, type="embedding")
+    configured = [model_of(model) for model in house.models]
+    named = {model.name for model in configured}
+    return configured if embedding.name in named else [*configured, embedding]
+
+
+def model_of(model: ModelConfig) -> Model:
+    """A configured model as a catalogue entry."""
+    return Model(
+        name=model.name,
+        provider=model.provider,
+        price_input=model.price.input,
+        price_output=model.price.output,
+        context_tokens=model.context_tokens,
+        capabilities=("json", "logprobs", "stream")
+        if model.provider == "local"
+        else ("tools", "vision", "json", "stream"),
+        base_url=model.base_url,
+        upstream_name=model.upstream_name,
+        api_key_env=model.api_key_env,
+        draft_for=tuple(model.draft_for),
+    )
+
+
+def embedding_folder(house: House, config: ExecutorConfig) -> Path:
+    """Where the local embedding model lies."""
+    return Path(config.embedding_path) if config.embedding_path else house.embedding_folder()

@@ -1,0 +1,71 @@
+"""The executor's knobs: section `executor` of the configuration."""
+
+import msgspec
+
+from catena.kit.config import Section
+
+
+class TimeoutsConfig(Section, frozen=True, kw_only=True):
+    """Longest time of a stage in seconds, by role; a plan may say otherwise.
+
+    Fast and draft stages are only worth waiting for if they are quick; the others may write long answers.
+    """
+
+    fast: float = 2.0
+    draft: float = 5.0
+    main: float = 30.0
+    member: float = 30.0
+    judge: float = 30.0
+
+
+class CacheConfig(Section, frozen=True, kw_only=True):
+    """The exact result cache: at most `size` results (a few KB each; 0: off), each for `ttl_s` seconds (an hour)."""
+
+    size: int = 2000
+    ttl_s: float = 3600.0
+
+
+class RunsConfig(Section, frozen=True, kw_only=True):
+    """Background runs: `at_once` per process; after `lease_s` without a sign of life another process goes on.
+
+    `longest_s`: a run that takes longer fails.
+    """
+
+    at_once: int = 4
+    lease_s: float = 10.0
+    longest_s: float = 3600.0
+
+
+class ExecutorConfig(Section, frozen=True, kw_only=True):
+    """All of it.
+
+    `run_s`: longest a whole run may take in seconds, whatever the caller allows (5 minutes: long answers, slow GPUs).
+    `attempts`: tries of a stage in all; more for critical requests, fewer for optional stages.
+    `coalesce_ms`: deltas closer than this are joined; a token then costs a fraction of its message.
+    `keep_texts`: tenants whose prompts and answers are kept with their records, `*` for all; nobody unless asked for.
+    `mask_texts`: whether e-mail addresses, keys and card-long numbers are masked in kept texts.
+    `texts_days`, `records_days`: how long texts and records are kept; 0: for ever.
+    `verifiers`: who judges every answer.
+    `embedding_path`: folder of the local embedding model; empty: `home/models/embed`, where `make models` puts it.
+    `embedding_model`: its name in the catalogue, and the default of Embed.
+    `lookup_timeout_s`: longest a call to memory or features may take in seconds.
+    `examples`: whether the shipped pipelines are put into tenant `shared`, where it lacks them.
+    """
+
+    timeouts_s: TimeoutsConfig = TimeoutsConfig()
+    run_s: float = 300.0
+    attempts: int = 2
+    critical_attempts: int = 3
+    optional_attempts: int = 1
+    coalesce_ms: float = 25.0
+    cache: CacheConfig = CacheConfig()
+    runs: RunsConfig = RunsConfig()
+    keep_texts: list[str] = msgspec.field(default_factory=list)
+    mask_texts: bool = True
+    texts_days: float = 30.0
+    records_days: float = 90.0
+    verifiers: list[str] = msgspec.field(default_factory=lambda: ["schema", "refusal"])
+    embedding_path: str = ""
+    embedding_model: str = "all-minilm-l6-v2"
+    lookup_timeout_s: float = 10.0
+    examples: bool = True

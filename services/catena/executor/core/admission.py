@@ -1,0 +1,93 @@
+"""Whether a request may be run at all: figures within reason, something to answer, models that exist."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from catena.executor.core.catalogue import Model, find
+from catena.executor.core.chat import ChatRequest, Context, Sampling
+from catena.executor.core.checks import check_schema
+from catena.executor.core.strategies import check_roles
+from catena.kit.errors import Invalid
+from catena.plan.model import Plan
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MOST_ANSWERS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one."""
+
+    tenant: str
+    plan: Plan
+    request: ChatRequest
+    context: Context
+    left_s: float = math.inf
+    no_cache: bool = False
+    stream: bool = False
+    request_id: str = ""
+
+
+def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:
+    """Raise Invalid or Missing with the first thing that is wrong."""
+    check_context(errand.context)
+    check_request(errand.request)
+    if errand.plan.pipeline:
+        return
+    check_plan(errand.plan, models)
+
+
+def check_plan(plan: Plan, models: Mapping[str, Model]) -> None:
+    """Raise Invalid (`bad_plan`) or Missing (`unknown_model`)."""
+    check_roles(plan)
+    for stage in plan.stages:
+        where = f"stage {stage.name!r}: "
+        _within(f"{where}timeout_s", stage.timeout_s, 0.0, 86_400.0)
+        if stage.temperature is not None:
+            _within(f"{where}temperature", stage.temperature, 0.0, 2.0)
+        model = find(models, stage.model)
+        if model.type != "chat":
+            raise Invalid(f"{where}{model.name!r} is of type {model.type}; name a chat model", code="wrong_model_type")
+    _within("settings.threshold", plan.settings.threshold, 0.0, 1.0)
+    _within("settings.acceptance_threshold", plan.settings.acceptance_threshold, 0.0, 1.0)
+    for name, weight in plan.settings.weights.items():
+        _within(f"settings.weights[{name!r}]", weight, 0.0, 1e9)
+
+
+def check_context(context: Context) -> None:
+    """Raise Invalid when a cap is negative or no number."""
+    _within("max_latency_ms", context.max_latency_ms, 0.0, 1e12)
+    _within("max_cost_usd", context.max_cost_usd, 0.0, 1e12)
+
+
+def check_request(request: ChatRequest) -> None:
+    """Raise Invalid when there is nothing to answer or a figure is out of range."""
+    if not request.messages and not request.prompt:
+        raise Invalid("the request has neither messages nor a prompt; send one of them", code="empty_request")
+    for message in request.messages:
+        if message.role not in ROLES:
+            raise Invalid(f"message role {message.role!r}; use one of {', '.join(ROLES)}", code="bad_role")
+    check_sampling(request.sampling)
+    if request.json_schema is not None:
+        check_schema(request.json_schema)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise Invalid when a figure is out of range."""
+    bounds = (
+        ("temperature", sampling.temperature, 0.0, 2.0),
+        ("top_p", sampling.top_p, 0.0, 1.0),
+        ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+        ("n", float(sampling.n), 1.0, float(MOST_ANSWERS)),
+        ("top_logprobs", float(sampling.top_logprobs), 0.0, 20.0),
+    )
+    for name, value, low, high in bounds:
+        if value is not None:
+            _within(name, value, low, high)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN is within nothing
+        raise Invalid(f"{name} is {value:g}; it should be between {low:g} and {high:g}", code="out_of_range")

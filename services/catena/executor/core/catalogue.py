@@ -1,0 +1,90 @@
+"""The models that may be called, what they cost, and finding one by name."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from catena.executor.core.chat import Usage
+from catena.kit.errors import Missing, Unavailable
+
+LOCAL = "local"
+MILLION = 1_000_000.0
+Kind = Literal["chat", "embedding", "classification"]
+Status = Literal["active", "disabled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """An entry of the catalogue. Prices are USD per million tokens; `context_tokens` 0: unknown.
+
+    `upstream_name` empty: the same at the provider. `parent` names the base of an adapter.
+    """
+
+    name: str
+    provider: str = LOCAL
+    type: Kind = "chat"
+    price_input: float = 0.0
+    price_output: float = 0.0
+    context_tokens: int = 0
+    capabilities: tuple[str, ...] = ()
+    base_url: str = ""
+    upstream_name: str = ""
+    status: Status = "active"
+    api_key_env: str = ""
+    draft_for: tuple[str, ...] = ()
+    calls: int = 0
+    parent: str = ""
+
+    @property
+    def upstream(self) -> str:
+        """The name to use at the provider."""
+        return self.upstream_name or self.name
+
+
+def find(models: Mapping[str, Model], name: str) -> Model:
+    """The entry that `name` means; an adapter of a local base takes all but its name from the base.
+
+    Raises Missing (`unknown_model`) naming close matches, Unavailable (`model_disabled`).
+    """
+    model = models.get(name)
+    if model is None:
+        base, at, _ = name.partition("@")
+        parent = models.get(base) if at else None
+        if parent is None or parent.provider != LOCAL:
+            raise Missing(f"unknown model {name!r}; {_hint(models, name)}", code="unknown_model")
+        model = replace(parent, name=name, parent=base, upstream_name="", calls=0)
+    if model.status == "disabled":
+        raise Unavailable(f"model {name!r} is disabled; enable it or name another", code="model_disabled")
+    return model
+
+
+def _hint(models: Mapping[str, Model], name: str) -> str:
+    names = sorted(models)
+    if not names:
+        return "the catalogue is empty: add models to the configuration"
+    close = difflib.get_close_matches(name.partition("@")[0], names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names[:10])}"
+
+
+def base_of(name: str) -> str:
+    """The base of `base@adapter`; the name itself where there is no adapter."""
+    return name.partition("@")[0]
+
+
+def may_draft(models: Mapping[str, Model], draft: str, target: str) -> bool:
+    """Whether `draft` can speculate for `target` without loss: both local, the same tokenizer by declaration."""
+    first, second = models.get(base_of(draft)), models.get(base_of(target))
+    if first is None or second is None or first.provider != LOCAL or second.provider != LOCAL:
+        return False
+    return second.name in first.draft_for
+
+
+def cost_usd(model: Model, usage: Usage) -> float:
+    """What `usage` costs; cached input counts as input until the catalogue prices it apart."""
+    return (usage.input_tokens * model.price_input + usage.output_tokens * model.price_output) / MILLION
+
+
+def only(models: Sequence[Model], kind: Kind) -> list[Model]:
+    """The active models of one kind."""
+    return [model for model in models if model.type == kind and model.status == "active"]

@@ -1,0 +1,214 @@
+"""What is asked and what is answered, as the core computes on it; `handlers` turns it from and into messages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool that the model asks for; `arguments` is JSON text exactly as written, possibly a fragment in a delta."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image by https or data URL; `detail` empty means auto."""
+
+    url: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. `role` is `system`, `user`, `assistant` or `tool`."""
+
+    role: str
+    content: str = ""
+    images: tuple[Image, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may ask for; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `max_tokens` 0: as many as the context leaves; None: the model's default."""
+
+    max_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int = 0
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """What a model is asked: `messages`, or a raw `prompt` to continue. `json_schema` None: free text."""
+
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    sampling: Sampling = Sampling()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""
+    json_schema: Mapping[str, Any] | None = None
+
+    @property
+    def chars(self) -> int:
+        """Characters to be read, for estimates."""
+        return len(self.prompt) + sum(len(message.content) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens read (cached ones included) and written (reasoning included)."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_input_tokens=self.cached_input_tokens + other.cached_input_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+NOTHING_USED = Usage()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token with its natural log-probability and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece to append to answer `index`; `finish_reason` empty: not finished."""
+
+    index: int = 0
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A whole answer. `finish_reason` is `stop`, `length`, `tool_calls` or `content_filter`."""
+
+    index: int = 0
+    message: Message = Message(role="assistant")
+    finish_reason: str = "stop"
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The words of the answer."""
+        return self.message.content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Who asks, for what, within which bounds; empty and 0 as the proto says."""
+
+    agent_type: str = ""
+    agent_id: str = ""
+    user_id: str = ""
+    workflow_type: str = ""
+    task: str = ""
+    critical: bool = False
+    objective: str = ""
+    max_latency_ms: float = 0.0
+    max_cost_usd: float = 0.0
+    feature_vector: str = ""
+    memory_collection: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How good an answer is, 0 to 1, and who says so."""
+
+    value: float
+    source: str
+
+
+def gather(deltas: Iterable[Delta]) -> tuple[Choice, ...]:
+    """Whole answers from their pieces, by index. Fragments of a tool call are joined by its index."""
+    parts: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        parts.setdefault(delta.index, []).append(delta)
+    return tuple(_join(index, parts[index]) for index in sorted(parts))
+
+
+def _join(index: int, pieces: list[Delta]) -> Choice:
+    tools: dict[int, ToolCall] = {}
+    for piece in pieces:
+        for call in piece.tool_calls:
+            before = tools.get(call.index, ToolCall(index=call.index))
+            tools[call.index] = replace(
+                before,
+                id=before.id or call.id,
+                name=before.name or call.name,
+                arguments=before.arguments + call.arguments,
+            )
+    message = Message(
+        role="assistant",
+        content="".join(piece.text for piece in pieces),
+        tool_calls=tuple(tools[number] for number in sorted(tools)),
+    )
+    reason = next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), "")
+    logprobs = tuple(token for piece in pieces for token in piece.logprobs)
+    return Choice(index=index, message=message, finish_reason=reason, logprobs=logprobs)
+
+
+def as_deltas(choices: Iterable[Choice]) -> list[Delta]:
+    """Whole answers as one piece each, for a stream that begins when the answer is known."""
+    return [
+        Delta(
+            index=choice.index,
+            text=choice.text,
+            tool_calls=choice.message.tool_calls,
+            logprobs=choice.logprobs,
+            finish_reason=choice.finish_reason,
+        )
+        for choice in choices
+    ]
+
+
+def append(held: Delta, more: Delta) -> Delta:
+    """Two successive pieces of one answer as one."""
+    return Delta(
+        index=held.index,
+        text=held.text + more.text,
+        tool_calls=held.tool_calls + more.tool_calls,
+        logprobs=held.logprobs + more.logprobs,
+        finish_reason=more.finish_reason or held.finish_reason,
+    )

@@ -1,0 +1,112 @@
+"""Is this answer good enough? The cascade's quality checks, each a plain function of request and answer."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+import msgspec
+
+from catena.executor.core.actions import Result
+from catena.executor.core.chat import ChatRequest
+from catena.kit.errors import Invalid
+from catena.plan.model import Settings
+
+REFUSALS = (
+    "i can't",
+    "i cannot",
+    "i can not",
+    "i'm sorry, but",
+    "i am sorry, but",
+    "i'm unable",
+    "i am unable",
+    "i'm not able to",
+    "i am not able to",
+    "i won't be able to",
+    "as an ai",
+    "as a language model",
+    "i don't have the ability",
+    "i must decline",
+)
+WITHIN_CHARS = 200
+"""A refusal opens an answer; the same words further on may be a quotation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why an answer is not good enough: the check, and a few words without text of the answer."""
+
+    check: str
+    reason: str
+
+
+def doubt(request: ChatRequest, result: Result, settings: Settings) -> Doubt | None:
+    """The first check that the answer fails, in order of cost; None: it may stand."""
+    if result.error is not None:
+        return Doubt("error", f"failed: {result.error.code}")
+    if not result.choices:
+        return Doubt("empty", "no answer")
+    asks_tools = bool(result.choices[0].message.tool_calls)
+    checks: Mapping[str, Callable[[], Doubt | None]] = {
+        "truncation": lambda: _truncation(result),
+        "refusal": lambda: None if asks_tools else _refusal(result.text, settings.refusals),
+        "schema": lambda: None if asks_tools else _schema(request, result),
+        "confidence": lambda: _confidence(result, settings.threshold),
+    }
+    if not asks_tools and len(result.text.strip()) < settings.min_chars:
+        return Doubt("min_chars", f"{len(result.text.strip())} characters < {settings.min_chars}")
+    return next((found for name in settings.checks if name in checks and (found := checks[name]())), None)
+
+
+def _truncation(result: Result) -> Doubt | None:
+    if result.finish_reason not in ("stop", "tool_calls"):
+        return Doubt("truncation", f"ended by {result.finish_reason or 'nothing'}")
+    return Doubt("truncation", "an open code fence") if result.text.count("```") % 2 else None
+
+
+def _refusal(text: str, extra: Sequence[str]) -> Doubt | None:
+    return Doubt("refusal", "a refusal") if is_refusal(text, extra) else None
+
+
+def is_refusal(text: str, phrases: Sequence[str] = ()) -> bool:
+    """Whether `text` declines to answer, by `phrases` or, without any, by the built-in list."""
+    head = text.strip()[:WITHIN_CHARS].replace("\u2019", "'").casefold()
+    return any(phrase.casefold() in head for phrase in phrases or REFUSALS)
+
+
+def _schema(request: ChatRequest, result: Result) -> Doubt | None:
+    if request.json_schema is None or fits_schema(result.text, request.json_schema):
+        return None
+    return Doubt("schema", "does not fit the schema")
+
+
+def fits_schema(text: str, schema: Mapping[str, Any]) -> bool:
+    """Whether `text` is JSON that `schema` accepts. Raises Invalid (`bad_schema`) when the schema is none."""
+    try:
+        value = msgspec.json.decode(text.strip())
+    except msgspec.DecodeError:
+        return False
+    return bool(_validator(msgspec.json.encode(schema, order="sorted")).is_valid(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: bytes) -> Any:
+    found = msgspec.json.decode(schema)
+    kind = jsonschema.validators.validator_for(found, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(found)
+    except jsonschema.SchemaError as error:
+        raise Invalid(f"not a JSON schema: {error.message}", code="bad_schema") from error
+    return kind(found)
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Raise Invalid (`bad_schema`) unless `schema` is a JSON schema."""
+    _validator(msgspec.json.encode(schema, order="sorted"))
+
+
+def _confidence(result: Result, threshold: float) -> Doubt | None:
+    if result.confidence is None or result.confidence >= threshold:
+        return None
+    return Doubt("confidence", f"confidence {result.confidence:.3f} < {threshold:g}")

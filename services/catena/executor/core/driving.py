@@ -1,0 +1,110 @@
+"""Runs a strategy: performs its actions, tells what happens, keeps the order. One executor for every shape."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from catena.executor.core.actions import Action, Call, Decision, Lookup, Mark, Result, Strategy, Together
+from catena.executor.core.calling import Execution, call, too_late
+from catena.executor.core.events import StageResult
+
+_PART = re.compile(r"\{(text|title|file|name)\}")
+
+
+async def drive(run: Execution, strategy: Strategy, key: str = "") -> Decision:
+    """The strategy's decision. `key` sets its calls in the journal apart from those of other strategies of the run."""
+    number = 0
+    reply: Any = None
+    ended: list[StageResult] = []
+    try:
+        while True:
+            try:
+                action = strategy.send(reply)
+            except StopIteration as end:
+                await _tell(run, ended)
+                return cast(Decision, end.value)
+            if isinstance(action, Mark):
+                mark(ended, action) or mark(run.stages, action)
+                reply = None
+                continue
+            number += 1
+            await _tell(run, ended)
+            reply = await _perform(run, action, f"{key}{number}", ended)
+    finally:
+        strategy.close()
+        # Not told: whoever listened has gone, or gets the error instead.
+        run.stages.extend(ended)
+
+
+async def _perform(run: Execution, action: Action, key: str, ended: list[StageResult]) -> Any:
+    match action:
+        case Call():
+            return await call(run, action, key, ended)
+        case Together():
+            return await _together(run, action, key, ended)
+        case Lookup():
+            return await look_up(run, action)
+    raise AssertionError(f"no such action: {action}")
+
+
+async def _together(run: Execution, action: Together, key: str, ended: list[StageResult]) -> list[Result | None]:
+    """Results in the order of the calls; None for those that were not needed any more, which are cancelled."""
+    results: list[Result | None] = [None] * len(action.calls)
+    tasks = {
+        asyncio.create_task(call(run, asked, f"{key}.{place}", ended)): place
+        for place, asked in enumerate(action.calls)
+    }
+    try:
+        waiting = set(tasks)
+        while waiting and not action.enough(results):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                results[tasks[task]] = task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task, place in tasks.items():
+        # One that ended while the others were being told to stop still counts.
+        if results[place] is None and not task.cancelled() and task.exception() is None:
+            results[place] = task.result()
+    return results
+
+
+async def look_up(run: Execution, action: Lookup) -> list[str]:
+    """What memory finds, each piece written as the plan wants it. Raises Late, Unavailable."""
+    try:
+        async with asyncio.timeout(max(0.0, run.left_s())):
+            hits = await run.memory.search(action.collection, action.query, action.n_results)
+    except TimeoutError:
+        raise too_late(run) from None
+    return [written(action.result_format, hit) for hit in hits]
+
+
+def written(form: str, hit: Mapping[str, str]) -> str:
+    """A hit in the given form, in which `{text}`, `{title}`, `{file}`, `{name}` stand for its parts."""
+    return _PART.sub(lambda part: hit.get(part[1], ""), form)
+
+
+def mark(ended: list[StageResult], judged: Mark) -> bool:
+    """Note the strategy's judgement on the last stage of that name that ended well; whether there was one.
+
+    A stage judged after a later one has been told already: `Finished` has the last word.
+    """
+    for place in range(len(ended) - 1, -1, -1):
+        stage = ended[place]
+        if stage.name == judged.name and stage.outcome == "accepted":
+            confidence = judged.confidence or stage.confidence
+            reason = judged.reason or stage.reason
+            ended[place] = replace(stage, outcome=judged.outcome, reason=reason, confidence=confidence)
+            return True
+    return False
+
+
+async def _tell(run: Execution, ended: list[StageResult]) -> None:
+    """The strategy has said all about the stages that ended."""
+    final = ended[:]
+    ended.clear()
+    await run.tell(final)

@@ -1,0 +1,1 @@
+"""Users' pipelines: what they are, whether they are sound, and running their steps."""

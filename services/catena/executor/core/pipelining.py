@@ -1,0 +1,123 @@
+"""Pipelines as the executor's parts see them: stored, sound, given models and memory, answering a conversation."""
+
+import asyncio
+import difflib
+from collections.abc import Sequence
+
+from catena.executor.core.actions import Decision
+from catena.executor.core.admission import Errand
+from catena.executor.core.calling import Execution
+from catena.executor.core.catalogue import Model, cost_usd, find, only
+from catena.executor.core.chat import Choice, Message
+from catena.executor.core.events import StageResult
+from catena.executor.core.parts import Parts, facts, plan_of
+from catena.executor.core.pipelines.running import Bench, run_pipeline
+from catena.executor.core.pipelines.soundness import check_depth, nested_in
+from catena.executor.core.pipelines.templates import as_text
+from catena.executor.core.ports import Vectors
+from catena.executor.core.prompts import question
+from catena.executor.core.steps import Pipeline
+from catena.kit.errors import Invalid, Late, Missing, Unavailable
+from catena.plan.model import Role
+
+TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
+"""What a pipeline may read of who asks."""
+
+
+def bench_of(parts: Parts, run: Execution) -> Bench:
+    """What the steps of a pipeline work with, all of it billed to `run`."""
+
+    async def embed(model: str, texts: Sequence[str]) -> Vectors:
+        return await embedded(parts, run, model, texts)
+
+    async def pipeline(name: str, version: int) -> Pipeline:
+        return await stored(parts, run.tenant, name, version)
+
+    return Bench(
+        run=run,
+        facts=facts(parts, run.context.memory_collection),
+        features=parts.features,
+        embed=embed,
+        plan_of=lambda shape, model: plan_of(parts, shape, model),
+        pipeline=pipeline,
+    )
+
+
+async def stored(parts: Parts, tenant: str, name: str, version: int = 0) -> Pipeline:
+    """The tenant's pipeline, or the shared one. Raises Missing (`unknown_pipeline`) naming close matches."""
+    found = await parts.pipelines.get(tenant, name, version)
+    if found is not None:
+        return found
+    names = [pipeline.name for pipeline in await parts.pipelines.listed(tenant, 200, "")]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(names[:10]) or 'none yet'}"
+    wanted = f"{name!r} version {version}" if version else repr(name)
+    raise Missing(f"unknown pipeline {wanted}; {hint}", code="unknown_pipeline")
+
+
+async def embedded(parts: Parts, run: Execution, name: str, texts: Sequence[str]) -> Vectors:
+    """Vectors of the texts. `name` empty: the default embedding model. Raises Missing, Unavailable, Late."""
+    model = embedding_model(parts, name)
+    provider = parts.embeddings.get(model.provider)
+    if provider is None:
+        raise Unavailable(f"provider {model.provider!r} of {model.name!r} makes no embeddings", code="no_provider")
+    clock = parts.world.clock
+    started = clock.monotonic()
+    try:
+        async with asyncio.timeout(max(0.0, run.left_s())):
+            found = await provider.embed(model, texts, run.left_s())
+    except TimeoutError:
+        raise Late(f"{model.name} did not embed {len(texts)} texts in time", code="deadline_exceeded") from None
+    stage = StageResult(
+        name="embed",
+        role=Role.MAIN,
+        model=model.name,
+        duration_ms=(clock.monotonic() - started) * 1000,
+        usage=found.usage,
+        cost_usd=cost_usd(model, found.usage),
+    )
+    await run.tell(run.bill([stage]))
+    return found
+
+
+def embedding_model(parts: Parts, name: str) -> Model:
+    """The embedding model of that name, or the default one. Raises Missing, Invalid."""
+    wanted = name or parts.settings.embedding_model
+    if not wanted:
+        known = only(list(parts.models.values()), "embedding")
+        if not known:
+            raise Missing("the catalogue has no embedding model; add one with PutModel", code="unknown_model")
+        wanted = known[0].name
+    model = find(parts.models, wanted)
+    if model.type != "embedding":
+        raise Invalid(f"{model.name!r} is of type {model.type}; name an embedding model", code="wrong_model_type")
+    return model
+
+
+async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
+    """The answer of `pipeline:<name>` to a conversation.
+
+    Its steps see the last user turn as `{data.text}`, and `{input}` at first, all turns as `{data.messages}`, who asks
+    as `{data.context.user_id}` and so on, and the request's labels as `{parameters}`.
+    """
+    pipeline = await stored(parts, errand.tenant, errand.plan.pipeline)
+    turns = [{"role": turn.role, "content": turn.content} for turn in errand.request.messages]
+    text = question(errand.request)
+    who = {name: getattr(errand.context, name) for name in TOLD}
+    data = {"text": text, "messages": turns, "prompt": errand.request.prompt, "context": who}
+    bench = bench_of(parts, run)
+    value, _ = await run_pipeline(bench, pipeline, data, dict(errand.context.metadata), start=text)
+    choice = Choice(message=Message(role="assistant", content=as_text(value)))
+    spoke = [stage.model for stage in run.stages if stage.outcome == "accepted" and stage.name != "embed"]
+    model = spoke[-1] if spoke else f"pipeline:{pipeline.name}"
+    return Decision(choices=(choice,), model=model, scores=tuple(bench.scores))
+
+
+async def check_nesting(parts: Parts, tenant: str, pipeline: Pipeline, path: tuple[str, ...] = ()) -> None:
+    """Raise Missing when a nested pipeline does not exist, Invalid when they form a circle or are too deep."""
+    path = (*path, pipeline.name)
+    check_depth(path)
+    for name, version in nested_in(pipeline):
+        if name in path:
+            check_depth((*path, name))
+        await check_nesting(parts, tenant, await stored(parts, tenant, name, version), path)

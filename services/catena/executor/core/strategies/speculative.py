@@ -1,0 +1,73 @@
+"""A cheap model runs ahead, the strong one verifies: without loss where both are local, else by patching a draft."""
+
+import re
+from dataclasses import replace
+
+from catena.executor.core.actions import Call, Mark, Result, Strategy, answer_of, decided
+from catena.executor.core.chat import ChatRequest
+from catena.executor.core.prompts import for_stage, instructed, plain, with_draft
+from catena.executor.core.strategies.draft_refine import agreement
+from catena.executor.core.strategies.facts import Facts
+from catena.plan.model import Plan, Role, Stage
+
+VERIFY = (
+    "Check the numbered lines of the draft that follows the request. If all are right, reply ACCEPT and nothing else. "
+    "Otherwise reply only with the lines that must change, each as `number: new text`."
+)
+_PATCH = re.compile(r"\s*(\d{1,5}):[ ]?(.*)\Z")
+
+
+def speculative(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
+    """The main model's own answer, or one labelled lossy.
+
+    Requests with tools, a schema or several answers cannot be patched by lines: the main model answers them.
+    """
+    draft, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
+    if facts.may_draft(draft.model, main.model):
+        ask = Call(
+            stage=main,
+            request=for_stage(request, main),
+            stream=True,
+            draft=draft,
+            draft_tokens=plan.settings.draft_tokens,
+        )
+        return decided((yield ask))
+    if request.tools or request.json_schema is not None or request.sampling.n > 1:
+        return decided((yield Call(stage=main, request=for_stage(request, main), stream=True)))
+    return (yield from _patched(plan, request, draft, main))
+
+
+def _patched(plan: Plan, request: ChatRequest, draft: Stage, main: Stage) -> Strategy:
+    """Draft, let the main model name the lines to change, and keep the draft if enough of it stands."""
+    first: Result = yield Call(stage=draft, request=for_stage(plain(request), draft))
+    if first.error is None and first.finish_reason == "stop" and first.text.strip():
+        lines = first.text.splitlines()
+        numbered = "\n".join(f"{number}: {line}" for number, line in enumerate(lines, 1))
+        asked = instructed(with_draft(plain(request), f"\n{numbered}"), VERIFY)
+        verifying = replace(main, name="verify", instruction="")
+        verdict: Result = yield Call(stage=verifying, request=asked)
+        patched = patch(lines, verdict.text) if verdict.error is None else None
+        if patched is not None and patched[1] >= plan.settings.acceptance_threshold:
+            text, kept = patched
+            yield Mark(name=draft.name, outcome="accepted", reason=f"{kept:.0%} of the lines kept", confidence=kept)
+            done = replace(first, choices=answer_of(text, first), model=verdict.model if kept < 1 else first.model)
+            return decided(done, agreement=1.0 if kept == 1 else 0.5, lossy=True)
+        yield Mark(name=draft.name, outcome="rejected", reason="too much of it had to change")
+    whole: Result = yield Call(stage=main, request=for_stage(request, main), stream=True)
+    return decided(whole, agreement=agreement(first, whole) if first.error is None else None)
+
+
+def patch(lines: list[str], verdict: str) -> tuple[str, float] | None:
+    """The draft with the verdict's lines put in, and the share of lines kept; None when it is no verdict."""
+    if verdict.strip().rstrip(".!").upper() == "ACCEPT":
+        return "\n".join(lines), 1.0
+    changed: dict[int, str] = {}
+    for row in filter(str.strip, verdict.splitlines()):
+        found = _PATCH.match(row)
+        if found is None or not 1 <= int(found[1]) <= len(lines):
+            return None
+        changed[int(found[1]) - 1] = found[2]
+    if not changed:
+        return None
+    merged = [changed.get(place, line) for place, line in enumerate(lines)]
+    return "\n".join(merged), 1 - len(changed) / len(lines)

@@ -1,0 +1,1 @@
+"""What the executor reaches: SQL, other rooms over gRPC, providers over HTTP."""

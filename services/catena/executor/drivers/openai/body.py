@@ -1,0 +1,81 @@
+"""Requests as OpenAI's interface wants them."""
+
+from typing import Any
+
+from catena.executor.core.chat import ChatRequest, Message, Sampling, Tool
+from catena.executor.core.ports import Ask
+
+CHOICES = ("auto", "none", "required")
+
+
+def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
+    """The body of `/chat/completions`, or of `/completions` for a raw prompt."""
+    request = ask.request
+    body: dict[str, Any] = {"model": ask.model.upstream}
+    if request.prompt:
+        body["prompt"] = request.prompt
+    else:
+        body["messages"] = [_message(turn) for turn in request.messages]
+        body |= _tools(request)
+    body |= _sampling(request.sampling, raw=bool(request.prompt))
+    if request.json_schema is not None:
+        shape = {"name": "answer", "schema": dict(request.json_schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": shape}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body
+
+
+def _message(turn: Message) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.images:
+        text = [{"type": "text", "text": turn.content}] if turn.content else []
+        images = [
+            {"type": "image_url", "image_url": {"url": image.url} | ({"detail": image.detail} if image.detail else {})}
+            for image in turn.images
+        ]
+        told["content"] = [*text, *images]
+    if turn.tool_calls:
+        told["content"] = turn.content or None
+        told["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.tool_calls
+        ]
+    if turn.tool_call_id:
+        told["tool_call_id"] = turn.tool_call_id
+    if turn.name:
+        told["name"] = turn.name
+    return told
+
+
+def _tools(request: ChatRequest) -> dict[str, Any]:
+    if not request.tools:
+        return {}
+    told: dict[str, Any] = {"tools": [{"type": "function", "function": _function(tool)} for tool in request.tools]}
+    if request.tool_choice in CHOICES:
+        told["tool_choice"] = request.tool_choice
+    elif request.tool_choice:
+        told["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice}}
+    return told
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    return told if tool.parameters is None else told | {"parameters": dict(tool.parameters)}
+
+
+def _sampling(sampling: Sampling, *, raw: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "max_tokens": sampling.max_tokens or None,
+        "stop": list(sampling.stop) or None,
+        "n": sampling.n if sampling.n > 1 else None,
+    }
+    if sampling.logprobs:
+        told["logprobs"] = sampling.top_logprobs if raw else True
+        told["top_logprobs"] = None if raw else sampling.top_logprobs or None
+    return {name: value for name, value in told.items() if value is not None}

@@ -1,0 +1,172 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from catena.adapters.drivers.engine.adapter_weights import read_adapter
+from catena.adapters.drivers.engine.base_weights import read_base
+from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
+from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.lora import Adapter, Stacks
+from tests.contract.adapters.making import CONTEXT, make_adapter, make_base, part_of, peft_logits, prompts
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+def opened(base: Path) -> Decoder:
+    return read_base(base, dtype="auto", device=CPU, kv_bytes=1 << 30)
+
+
+class Runner:
+    """Feeds packed steps by hand, so that every row's logits can be seen."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.kv = KvSlab(decoder.shape, 1 << 30)
+        self.stacks = Stacks(decoder.shape)
+
+    def run(self, feeds: list[list[int]], starts: list[int], adapters: list[Adapter | None]) -> list[torch.Tensor]:
+        """Logits of every fed token, row by row; rows with one token must come first."""
+        self.kv.fit(len(feeds), CONTEXT)
+        tokens = [token for feed in feeds for token in feed]
+        positions = [start + i for feed, start in zip(feeds, starts, strict=True) for i in range(len(feed))]
+        slots = [slot for slot, feed in enumerate(feeds) for _ in feed]
+        singles = sum(len(feed) == 1 for feed in feeds)
+        segments, at = [], singles
+        for slot in range(singles, len(feeds)):
+            segments.append(Segment(at, at + len(feeds[slot]), slot, starts[slot]))
+            at += len(feeds[slot])
+        span = max(positions[:singles], default=-1) + 1
+        positions_T = torch.tensor(positions)
+        step = Step(
+            tokens_T=torch.tensor(tokens),
+            positions_T=positions_T,
+            slots_T=torch.tensor(slots),
+            singles=singles,
+            single_slots_N=None,
+            mask_N11L=(torch.arange(span) <= positions_T[:singles, None])[:, None, None],
+            span=span,
+            segments=segments,
+            wanted_W=None,
+        )
+        rows = [adapter for feed, adapter in zip(feeds, adapters, strict=True) for _ in feed]
+        logits = self.decoder.forward(step, self.kv, self.stacks.step(rows))
+        return list(logits.split([len(feed) for feed in feeds]))
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (got - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+
+
+CONFIGS: list[dict[str, Any]] = [
+    {"r": 1},
+    {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+    {"r": 4, "use_rslora": True},
+    {"r": 8},
+    {"r": 16, "rank_pattern": {"q_proj": 3, "layers.1.mlp.down_proj": 24}, "alpha_pattern": {"k_proj": 5}},
+    {"r": 32, "lora_alpha": 64},
+    {"r": 64, "use_rslora": True, "target_modules": ["gate_proj", "o_proj", "k_proj"]},
+    {"r": 8, "use_dora": True},
+]
+
+
+def test_eight_adapters_and_base_rows_in_one_forward_equal_peft_one_by_one(base: Path, tmp_path: Path) -> None:
+    folders = [make_adapter(base, tmp_path / str(i), seed=i, **config) for i, config in enumerate(CONFIGS)]
+    decoder = opened(base)
+    adapters: list[Adapter | None] = [
+        read_adapter(f"a{i}", [part_of(base, folder)], decoder) for i, folder in enumerate(folders)
+    ]
+    adapters += [None, None]
+    texts = prompts(len(adapters))
+    wanted = [peft_logits(base, folder, text) for folder, text in zip([*folders, None, None], texts, strict=True)]
+    runner = Runner(decoder)
+
+    # Whole prompts but for the last two tokens, then one token a row: both kinds of step, all rows in each.
+    first = runner.run([text[:-2] for text in texts], [0] * len(texts), adapters)
+    for at in (2, 1):
+        starts = [len(text) - at for text in texts]
+        last = runner.run([[text[-at]] for text in texts], starts, adapters)
+        first = [torch.cat(pair) for pair in zip(first, last, strict=True)]
+
+    for got, right in zip(first, wanted, strict=True):
+        assert_close(got, right)
+
+
+@pytest.mark.parametrize("rows", [["a"], ["a", "a", "a"], ["a", None, "a"], ["a", "b", "a", "b", None]])
+def test_every_way_of_applying_adapters_gives_the_same(base: Path, tmp_path: Path, rows: list[str | None]) -> None:
+    folders = {name: make_adapter(base, tmp_path / name, seed=ord(name)) for name in "ab"}
+    decoder = opened(base)
+    held = {name: read_adapter(name, [part_of(base, folder)], decoder) for name, folder in folders.items()}
+    texts = prompts(len(rows), shortest=4)
+    adapters = [held[name] if name else None for name in rows]
+    runner = Runner(decoder)
+    runner.run([text[:-1] for text in texts], [0] * len(texts), adapters)
+
+    got = runner.run([[text[-1]] for text in texts], [len(text) - 1 for text in texts], adapters)
+
+    for name, text, row in zip(rows, texts, got, strict=True):
+        assert_close(row[-1], peft_logits(base, folders[name] if name else None, text)[-1])
+
+
+def test_new_weights_under_a_known_key_replace_the_old(base: Path, tmp_path: Path) -> None:
+    old, new = (make_adapter(base, tmp_path / str(seed), seed=seed) for seed in (5, 6))
+    decoder = opened(base)
+    runner, text = Runner(decoder), prompts(1, 6)[0]
+    runner.run([text], [0], [read_adapter("same", [part_of(base, old)], decoder)])
+
+    got = runner.run([text], [0], [read_adapter("same", [part_of(base, new)], decoder)])
+
+    assert_close(got[0], peft_logits(base, new, text))
+
+
+def test_a_composition_adds_the_weighted_changes(base: Path, tmp_path: Path) -> None:
+    folders = [make_adapter(base, tmp_path / str(r), seed=r, r=r) for r in (4, 16)]
+    decoder = opened(base)
+    text = prompts(1, 9)[0]
+    both = read_adapter("both", [part_of(base, f, w) for f, w in zip(folders, (0.7, 0.3), strict=True)], decoder)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    for folder, weight in zip(folders, (0.7, 0.3), strict=True):
+        part = part_of(base, folder)
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for module in part.modules:
+            a, b = (tensors[f"base_model.model.{module.path}.lora_{x}.weight"] for x in "AB")
+            model.get_submodule(module.path).weight.data += weight * module.scale * (b @ a)
+    with torch.no_grad():
+        wanted = model(torch.tensor([text])).logits[0]
+
+    got = Runner(decoder).run([text], [0], [both])
+
+    assert_close(got[0], wanted)
+
+
+def test_bytes_are_those_of_the_factors(base: Path, tmp_path: Path) -> None:
+    part = part_of(base, make_adapter(base, tmp_path, r=4, target_modules=["q_proj", "down_proj"]))
+
+    adapter = read_adapter("a", [part], opened(base))
+
+    assert adapter.bytes == 2 * 4 * ((64 + 64) + (128 + 64)) * 4
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "biased", "untied"])
+def test_other_llama_like_bases_equal_transformers(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path, kind=kind)
+    text = prompts(1, 20)[0]
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(base)(torch.tensor([text])).logits[0]
+    runner = Runner(opened(base))
+    first = runner.run([text[:12]], [0], [None])[0]
+
+    rest = runner.run([text[12:]], [12], [None])[0]
+
+    assert_close(torch.cat((first, rest)), wanted)

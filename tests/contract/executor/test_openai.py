@@ -1,0 +1,201 @@
+"""The provider `openai` against a real server: what comes through, what is made of its faults, what is retried."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from catena.executor.core.catalogue import Model
+from catena.executor.core.chat import ChatRequest, Delta, Image, Message, Sampling, Tool, ToolCall, gather
+from catena.executor.core.ports import Ask, Ended
+from catena.executor.drivers.openai import OpenAiProvider, open_session
+from catena.kit.clock import SystemClock
+from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Unavailable
+from catena.plan.model import Role, Shape
+from tests.contract.executor.upstream import Upstream, upstream
+from tests.unit.executor.fakes import Catalogue, bed, plan, stage
+
+PLAN = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "far"))
+
+
+@asynccontextmanager
+async def provider(*script: str) -> AsyncIterator[tuple[OpenAiProvider, Model, Upstream]]:
+    async with upstream(*script) as server, open_session() as session:
+        model = Model(
+            name="far",
+            provider="openai",
+            base_url=server.url,
+            upstream_name="real",
+            api_key_env="KEY",
+            price_output=1e6,
+        )
+        yield OpenAiProvider(session, secret={"KEY": "k-1"}.get, clock=SystemClock()), model, server  # type: ignore[arg-type]
+
+
+async def heard(
+    provider: OpenAiProvider, model: Model, request: ChatRequest | None = None, timeout_s: float = 5.0
+) -> tuple[list[Delta], Ended | None]:
+    asked = request or ChatRequest(messages=(Message(role="user", content="hi"),))
+    deltas: list[Delta] = []
+    ended = None
+    async for piece in provider.generate(Ask(model=model, request=asked, timeout_s=timeout_s)):
+        deltas += piece.deltas
+        ended = piece.ended or ended
+    return deltas, ended
+
+
+@pytest.mark.parametrize("how", ["well", "no done"])
+async def test_a_stream_comes_through_with_usage_verbatim(how: str) -> None:
+    async with provider(how) as (far, model, server):
+        deltas, ended = await heard(far, model)
+    assert gather(deltas)[0].text == "Hellofromafar"
+    assert ended is not None
+    assert ended.usage is not None
+    assert (ended.usage.input_tokens, ended.usage.output_tokens) == (100, 7)
+    assert (ended.usage.cached_input_tokens, ended.usage.reasoning_tokens) == (64, 3)
+    assert ended.resolved_model == "real-name"
+    assert ended.confidence == pytest.approx(0.6065, abs=1e-3)
+    assert server.keys == ["Bearer k-1"]
+    assert server.bodies[0]["model"] == "real"
+    assert server.bodies[0]["stream_options"] == {"include_usage": True}
+
+
+async def test_a_server_that_does_not_stream_is_understood() -> None:
+    async with provider("whole") as (far, model, _):
+        deltas, ended = await heard(far, model)
+    assert gather(deltas)[0].text == "Hello from afar"
+    assert ended is not None
+    assert ended.usage is not None
+
+
+async def test_tool_calls_keep_their_indices_ids_and_arguments() -> None:
+    tool = Tool(name="f", parameters={"type": "object"})
+    asked = ChatRequest(messages=(Message(role="user", content="hi"),), tools=(tool,), tool_choice="f")
+    async with provider("tools") as (far, model, server):
+        deltas, _ = await heard(far, model, asked)
+    choice = gather(deltas)[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls == (
+        ToolCall(id="call_a", name="f", arguments='{"x":1}', index=0),
+        ToolCall(id="call_b", name="g", arguments="{}", index=1),
+    )
+    assert server.bodies[0]["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+
+
+async def test_requests_say_all_that_was_asked() -> None:
+    turns = (
+        Message(role="user", content="look", images=(Image(url="data:image/png;base64,AA==", detail="low"),)),
+        Message(role="assistant", tool_calls=(ToolCall(id="c", name="f", arguments="{}"),)),
+        Message(role="tool", content="42", tool_call_id="c"),
+    )
+    sampling = Sampling(max_tokens=5, temperature=0.0, seed=1, stop=("x",), logprobs=True, top_logprobs=2, n=2)
+    asked = ChatRequest(messages=turns, sampling=sampling, json_schema={"type": "object"})
+    async with provider("well") as (far, model, server):
+        await heard(far, model, asked)
+    body = server.bodies[0]
+    assert body["messages"][0]["content"][1]["image_url"] == {"url": "data:image/png;base64,AA==", "detail": "low"}
+    assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert body["messages"][2]["tool_call_id"] == "c"
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    told = {name: body[name] for name in ("max_tokens", "temperature", "seed", "stop", "logprobs", "top_logprobs", "n")}
+    assert told == {
+        "max_tokens": 5, "temperature": 0.0, "seed": 1, "stop": ["x"], "logprobs": True, "top_logprobs": 2, "n": 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "code"),
+    [
+        ("busy", Exhausted, "provider_busy"),
+        ("broken", Unavailable, "provider_error"),
+        ("reset", Unavailable, "provider_gone"),
+        ("silent", Late, "provider_timeout"),
+        ("stall", Late, "provider_timeout"),
+        ("cut", Unavailable, "stream_cut"),
+        ("garbage", Unavailable, "bad_reply"),
+        ("error inside", Unavailable, "provider_error"),
+        ("too long", Invalid, "context_length_exceeded"),
+        ("filtered", Invalid, "content_filter"),
+        ("bad key", Unavailable, "provider_key_refused"),
+    ],
+)
+async def test_faults_become_error_kinds(how: str, kind: type[CatenaError], code: str) -> None:
+    async with provider(how) as (far, model, _):
+        with pytest.raises(kind) as caught:
+            await heard(far, model, timeout_s=0.3)
+    assert caught.value.code == code
+
+
+async def test_a_stream_without_finish_reason_has_no_end() -> None:
+    async with provider("ended early") as (far, model, _):
+        _, ended = await heard(far, model)
+    assert ended is None
+
+
+async def test_leaving_a_stream_closes_the_connection() -> None:
+    async with provider("stall") as (far, model, server):
+        request = ChatRequest(messages=(Message(role="user", content="hi"),))
+        pieces: Any = far.generate(Ask(model=model, request=request, timeout_s=5.0))
+        await anext(pieces)
+        await pieces.aclose()
+        await asyncio.wait_for(server.left.wait(), 2)
+
+
+async def test_embeddings_come_in_the_order_of_the_texts() -> None:
+    async with provider() as (far, model, _):
+        found = await far.embed(model, ["a", "abc"], 5.0)
+    assert [row[0] for row in found.vectors] == [1.0, 3.0]
+    assert found.usage.input_tokens == 5
+
+
+async def test_a_missing_key_is_named() -> None:
+    async with provider() as (far, model, _):
+        with pytest.raises(Unavailable, match="NO_SUCH_KEY is not set"):
+            await heard(far, replace(model, api_key_env="NO_SUCH_KEY"))
+
+
+@asynccontextmanager
+async def through_the_executor(*script: str) -> AsyncIterator[tuple[Any, Upstream, list[float]]]:
+    """A bed whose provider is the real one, and the pauses that it would have made."""
+    async with provider(*script) as (far, model, server):
+        table = bed()
+        parts = replace(table.parts, catalogue=Catalogue(model), providers={"openai": far})
+        table.parts = parts
+        yield table, server, []
+
+
+@pytest.mark.parametrize("first", ["busy", "broken", "reset", "cut", "ended early", "garbage"])
+async def test_what_passes_is_tried_again_and_both_attempts_are_told(first: str) -> None:
+    async with through_the_executor(first, "well") as (table, server, _):
+        finished, _ = await table.run(PLAN)
+    assert finished.choices[0].text == "Hellofromafar"
+    assert len(server.bodies) == 2
+    assert [(one.attempt, one.outcome) for one in finished.stages] == [(1, "failed"), (2, "accepted")]
+
+
+async def test_words_that_reached_the_client_are_never_sent_twice() -> None:
+    async with through_the_executor("cut", "well") as (table, server, _):
+        with pytest.raises(Unavailable) as caught:
+            await table.run(PLAN, stream=True)
+    assert caught.value.code == "stream_cut"
+    assert len(server.bodies) == 1
+    assert table.records.added[0].cost_usd > 0, "what came before the cut is billed"
+
+
+@pytest.mark.parametrize("how", ["too long", "filtered", "bad key", "very busy"])
+async def test_what_does_not_pass_in_time_is_not_tried_again(how: str) -> None:
+    async with through_the_executor(how, "well") as (table, server, _):
+        with pytest.raises(CatenaError):
+            await table.run(PLAN)
+    assert len(server.bodies) == 1
+    assert table.records.added[0].cost_usd == 0
+
+
+async def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
+    async with through_the_executor("no usage") as (table, _, _):
+        finished, _ = await table.run(PLAN)
+    assert finished.stages[0].reason == "tokens estimated"
+    assert finished.usage.output_tokens > 0

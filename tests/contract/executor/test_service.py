@@ -1,0 +1,452 @@
+"""The whole room over gRPC, with its neighbours scripted and its SQL, cache and records real."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import struct_pb2
+
+from catena.api.adapters.v1 import adapters_pb2
+from catena.api.events.v1 import events_pb2
+from catena.api.executor.v1 import executor_pb2 as pb
+from catena.api.types.v1 import types_pb2
+from catena.executor.handlers.values import plain, to_struct, to_value
+from catena.kit.bus import open_bus
+from catena.kit.errors import Denied, Invalid, Missing
+from catena.kit.event import Event
+from catena.kit.serve import Caller, as_caller
+from catena.kit.testing import eventually, nats_server, postgres
+from catena.plan.build import sequential
+from catena.plan.model import Plan, Role, Settings, Shape, Stage
+from tests.contract.executor.rooms import around, executor, finished, house_at, neighbours, request
+
+LARGE = sequential("large")
+CASCADE = Plan(
+    shape=Shape.CASCADE,
+    stages=(Stage(name="fast", role=Role.FAST, model="small"), Stage(name="main", role=Role.MAIN, model="large")),
+    settings=Settings(min_chars=0, threshold=0.95),
+)
+
+
+async def test_a_run_streams_stage_events_deltas_and_an_end_that_adds_up(tmp_path: Path) -> None:
+    async with around(tmp_path, coalesce_ms=0.0) as room:
+        with as_caller(Caller("acme")):
+            events = [event async for event in room.stub.Run(request(LARGE, stream=True))]
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "stage_started"
+    assert kinds[-2:] == ["stage_finished", "finished"]
+    assert "".join(event.delta.text for event in events if event.HasField("delta")) == "HELLO THERE"
+    end = events[-1].finished
+    assert end.choices[0].message.content == "HELLO THERE"
+    assert end.cost_usd == pytest.approx((10 * 10 + 2 * 40) / 1e6)
+    assert end.stages[0].resolved_model == "large#sha256:1"
+    assert room.adapters.tenants == ["acme"]
+
+
+async def test_a_cascade_climbs_and_the_record_of_it_can_be_read(tmp_path: Path) -> None:
+    async with around(tmp_path, keep_texts=["acme"]) as room:
+        with as_caller(Caller("acme")):
+            end = await finished(room.stub.Run(request(CASCADE, "mail me at a@b.org")))
+            assert [stage.outcome for stage in end.stages] == ["rejected", "accepted"]
+
+            async def kept() -> bool:
+                try:
+                    await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))
+                except Missing:
+                    return False
+                return True
+
+            await eventually(kept, 1.0)
+            record = (await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))).execution
+        assert record.outcome == "succeeded"
+        assert record.prompt[0].content == "mail me at [email]"
+        assert [stage.name for stage in record.stages] == ["fast", "main"]
+        with as_caller(Caller("other")), pytest.raises(Missing) as caught:
+            await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))
+        assert caught.value.code == "unknown_execution"
+
+
+async def test_texts_are_not_kept_unless_the_tenant_asked(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        end = await finished(room.stub.Run(request(LARGE, "secret words")))
+        await asyncio.sleep(0.1)
+        record = (await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))).execution
+    assert not record.prompt
+    assert not record.answer
+    assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "executor").iterdir())
+
+
+async def test_metrics_count_executions_and_stages(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        for _ in range(3):
+            await finished(room.stub.Run(request(LARGE)))
+        with pytest.raises(Missing):
+            await finished(room.stub.Run(request(sequential("large@gone"))))
+        await asyncio.sleep(0.1)
+        found = (await room.stub.GetMetrics(pb.GetMetricsRequest(pipeline="sequential"))).pipelines[0]
+    assert (found.executions, found.successes) == (4, 3)
+    assert found.stages[0].calls == 4
+    assert found.stages[0].total_tokens == 36
+    assert found.cost_usd == pytest.approx(3 * 180 / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "code"),
+    [
+        (request(sequential("largo")), Missing, "unknown_model"),
+        (request(sequential("largo@x")), Missing, "unknown_model"),
+        (request(sequential("large@gone")), Missing, "unknown_adapter"),
+        (request(Plan(shape=Shape.SEQUENTIAL, pipeline="nothing")), Missing, "unknown_pipeline"),
+        (request(LARGE, "x" * 2000), Invalid, "context_length_exceeded"),
+        (request(LARGE, context=types_pb2.RequestContext(max_cost_usd=-1)), Invalid, "out_of_range"),
+        (request(LARGE, context=types_pb2.RequestContext(max_latency_ms=float("nan"))), Invalid, "out_of_range"),
+        (request(LARGE, temperature=9.0), Invalid, "out_of_range"),
+        (pb.RunRequest(), Invalid, "bad_plan"),
+        (request(Plan(shape=Shape.CASCADE, stages=LARGE.stages)), Invalid, "bad_plan"),
+    ],
+)
+async def test_bad_requests_fail_with_a_kind_a_code_and_a_cure(
+    tmp_path: Path, asked: pb.RunRequest, kind: type[Exception], code: str
+) -> None:
+    async with around(tmp_path) as room:
+        with pytest.raises(kind) as caught:
+            await finished(room.stub.Run(asked))
+    assert caught.value.code == code  # type: ignore[attr-defined]
+
+
+async def test_an_unknown_model_is_answered_with_close_names(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        with pytest.raises(Missing, match="did you mean large"):
+            await finished(room.stub.Run(request(sequential("larg"))))
+
+
+async def test_leaving_a_run_reaches_the_model(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        room.adapters.hold.add("large")
+        call = room.stub.Run(request(LARGE, stream=True))
+        async for event in call:
+            if event.HasField("delta"):
+                break
+        call.cancel()
+        await asyncio.wait_for(room.adapters.cancelled.wait(), 2)
+
+
+async def test_a_stream_that_the_model_leaves_never_passes_as_whole(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        room.adapters.cut.add("large")
+        with pytest.raises(Exception, match="broke off") as caught:
+            await finished(room.stub.Run(request(LARGE, stream=True)))
+        assert caught.value.code == "stream_cut"  # type: ignore[attr-defined]
+        assert len(room.adapters.asked) == 1, "words had reached the client: not repeated"
+        with pytest.raises(Exception, match="broke off"):
+            await finished(room.stub.Run(request(LARGE)))
+        assert len(room.adapters.asked) == 3, "nothing had reached the client: tried twice"
+
+
+async def test_lossless_speculation_is_asked_of_the_adapters_and_bills_both(tmp_path: Path) -> None:
+    plan = Plan(
+        shape=Shape.SPECULATIVE,
+        stages=(Stage(name="draft", role=Role.DRAFT, model="small"), Stage(name="main", role=Role.MAIN, model="large")),
+    )
+    async with around(tmp_path) as room:
+        end = await finished(room.stub.Run(request(plan)))
+    assert room.adapters.asked[0].draft_model == "small"
+    assert end.cost_usd == pytest.approx((10 * 10 + 2 * 40 + 10 * 1 + 20 * 4) / 1e6)
+    assert (end.stages[1].drafted_tokens, end.stages[1].accepted_tokens) == (20, 15)
+
+
+async def test_equal_cold_questions_come_from_the_cache_free_of_charge(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        first = await finished(room.stub.Run(request(LARGE, temperature=0.0)))
+        again = await finished(room.stub.Run(request(LARGE, temperature=0.0)))
+        warm = await finished(room.stub.Run(request(LARGE)))
+        with as_caller(Caller("other")):
+            other = await finished(room.stub.Run(request(LARGE, temperature=0.0)))
+        anew = await finished(room.stub.Run(request(LARGE, temperature=0.0, no_cache=True)))
+    assert again.cached
+    assert again.cost_usd == 0
+    assert again.choices == first.choices
+    assert again.execution_id != first.execution_id
+    assert not any(end.cached for end in (first, warm, other, anew))
+
+
+async def test_a_repeated_request_id_is_the_same_execution(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        first = await finished(room.stub.Run(request(LARGE, request_id="r-1")))
+        again = await finished(room.stub.Run(request(LARGE, request_id="r-1")))
+    assert again.execution_id == first.execution_id
+    assert len(room.adapters.asked) == 1
+
+
+def step(step_name: str, type_: str, /, **config: Any) -> pb.Step:
+    return pb.Step(name=step_name, type=type_, config=to_struct(config))
+
+
+async def test_a_pipeline_reads_features_and_memory_and_changes_with_them(tmp_path: Path) -> None:
+    steps = [
+        step("who", "feature", entity_type="user", entity_id="{data.user}", group="profile"),
+        step("known", "memory", collection="docs", query="{data.text}"),
+        step("say", "model", model="large", prompt="{who.values.tier} {known.text}"),
+        step("done", "postprocess", operations=["lower", {"metadata": {"from": "test"}}]),
+    ]
+    async with around(tmp_path) as room:
+        stored = await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=pb.Pipeline(name="greet", steps=steps)))
+        assert stored.pipeline.version == 1
+        asked = pb.PredictRequest(model_id="pipeline:greet", data=to_value({"user": "7", "text": "tea"}))
+        first = await room.stub.Predict(asked)
+        room.features.values["tier"] = "iron"
+        second = await room.stub.Predict(asked)
+        assert plain(first.result) == {"value": "gold about tea", "metadata": {"from": "test"}}
+        assert plain(second.result)["value"] == "iron about tea"
+        assert [one.name for one in first.steps] == ["who", "known", "say", "done"]
+        assert first.cost_usd > 0
+
+
+async def test_a_pipeline_answers_a_conversation(tmp_path: Path) -> None:
+    ask = request(Plan(shape=Shape.SEQUENTIAL, pipeline="quiet"), stream=True)
+    ask.context.user_id = "Ada"
+    steps = [
+        step("say", "model", shape="cascade", prompt="{input} {data.context.user_id}"),
+        step("neat", "postprocess", operations=["lower"]),
+    ]
+    async with around(tmp_path) as room:
+        await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=pb.Pipeline(name="quiet", steps=steps)))
+        events = [event async for event in room.stub.Run(ask)]
+    assert "".join(event.delta.text for event in events if event.HasField("delta")) == "hello there ada"
+    assert [stage.name for stage in events[-1].finished.stages] == ["say/fast"]
+
+
+async def test_pipelines_are_versioned_listed_and_deleted_per_tenant(tmp_path: Path) -> None:
+    async with around(tmp_path, examples=False) as room:
+        body = pb.Pipeline(name="tidy", steps=[step("a", "preprocess", operations=["strip"])])
+        await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=body))
+        with as_caller(Caller("acme")):
+            for _ in range(2):
+                await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=body))
+            await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=pb.Pipeline(name="also", steps=body.steps)))
+            page = await room.stub.ListPipelines(pb.ListPipelinesRequest(page_size=1))
+            rest = await room.stub.ListPipelines(pb.ListPipelinesRequest(page_token=page.next_page_token))
+            assert [(one.name, one.version) for one in (*page.pipelines, *rest.pipelines)] == [("also", 1), ("tidy", 2)]
+            old = await room.stub.GetPipeline(pb.GetPipelineRequest(name="tidy", version=1))
+            assert old.pipeline.version == 1
+            await room.stub.DeletePipeline(pb.DeletePipelineRequest(name="tidy"))
+            shared = await room.stub.GetPipeline(pb.GetPipelineRequest(name="tidy"))
+            assert shared.pipeline.version == 1
+            with pytest.raises(Missing):
+                await room.stub.DeletePipeline(pb.DeletePipelineRequest(name="tidy"))
+
+
+async def test_an_unsound_pipeline_is_not_stored(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        bad = pb.Pipeline(name="bad", steps=[step("a", "model", model="large", prompt="{nobody}")])
+        with pytest.raises(Invalid, match="nobody"):
+            await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=bad))
+        circle = pb.Pipeline(name="self", steps=[step("a", "pipeline", name="self")])
+        with pytest.raises((Invalid, Missing)):
+            await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=circle))
+
+
+async def test_a_batch_comes_back_in_order(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        data = [to_value(f"text {number}") for number in range(25)]
+        found = await room.stub.BatchPredict(pb.BatchPredictRequest(model_id="small", data=data, concurrency=5))
+    assert [one.result.string_value for one in found.results] == [f"TEXT {number}" for number in range(25)]
+
+
+async def test_embeddings_come_from_the_local_model_and_batch(tmp_path: Path, minilm: Path) -> None:
+    async with around(tmp_path, embedding_path=str(minilm)) as room:
+        found = await room.stub.Embed(pb.EmbedRequest(texts=["cat", "kitten", "motorway"]))
+        assert found.model == "all-minilm-l6-v2"
+        near, far = (
+            sum(a * b for a, b in zip(found.vectors[0].values, found.vectors[n].values, strict=True)) for n in (1, 2)
+        )
+        assert near > far
+        steps = [
+            step(
+                "mood",
+                "model",
+                kind="classification",
+                input="{data}",
+                labels={"glad": ["I love it", "wonderful"], "sad": ["I hate it", "terrible"]},
+            )
+        ]
+        await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=pb.Pipeline(name="mood", steps=steps)))
+        mood = await room.stub.Predict(
+            pb.PredictRequest(model_id="pipeline:mood", data=to_value("this is a great, lovely day"))
+        )
+        assert plain(mood.result)["label"] == "glad"
+        many = await room.stub.BatchPredict(
+            pb.BatchPredictRequest(model_id="all-minilm-l6-v2", data=[to_value("a"), to_value("b")])
+        )
+        assert len(many.results[1].result.list_value.values) == 384
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed", "kind"),
+    [("Could you tell me the opening hours?", True, "fine"), ("Shut up, you stupid idiot!", False, "harassment")],
+)
+async def test_the_shipped_moderation_judges_by_nearness(
+    tmp_path: Path, minilm: Path, text: str, allowed: bool, kind: str
+) -> None:
+    async with around(tmp_path, embedding_path=str(minilm)) as room:
+        asked = pb.PredictRequest(model_id="pipeline:content-moderation", data=to_value(text))
+        found = await room.stub.Predict(asked)
+    assert plain(found.result) == {"allowed": allowed, "kind": kind}
+
+
+async def test_the_shipped_recommendation_reads_the_feature_vector(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        asked = pb.PredictRequest(
+            model_id="pipeline:recommend", data=to_value({"user_id": "7"}), parameters=to_struct({"model": "small"})
+        )
+        assert plain((await room.stub.Predict(asked)).result) == '{"TIER":"GOLD"}'
+        with pytest.raises(Invalid, match="nothing at 'model'"):
+            await room.stub.Predict(pb.PredictRequest(model_id=asked.model_id, data=asked.data))
+
+
+async def test_the_catalogue_is_seeded_changed_hot_and_lists_adapters(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        room.adapters.adapters.append(
+            adapters_pb2.Adapter(name="code", version="1.0.0", base="large", aliases=["stable"], status="active")
+        )
+        found = {model.name: model for model in (await room.stub.ListModels(pb.ListModelsRequest())).models}
+        assert found["large@code"].parent == "large"
+        assert found["large@code:1.0.0"].price_output == 40
+        assert found["large"].context_tokens == 512
+        cheap = pb.Model(name="cheap", provider="openai", price_input=0.1, base_url="http://127.0.0.1:9/v1")
+        with pytest.raises(Denied):
+            await room.stub.PutModel(pb.PutModelRequest(model=cheap))
+        with as_caller(Caller(role="admin")):
+            await room.stub.PutModel(pb.PutModelRequest(model=cheap))
+            dear = pb.Model(name="large", price_input=99.0)
+            await room.stub.PutModel(pb.PutModelRequest(model=dear))
+        end = await finished(room.stub.Run(request(LARGE)))
+        assert end.cost_usd == pytest.approx(10 * 99 / 1e6)
+    async with around(tmp_path) as room:
+        found = {model.name: model for model in (await room.stub.ListModels(pb.ListModelsRequest())).models}
+    assert found["large"].price_input == 99, "a change outlives the restart while the configuration stays as it was"
+    assert found["large"].calls == 1
+    assert "cheap" in found
+
+
+async def test_events_carry_figures_without_texts_and_feedback_scores_the_record(tmp_path: Path) -> None:
+    async with nats_server(tmp_path) as url, around(tmp_path, house=house_at(tmp_path, bus_url=url)) as room:
+        heard: list[Event] = []
+
+        async def hear(event: Event) -> None:
+            heard.append(event)
+
+        async with open_bus(url, name="outsider") as bus, asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(bus.watch(["executor.*.*"], hear, since_now=False))
+            instructed = Plan(
+                shape=Shape.SEQUENTIAL,
+                stages=(Stage(name="main", role=Role.MAIN, model="large", instruction="hush"),),
+            )
+            context = types_pb2.RequestContext(task="greeting", metadata={"label": "private"})
+            with as_caller(Caller("acme")):
+                end = await finished(room.stub.Run(request(instructed, "whisper this", context=context)))
+            await eventually(lambda: bool(heard), 5.0)
+            assert heard[0].type == "executor.execution.completed"
+            assert heard[0].tenant == "acme"
+            for word in (b"hush", b"whisper", b"WHISPER", b"private"):
+                assert word not in heard[0].data
+            told = events_pb2.ExecutionCompleted.FromString(heard[0].data)
+            assert told.execution_id == end.execution_id
+            assert told.context.task == "greeting"
+            assert told.plan.configuration_id == instructed.configuration_id
+            said = events_pb2.FeedbackRecorded(feedback_id="f", execution_id=end.execution_id, score=0.25)
+            for _ in range(2):
+                await bus.publish(
+                    Event(
+                        id="feedback-1",
+                        type="learner.feedback.recorded",
+                        tenant="acme",
+                        time_s=1.0,
+                        data=said.SerializeToString(),
+                    )
+                )
+
+            async def scored() -> bool:
+                with as_caller(Caller("acme")):
+                    found = await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))
+                return [(score.source, score.value) for score in found.execution.scores] == [("feedback", 0.25)]
+
+            await eventually(scored, 5.0)
+            watching.cancel()
+
+
+async def ended(stub: Any, run_id: str) -> pb.Run:
+    async for change in stub.WatchRun(pb.WatchRunRequest(id=run_id)):
+        last = change.run
+    return last
+
+
+async def test_a_background_run_is_submitted_watched_and_announced(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        asked = pb.SubmitRunRequest(run=request(CASCADE, request_id="once"))
+        run = (await room.stub.SubmitRun(asked)).run
+        same = (await room.stub.SubmitRun(asked)).run
+        assert run.state == "queued"
+        assert same.id == run.id
+        end = await ended(room.stub, run.id)
+        assert end.state == "succeeded"
+        assert [stage.name for stage in end.stages] == ["fast", "main"]
+        assert end.result.choices[0].message.content == "HELLO THERE"
+        record = await room.stub.GetExecution(pb.GetExecutionRequest(id=end.result.execution_id))
+        assert record.execution.outcome == "succeeded"
+        with as_caller(Caller("other")), pytest.raises(Missing):
+            await room.stub.GetRun(pb.GetRunRequest(id=run.id))
+        with pytest.raises(Missing):
+            await room.stub.SubmitRun(pb.SubmitRunRequest(run=request(sequential("nothing"))))
+
+
+async def test_a_background_run_is_cancelled_down_to_the_model(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        room.adapters.hold.add("large")
+        run = (await room.stub.SubmitRun(pb.SubmitRunRequest(run=request(LARGE)))).run
+        await eventually(lambda: bool(room.adapters.asked), 3.0)
+        await room.stub.CancelRun(pb.CancelRunRequest(id=run.id))
+        end = await ended(room.stub, run.id)
+        assert end.state == "cancelled"
+        await asyncio.wait_for(room.adapters.cancelled.wait(), 2)
+
+
+async def test_a_run_goes_on_after_a_restart_without_calling_a_finished_stage_again(tmp_path: Path) -> None:
+    house = house_at(tmp_path)
+    async with neighbours(house) as (adapters, _, _):
+        adapters.hold.add("large")
+        async with executor(house) as stub:
+            run = (await stub.SubmitRun(pb.SubmitRunRequest(run=request(CASCADE)))).run
+            await eventually(lambda: [one.model for one in adapters.asked] == ["small", "large"], 3.0)
+        adapters.released.set()
+        async with executor(house) as stub:
+            end = await ended(stub, run.id)
+            assert end.state == "succeeded"
+            figures = (await stub.GetMetrics(pb.GetMetricsRequest())).pipelines
+        assert [one.model for one in adapters.asked] == ["small", "large", "large"]
+        assert [stage.name for stage in end.result.stages] == ["fast", "main"]
+        assert figures[0].executions == 1, "the attempt that was put down left no record of its own"
+
+
+@pytest.mark.parametrize("kind", ["executions", "pipelines and runs"])
+async def test_the_same_on_postgresql(tmp_path: Path, kind: str) -> None:
+    async with postgres() as url, around(tmp_path, house=house_at(tmp_path, sql_url=url), examples=False) as room:
+        if kind == "executions":
+            end = await finished(room.stub.Run(request(LARGE)))
+            await asyncio.sleep(0.2)
+            record = await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))
+            assert record.execution.usage.output_tokens == 2
+            assert (await room.stub.GetMetrics(pb.GetMetricsRequest())).pipelines[0].executions == 1
+            return
+        body = pb.Pipeline(name="tidy", steps=[step("a", "preprocess", operations=["strip"])])
+        await room.stub.PutPipeline(pb.PutPipelineRequest(pipeline=body))
+        assert len((await room.stub.ListPipelines(pb.ListPipelinesRequest())).pipelines) == 1
+        run = (await room.stub.SubmitRun(pb.SubmitRunRequest(run=request(CASCADE)))).run
+        assert (await ended(room.stub, run.id)).state == "succeeded"
+
+
+def test_values_survive_the_wire() -> None:
+    data = {"a": [1, 2.5, "x", None, True], "b": {"c": -3}}
+    assert plain(to_value(data)) == data
+    assert isinstance(plain(struct_pb2.Value(number_value=3)), int)

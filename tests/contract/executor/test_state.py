@@ -1,0 +1,198 @@
+"""The executor's SQL on both databases: leases of runs, records once, figures, retention, catalogue seeds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catena.executor.core.background import RunEnd, StoredRun
+from catena.executor.core.catalogue import Model
+from catena.executor.core.chat import Message, Score, Usage
+from catena.executor.core.events import Record, StageResult
+from catena.executor.drivers.catalogue import SqlCatalogue
+from catena.executor.drivers.records import SqlRecords, Waiting
+from catena.executor.drivers.runs import SqlRuns
+from catena.executor.drivers.tables import METADATA
+from catena.executor.handlers import wire
+from catena.kit.clock import ManualClock, World, still_world
+from catena.kit.outbox import Outbox
+from catena.kit.store import Store, open_store
+from catena.kit.testing import MemoryBus, eventually, postgres, running, sqlite_url
+from catena.plan.model import Role, Shape
+from tests.unit.executor.fakes import errand, plan, stage
+
+ANY = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "large"))
+STAGE = StageResult(name="main", role=Role.MAIN, model="large", duration_ms=4.0, usage=Usage(input_tokens=3))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def store(request: Any, tmp_path: Path) -> AsyncIterator[Store]:
+    if request.param == "sqlite":
+        async with open_store(sqlite_url(tmp_path), METADATA, room="executor") as opened:
+            yield opened
+    else:
+        async with postgres() as url, open_store(url, METADATA, room="executor") as opened:
+            yield opened
+
+
+def state(store: Store) -> tuple[World, MemoryBus, SqlRecords, SqlRuns]:
+    world, bus = still_world(), MemoryBus()
+    records = SqlRecords(store, world, event=wire.completed_event)
+    runs = SqlRuns(store, Outbox(store, bus, world), records, world, event=wire.run_finished_event)
+    return world, bus, records, runs
+
+
+def run(run_id: str, tenant: str = "acme") -> StoredRun:
+    asked = replace(errand(ANY), left_s=0.0)
+    return StoredRun(id=run_id, tenant=tenant, role="user", state="queued", created_s=1.0, errand=asked)
+
+
+def record(execution_id: str, **more: Any) -> Record:
+    given: dict[str, Any] = {
+        "id": execution_id,
+        "tenant": "acme",
+        "created_s": 1_800_000_000.0,
+        "plan": ANY,
+        "context": errand(ANY).context,
+        "stages": (STAGE,),
+        "usage": STAGE.usage,
+        "cost_usd": 0.5,
+        "duration_ms": 5.0,
+        "outcome": "succeeded",
+    }
+    return Record(**(given | more))
+
+
+async def test_a_held_run_is_nobody_elses_until_its_lease_has_run_out(store: Store) -> None:
+    world, _, _, runs = state(store)
+    assert isinstance(world.clock, ManualClock)
+    await runs.submit(run("r"), "")
+    claimed = await runs.claim("one", 5, 10.0)
+    assert [found.id for found in claimed] == ["r"]
+    assert claimed[0].errand == run("r").errand
+    world.clock.advance(9)
+    assert await runs.claim("two", 5, 10.0) == ()
+    assert await runs.renew("one", ["r"], 10.0) == {"r": False}
+    world.clock.advance(9)
+    assert await runs.claim("two", 5, 10.0) == ()
+    world.clock.advance(2)
+    assert [found.id for found in await runs.claim("two", 5, 10.0)] == ["r"]
+    assert await runs.renew("one", ["r"], 10.0) == {}
+
+
+async def test_only_the_holder_ends_a_run_and_only_once(store: Store) -> None:
+    world, bus, records, runs = state(store)
+    assert isinstance(world.clock, ManualClock)
+    await runs.submit(run("r"), "")
+    await runs.claim("one", 5, 10.0)
+    world.clock.advance(11)
+    await runs.claim("two", 5, 10.0)
+    await runs.note("r", "1", b"kept")
+    await runs.finish("one", "r", RunEnd(state="failed", result=None, error="late", record=record("r")))
+    found = await runs.get("acme", "r")
+    assert found is not None
+    assert found.state == "running"
+    assert await runs.recall("r", "1") == b"kept"
+    end = RunEnd(state="succeeded", result=None, error="", record=record("r"))
+    await runs.finish("two", "r", end)
+    await runs.finish("two", "r", end)
+    assert await runs.recall("r", "1") is None, "the log is not needed any more"
+    async with running(Outbox(store, bus, world).run()):
+        await eventually(lambda: len(bus.events) >= 2)
+    assert sorted(event.type for event in bus.events) == ["executor.execution.completed", "executor.run.finished"]
+    kept = await records.get("acme", "r")
+    assert kept is not None
+    assert kept.outcome == "succeeded"
+
+
+async def test_a_request_id_makes_one_run_per_tenant(store: Store) -> None:
+    _, _, _, runs = state(store)
+    first = await runs.submit(run("a"), "same")
+    again = await runs.submit(run("b"), "same")
+    other = await runs.submit(run("c", "other"), "same")
+    anew = await runs.submit(run("d"), "")
+    assert [found.id for found in (first, again, other, anew)] == ["a", "a", "c", "d"]
+
+
+async def test_a_queued_run_is_cancelled_at_once_a_running_one_by_its_holder(store: Store) -> None:
+    _, _, _, runs = state(store)
+    await runs.submit(run("queued"), "")
+    ended = await runs.wish_end("acme", "queued")
+    assert ended is not None
+    assert ended.state == "cancelled"
+    await runs.submit(run("running"), "")
+    await runs.claim("one", 5, 10.0)
+    await runs.wish_end("acme", "running")
+    assert await runs.renew("one", ["running"], 10.0) == {"running": True}
+    assert await runs.wish_end("other", "running") is None
+
+
+async def test_records_are_written_once_with_one_event_and_counted_once(store: Store) -> None:
+    world, bus, records, _ = state(store)
+    for _ in range(2):
+        async with store.begin() as conn:
+            await records.write(conn, [Waiting(record("e", scores=(Score(value=1.0, source="schema"),)), "")])
+    figures = await records.figures("acme", "")
+    assert (figures[0].executions, figures[0].cost_usd) == (1, 0.5)
+    assert (figures[0].stages[0].calls, figures[0].stages[0].mean_duration_ms) == (1, 4.0)
+    assert await records.figures("other", "") == []
+    async with running(Outbox(store, bus, world).run()):
+        await eventually(lambda: bool(bus.events))
+    assert len(bus.events) == 1
+    for _ in range(2):
+        await records.score("feedback-1", "e", 0.25)
+    await records.score("feedback-2", "nobody", 1.0)
+    found = await records.get("acme", "e")
+    assert found is not None
+    assert {(score.source, score.value) for score in found.scores} == {("schema", 1.0), ("feedback", 0.25)}
+    assert found.plan == ANY
+
+
+async def test_records_are_committed_within_fifty_milliseconds_and_at_the_end(store: Store) -> None:
+    _, _, records, _ = state(store)
+
+    async def there(execution_id: str) -> bool:
+        return await records.get("acme", execution_id) is not None
+
+    writing = asyncio.create_task(records.run())
+    records.add(record("early"))
+    await eventually(lambda: there("early"), 2.0)
+    records.add(record("last"))
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert await there("last")
+
+
+async def test_texts_go_before_records_and_scores_go_with_them(store: Store) -> None:
+    world, _, records, _ = state(store)
+    assert isinstance(world.clock, ManualClock)
+    kept = record("e", prompt=(Message(role="user", content="hi"),), answer="ho")
+    async with store.begin() as conn:
+        await records.write(conn, [Waiting(kept, "")])
+    await records.score("f", "e", 1.0)
+    world.clock.advance(31 * 86_400)
+    await records.forget(records_days=90, texts_days=30)
+    found = await records.get("acme", "e")
+    assert found is not None
+    assert (found.prompt, found.answer) == ((), "")
+    world.clock.advance(60 * 86_400)
+    await records.forget(records_days=90, texts_days=30)
+    assert await records.get("acme", "e") is None
+    assert (await records.figures("acme", ""))[0].executions == 1, "figures outlive records"
+
+
+async def test_a_changed_configuration_wins_over_what_was_put(store: Store) -> None:
+    async def nobody() -> list[tuple[str, str]]:
+        return []
+
+    catalogue = SqlCatalogue(store, nobody, ManualClock())
+    configured = Model(name="m", price_input=1.0)
+    await catalogue.seed([configured])
+    await catalogue.put(replace(configured, price_input=2.0))
+    await catalogue.seed([configured])
+    assert catalogue.models["m"].price_input == 2.0
+    await catalogue.seed([replace(configured, price_input=3.0)])
+    assert catalogue.models["m"].price_input == 3.0

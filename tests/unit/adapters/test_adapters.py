@@ -1,0 +1,163 @@
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from catena.adapters.core.adapters import Adapters
+from catena.adapters.core.asking import Answered, Question
+from catena.adapters.core.errors import AdapterWithdrawn, UnknownAdapter, UnknownModel
+from catena.adapters.core.residency import Budget
+from catena.adapters.core.work import Message, Piece, Sampling, Weights
+from catena.kit.clock import still_world
+from catena.kit.errors import Invalid
+from tests.unit.adapters.fakes import FakeBases, FakeEngine, FakeGate, FakeRegistry, record
+
+HELLO = (Message(role="user", content="hello"),)
+
+
+class Bench:
+    def __init__(self, *names: str) -> None:
+        self.engine, self.gate, self.registry = FakeEngine(), FakeGate(), FakeRegistry(*names)
+        self.adapters = Adapters(
+            engine=self.engine,
+            registry=self.registry,
+            bases=FakeBases(),
+            gate=self.gate,
+            world=still_world(),
+            budget=Budget(bytes=1000, count=10),
+        )
+
+    async def ask(self, model: str, **fields: object) -> tuple[str, Answered]:
+        text = ""
+        question = Question(model=model, messages=HELLO, **fields)  # type: ignore[arg-type]
+        async with aclosing(self.adapters.generate("acme", question)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Answered):
+                    return text, piece
+                text += piece.text
+        raise AssertionError("no end")
+
+
+async def test_the_weights_that_were_asked_for_answer() -> None:
+    bench = Bench("code")
+
+    base, base_end = await bench.ask("base")
+    code, code_end = await bench.ask("base@code")
+
+    assert (base, base_end.model) == ("base", f"base#{'b' * 64}")
+    assert (code, code_end.model) == ("digest-code", "base@code:1#digest-code")
+    assert bench.gate.checked == ["code"]
+
+
+async def test_a_missing_adapter_is_never_answered_by_its_base() -> None:
+    bench = Bench("code")
+    bench.registry.records["old"] = record("old", status="withdrawn")
+
+    for model, error in (("base@none", UnknownAdapter), ("none", UnknownModel), ("base@old", AdapterWithdrawn)):
+        with pytest.raises(error):
+            await bench.ask(model)
+
+    assert bench.engine.works == []
+
+
+async def test_a_composition_is_one_resident_made_of_its_parts() -> None:
+    bench = Bench("a", "b")
+
+    one, end = await bench.ask("base@{a=0.7,b=0.3}")
+    other, _ = await bench.ask("base@{a=0.3,b=0.7}")
+
+    assert one != other
+    assert end.model.startswith("base@{a:1=0.7,b:1=0.3}#")
+    assert [resident.bytes for resident in bench.adapters.residency.residents()] == [200, 200]
+
+
+async def test_a_draft_is_made_resident_too() -> None:
+    bench = Bench("a", "b")
+
+    await bench.ask("base@a", draft_model="base@b")
+
+    assert bench.engine.works[0].draft == Weights(base="base", adapter="digest-b")
+    assert bench.engine.works[0].draft_tokens == 5
+
+
+async def test_closing_a_stream_lets_its_adapter_go() -> None:
+    bench = Bench("a")
+    bench.engine.answering.clear()
+    pieces = bench.adapters.generate("acme", Question(model="base@a", messages=HELLO))
+    assert isinstance(await anext(pieces), Piece)
+    assert bench.adapters.residency.residents()[0].users == 1
+
+    await pieces.aclose()
+
+    assert bench.adapters.residency.residents()[0].users == 0
+
+
+async def test_without_a_seed_the_world_draws_one_and_a_given_one_stays() -> None:
+    bench = Bench()
+
+    await bench.ask("base")
+    await bench.ask("base")
+    await bench.ask("base", sampling=Sampling(seed=7))
+
+    seeds = [work.sampling.seed for work in bench.engine.works]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == 7
+
+
+async def test_a_base_is_loaded_once_for_all_and_again_after_a_loss() -> None:
+    bench = Bench()
+
+    await asyncio.gather(*(bench.ask("base") for _ in range(4)))
+    bench.adapters.lost()
+    await bench.ask("base")
+
+    assert bench.engine.bases == ["base", "base"]
+
+
+async def test_registering_proves_the_adapter_on_the_engine_before_it_counts() -> None:
+    bench = Bench()
+    bench.engine.failure = Invalid("no effect", code="adapter_no_effect")
+
+    with pytest.raises(Invalid):
+        await bench.adapters.register("acme", Path("/idle"))
+    assert bench.registry.records == {}
+
+    await bench.adapters.register("acme", Path("/good"))
+    assert list(bench.registry.records) == ["good"]
+    assert bench.engine.loaded == [Weights(base="base", adapter="digest-good")]
+
+
+async def test_a_withdrawn_adapter_leaves_the_device() -> None:
+    bench = Bench("a")
+    await bench.ask("base@a")
+
+    await bench.adapters.withdraw("acme", "base@a:1", "worse")
+
+    assert bench.engine.loaded == []
+    with pytest.raises(AdapterWithdrawn):
+        await bench.ask("base@a")
+
+
+async def test_uses_and_changes_are_written_down_once() -> None:
+    bench = Bench("a")
+    for _ in range(3):
+        await bench.ask("base@a")
+
+    await bench.adapters.write_books()
+    await bench.adapters.write_books()
+
+    assert [(use.name, count) for use, count in bench.registry.uses.items()] == [("a", 3)]
+    assert bench.registry.told == [("base@a:1", "device")]
+
+
+async def test_warming_goes_on_past_a_failure() -> None:
+    bench = Bench()
+    bench.registry.records["bad"] = record("bad", pinned=True)
+    bench.registry.records["good"] = record("good", pinned=True)
+    bench.engine.failure = Invalid("tampered", code="adapter_tampered")
+
+    failures = await bench.adapters.warm()
+
+    assert [failure.code for failure in failures] == ["adapter_tampered"]
+    assert [(r.model, r.pinned) for r in bench.adapters.residency.residents()] == [("base@good:1", True)]

@@ -1,0 +1,246 @@
+"""What the executor's unit tests run against: scripted models, memory, features, and stores in dictionaries."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from catena.executor.core.admission import Errand
+from catena.executor.core.catalogue import Model
+from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Usage
+from catena.executor.core.events import Finished, Record, RunEvent
+from catena.executor.core.parts import Parts, Settings
+from catena.executor.core.ports import Ask, Ended, NoJournal, Piece, Vectors
+from catena.executor.core.running import carry_out
+from catena.executor.core.steps import Pipeline
+from catena.executor.drivers.cache import LruCache
+from catena.kit.clock import World, still_world
+from catena.kit.errors import CatenaError
+from catena.plan.model import Plan, Role, Shape, Stage
+from catena.plan.model import Settings as PlanSettings
+
+Answer = str | CatenaError | Callable[[Ask], Any]
+
+
+@dataclass
+class Scripted:
+    """A provider that answers each model from its list; the last answer stays. Tokens are words."""
+
+    script: dict[str, list[Answer]] = field(default_factory=dict)
+    asked: list[Ask] = field(default_factory=list)
+    confidence: dict[str, float] = field(default_factory=dict)
+    finish: dict[str, str] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+    hang: set[str] = field(default_factory=set)
+    closed: list[str] = field(default_factory=list)
+
+    async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
+        name = ask.model.name
+        self.asked.append(ask)
+        answers = self.script[name]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, CatenaError):
+            raise answer
+        text = answer if isinstance(answer, str) else answer(ask)
+        try:
+            words = text.split(" ")
+            for place, word in enumerate(words):
+                yield Piece(deltas=(Delta(text=word if place == 0 else f" {word}"),))
+                if name in self.hang:
+                    await asyncio.Event().wait()
+                if name in self.cut:
+                    return
+            reading = sum(len(turn.content.split()) for turn in ask.request.messages)
+            draft = Usage(input_tokens=reading, output_tokens=len(words)) if ask.draft_model else Usage()
+            ended = Ended(
+                usage=Usage(input_tokens=reading, output_tokens=len(words)),
+                resolved_model=f"{name}#sha",
+                confidence=self.confidence.get(name),
+                draft_usage=draft,
+                drafted_tokens=len(words) if ask.draft_model else 0,
+            )
+            yield Piece(deltas=(Delta(finish_reason=self.finish.get(name, "stop")),), ended=ended)
+        finally:
+            self.closed.append(name)
+
+    def models_asked(self) -> list[str]:
+        return [ask.model.name for ask in self.asked]
+
+    def said_to(self, name: str, number: int = 0) -> str:
+        """What a model read in its `number`-th call, as one text."""
+        asks = [ask for ask in self.asked if ask.model.name == name]
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in asks[number].request.messages)
+
+
+class Catalogue:
+    def __init__(self, *models: Model) -> None:
+        self._models = {model.name: model for model in models}
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._models
+
+    async def put(self, model: Model) -> Model:
+        self._models[model.name] = model
+        return model
+
+    async def listed(self) -> Sequence[Model]:
+        return list(self._models.values())
+
+
+@dataclass
+class Memory:
+    facts: dict[str, list[str]] = field(default_factory=dict)
+    asked: list[tuple[str, str, int]] = field(default_factory=list)
+
+    async def search(self, collection: str, query: str, n_results: int) -> Sequence[Mapping[str, str]]:
+        self.asked.append((collection, query, n_results))
+        return [{"text": text, "title": "t"} for text in self.facts.get(query, [])][:n_results]
+
+
+@dataclass
+class Features:
+    values: dict[str, Any] = field(default_factory=dict)
+
+    async def read(self, entity_type: str, entity_id: str, group: str, features: Sequence[str]) -> Mapping[str, Any]:
+        return {"values": dict(self.values.get(f"{entity_type}/{entity_id}", {})), "vector": []}
+
+
+class Embedding:
+    """Two directions: how much of a text is glad, how much is sad."""
+
+    calls = 0
+
+    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float) -> Vectors:
+        self.calls += 1
+        rows = [[1.0 + text.count("good"), 1.0 + text.count("bad")] for text in texts]
+        return Vectors(vectors=rows, usage=Usage(input_tokens=len(texts)))
+
+
+class Pipelines:
+    def __init__(self) -> None:
+        self.stored: dict[tuple[str, str], list[Pipeline]] = {}
+
+    async def put(self, tenant: str, pipeline: Pipeline) -> Pipeline:
+        versions = self.stored.setdefault((tenant, pipeline.name), [])
+        versions.append(replace(pipeline, version=len(versions) + 1))
+        return versions[-1]
+
+    async def get(self, tenant: str, name: str, version: int = 0) -> Pipeline | None:
+        versions = self.stored.get((tenant, name), [])
+        return versions[version - 1] if versions else None
+
+    async def listed(self, tenant: str, size: int, after: str) -> Sequence[Pipeline]:
+        return [versions[-1] for versions in self.stored.values()]
+
+    async def delete(self, tenant: str, name: str) -> bool:
+        return self.stored.pop((tenant, name), None) is not None
+
+
+class Records:
+    def __init__(self) -> None:
+        self.added: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        self.added.append(record)
+
+
+class DictJournal:
+    def __init__(self) -> None:
+        self.noted: dict[str, bytes] = {}
+
+    async def recall(self, key: str) -> bytes | None:
+        return self.noted.get(key)
+
+    async def note(self, key: str, value: bytes) -> None:
+        self.noted[key] = value
+
+
+SMALL = Model(name="small", price_input=1.0, price_output=4.0, draft_for=("large",))
+LARGE = Model(name="large", price_input=10.0, price_output=40.0)
+OUTSIDE = Model(name="outside", provider="openai", capabilities=("logprobs",))
+VECTORS = Model(name="vectors", type="embedding")
+
+
+@dataclass
+class Bed:
+    """An executor's parts with a scripted provider behind every model."""
+
+    provider: Scripted
+    memory: Memory
+    features: Features
+    embedding: Embedding
+    records: Records
+    pipelines: Pipelines
+    parts: Parts
+
+    async def run(self, plan: Plan, text: str = "question", **more: Any) -> tuple[Finished, list[RunEvent]]:
+        """Run a plan on one question and return how it finished and all that happened."""
+        events: list[RunEvent] = []
+
+        async def emit(event: RunEvent) -> None:
+            events.append(event)
+
+        journal = more.pop("journal", NoJournal())
+        finished = await carry_out(self.parts, errand(plan, text, **more), emit, journal)
+        return finished, events
+
+
+def bed(world: World | None = None, settings: Settings | None = None, **script: str | list[Any]) -> Bed:
+    """Models `small`, `large`, `third`, `outside` that say what the script has for them."""
+    answers = {name: said if isinstance(said, list) else [said] for name, said in script.items()}
+    provider, memory, features, records = Scripted(answers), Memory(), Features(), Records()
+    embedding, pipelines = Embedding(), Pipelines()
+    world = world or still_world()
+    parts = Parts(
+        catalogue=Catalogue(SMALL, LARGE, Model(name="third", price_input=2.0, price_output=2.0), OUTSIDE, VECTORS),
+        providers={"local": provider, "openai": provider},
+        embeddings={"local": embedding},
+        memory=memory,
+        features=features,
+        pipelines=pipelines,
+        records=records,
+        cache=LruCache(size=10, ttl_s=60, clock=world.clock),
+        world=world,
+        settings=settings or Settings(),
+        sleep=no_sleep,
+    )
+    return Bed(provider, memory, features, embedding, records, pipelines, parts)
+
+
+async def no_sleep(seconds: float) -> None:
+    """Pauses between attempts take no time."""
+
+
+def errand(plan: Plan, text: str = "question", **more: Any) -> Errand:
+    """One question for a plan."""
+    sampling = more.pop("sampling", Sampling())
+    schema = more.pop("json_schema", None)
+    request = ChatRequest(messages=(Message(role="user", content=text),), sampling=sampling, json_schema=schema)
+    more.setdefault("context", Context())
+    more.setdefault("left_s", 30.0)
+    return Errand(tenant=more.pop("tenant", "acme"), plan=plan, request=more.pop("request", request), **more)
+
+
+def stage(role: Role, model: str, **more: Any) -> Stage:
+    return Stage(name=more.pop("name", str(role)), role=role, model=model, **more)
+
+
+def plan(shape: Shape, *stages: Stage, **settings: Any) -> Plan:
+    return Plan(shape=shape, stages=stages, settings=PlanSettings(**{"min_chars": 0, **settings}))
+
+
+def members(*models: str) -> tuple[Stage, ...]:
+    return tuple(stage(Role.MEMBER, model, name=f"member-{number}") for number, model in enumerate(models, 1))
+
+
+async def first_events(events: Any, many: int) -> list[RunEvent]:
+    """The first events of a run, which is then left."""
+    found = []
+    async with aclosing(events):
+        async for event in events:
+            found.append(event)
+            if len(found) == many:
+                break
+    return found

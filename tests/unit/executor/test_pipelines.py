@@ -1,0 +1,339 @@
+"""Templates, operations, soundness, and steps run over fakes."""
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catena.executor.core.chat import Context
+from catena.executor.core.pipelines import cleaning
+from catena.executor.core.pipelines.soundness import check_pipeline
+from catena.executor.core.pipelines.templates import fill, reach
+from catena.executor.core.pipelining import check_nesting
+from catena.executor.core.predicting import Inquiry, predict, predict_many
+from catena.executor.core.steps import Pipeline, Predicted, Step
+from catena.kit.clock import World
+from catena.kit.errors import Invalid, Late, Missing, Unavailable
+from tests.unit.executor.fakes import Bed, bed
+
+SCOPE = {"data": {"a": [1, {"b": "x"}], "n": 2}, "input": "text"}
+
+
+@pytest.mark.parametrize(
+    ("template", "filled"),
+    [
+        ("{input}!", "text!"),
+        ("{data.a.1.b}", "x"),
+        ("{data.a}", [1, {"b": "x"}]),
+        ("n={data.n} {data.a}", 'n=2 [1,{"b":"x"}]'),
+        ("{{input}} stays", "{input} stays"),
+        ('{"json": "{input}"}', '{"json": "text"}'),
+        ({"k": ["{data.n}", 3]}, {"k": [2, 3]}),
+    ],
+)
+def test_templates_insert_values_and_nothing_else(template: Any, filled: Any) -> None:
+    assert fill(template, SCOPE) == filled
+
+
+def test_a_name_that_leads_nowhere_says_what_there_is() -> None:
+    with pytest.raises(Invalid, match="there is a, n"):
+        fill("{data.zzz}", SCOPE)
+
+
+def test_what_is_inserted_is_never_read_as_a_template() -> None:
+    assert fill("{a}", {"a": "{b} {{b}}", "b": 1}) == "{b} {{b}}"
+
+
+def test_a_template_cannot_grow_without_bound() -> None:
+    with pytest.raises(Invalid, match="grew beyond"):
+        fill("{a}{a} ", {"a": "x" * 600_000})
+
+
+@given(st.text(alphabet='{}ab."\\ [],:1', max_size=60))
+def test_any_text_is_a_template_that_fills_or_is_refused(template: str) -> None:
+    with suppress(Invalid):
+        fill(template, {"a": 1, "b": {"a": 2}})
+
+
+@pytest.mark.parametrize(
+    ("operation", "value", "made"),
+    [
+        ("collapse_spaces", "  a \n b ", "a b"),
+        ("remove_html", "<b>a</b> &amp; <i x='1'>b</i>", "a & b"),
+        ("remove_control", "a\x00b\tc", "ab\tc"),
+        ("normalise", "\ufb01ne", "fine"),
+        ("lines", " a \n\n b", ["a", "b"]),
+        ("json", 'Sure!\n```json\n{"a": "}{"}\n```', {"a": "}{"}),
+        ({"truncate": 2}, "abc", "ab"),
+        ({"key": "a.0"}, 'x {"a": [7]} y', 7),
+        ({"map": {"yes": 1, "*": 0}}, "no", 0),
+        ({"metadata": {"v": 1}}, "x", {"value": "x", "metadata": {"v": 1}}),
+        ({"chunks": 2}, [1, 2, 3], [[1, 2], [3]]),
+        ({"split": ","}, "a,b", ["a", "b"]),
+    ],
+)
+def test_operations(operation: Any, value: Any, made: Any) -> None:
+    cleaning.check(operation)
+    assert cleaning.apply(operation, value) == made
+
+
+@pytest.mark.parametrize("operation", ["nothing", {"truncate": "x"}, {"a": 1, "b": 2}, 3, {"truncate": True}])
+def test_unknown_operations_are_refused(operation: Any) -> None:
+    with pytest.raises(Invalid, match="unknown or its argument"):
+        cleaning.check(operation)
+
+
+def test_json_is_found_behind_brackets_that_are_none() -> None:
+    assert cleaning.extract_json('[not this] but {"a": [1]}') == {"a": [1]}
+    with pytest.raises(Invalid, match="no JSON"):
+        cleaning.extract_json("{{{{")
+
+
+def test_paths_reach_into_lists_and_mappings() -> None:
+    assert reach({"a": [{"b": 1}]}, "a.0.b") == 1
+
+
+def step(step_name: str, kind: str, /, on_error: str = "fail", default: Any = None, **config: Any) -> Step:
+    return Step(name=step_name, type=kind, config=config, on_error=on_error, default_output=default)
+
+
+def pipeline(*steps: Step, name: str = "p") -> Pipeline:
+    return Pipeline(name=name, steps=steps)
+
+
+ECHO = step("say", "model", model="small")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (pipeline(), "0 steps"),
+        (pipeline(ECHO, name="Bad Name"), "pipeline name"),
+        (pipeline(ECHO, ECHO), "two steps"),
+        (pipeline(step("input", "preprocess", operations=["strip"])), "none of"),
+        (pipeline(step("a", "magic")), "of type 'magic'"),
+        (pipeline(step("a", "preprocess")), "missing required field"),
+        (pipeline(step("a", "preprocess", operations=["zip"])), "unknown"),
+        (pipeline(step("a", "transform", value="{b}"), step("b", "transform", value=1)), "no earlier step"),
+        (pipeline(step("a", "model")), "names no model"),
+        (pipeline(step("a", "model", model="vectors")), "is of type embedding"),
+        (pipeline(step("a", "model", model="small", shape="auto")), "leaves the choice open"),
+        (pipeline(step("a", "model", kind="classification", model="vectors", labels={"x": ["1"]})), "two labels"),
+        (pipeline(step("a", "model", model="small", json_schema={"type": 7})), "not a JSON schema"),
+        (pipeline(step("a", "model", model="small", tempratur=1)), "unknown field"),
+        (pipeline(step("a", "feature", entity_type="u", entity_id="1")), "group or features"),
+        (pipeline(step("a", "batch", step={"type": "batch", "config": {}})), "batch inside a batch"),
+        (pipeline(step("a", "batch", step={"type": "transform", "config": {"value": "{zip}"}})), "no earlier step"),
+        (pipeline(step("a", "transform", value="{item}")), "no earlier step"),
+        (pipeline(step("a", "transform", on_error="explode", value=1)), "on_error"),
+    ],
+)
+def test_an_unsound_pipeline_is_refused_with_its_step_and_reason(made: Pipeline, why: str) -> None:
+    with pytest.raises(Invalid, match=why):
+        check_pipeline(made, bed().parts.models)
+
+
+def test_a_pipeline_of_a_model_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Missing, match="unknown model 'smal'; did you mean small"):
+        check_pipeline(pipeline(step("a", "model", model="smal")), bed().parts.models)
+
+
+async def test_pipelines_that_call_each_other_in_a_circle_are_refused() -> None:
+    table = bed()
+    await table.pipelines.put("acme", pipeline(step("a", "pipeline", name="one"), name="two"))
+    with pytest.raises(Invalid, match="one > two > one"):
+        await check_nesting(table.parts, "acme", pipeline(step("a", "pipeline", name="two"), name="one"))
+
+
+async def predicted(table: Bed, *steps: Step, data: Any = "in", **more: Any) -> Predicted:
+    made = pipeline(*steps)
+    check_pipeline(made, table.parts.models)
+    await table.pipelines.put("acme", made)
+    return await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data=data, left_s=9.0, **more))
+
+
+async def test_steps_see_data_parameters_and_each_other() -> None:
+    table = bed(small="hello")
+    found = await predicted(
+        table,
+        step("clean", "preprocess", operations=["strip", "lower"]),
+        step("say", "model", model="small", system="{parameters.tone}", prompt="<{clean}>"),
+        step("out", "transform", value={"said": "{say}", "of": "{data}"}),
+        data=" IN ",
+        parameters={"tone": "kind"},
+    )
+    assert found.result == {"said": "hello", "of": " IN "}
+    assert table.provider.said_to("small") == "system: kind\nuser: <in>"
+    assert [one.name for one in found.steps] == ["clean", "say", "out"]
+    assert found.usage.output_tokens == 1
+    assert table.records.added[0].plan.pipeline == "p"
+
+
+@pytest.mark.parametrize(("rule", "result"), [("skip", "in"), ("default", 7)])
+async def test_a_failing_step_is_passed_over_or_replaced(rule: str, result: Any) -> None:
+    table = bed(small=[Unavailable("away", code="gone")])
+    found = await predicted(
+        table, step("say", "model", on_error=rule, default=7, model="small"), step("out", "transform", value="{input}")
+    )
+    assert found.result == result
+    assert found.steps[0].error == "gone: away"
+
+
+async def test_a_failing_step_fails_the_pipeline_unless_told_otherwise() -> None:
+    with pytest.raises(Unavailable, match="away"):
+        await predicted(bed(small=[Unavailable("away", code="model_disabled")]), ECHO)
+
+
+async def test_a_step_that_takes_too_long_fails_as_late() -> None:
+    table = bed(small="never")
+    table.provider.hang.add("small")
+    slow = Step(name="say", type="model", config={"model": "small"}, timeout_s=0.01)
+    with pytest.raises(Late, match="'say' took longer"):
+        await predicted(table, slow)
+
+
+async def test_features_and_memory_feed_the_model() -> None:
+    table = bed(small="ok")
+    table.features.values["user/7"] = {"tier": "gold"}
+    table.memory.facts["gold"] = ["first", "second"]
+    found = await predicted(
+        table,
+        step("who", "feature", entity_type="user", entity_id="{data.user}", features=["tier"]),
+        step("known", "memory", collection="docs", query="{who.values.tier}", n_results=2),
+        step("say", "model", model="small", prompt="{known.text}"),
+        data={"user": 7},
+    )
+    assert found.result == "ok"
+    assert table.memory.asked == [("docs", "gold", 2)]
+    assert table.provider.said_to("small") == "user: first\nsecond"
+
+
+async def test_a_batch_maps_in_order_at_most_so_many_at_once() -> None:
+    table = bed(small=[lambda ask: f"<{ask.request.messages[-1].content}>"])
+    found = await predicted(
+        table,
+        step("all", "batch", items="{data}", concurrency=2, step={"type": "model", "config": {"model": "small"}}),
+        data=["a", "b", "c"],
+    )
+    assert found.result == ["<a>", "<b>", "<c>"]
+
+
+async def test_a_batch_in_chunks_asks_an_embedding_model_once_a_chunk() -> None:
+    table = bed()
+    inner = {"type": "model", "config": {"kind": "embedding", "model": "vectors", "input": "{item}"}}
+    found = await predicted(table, step("all", "batch", size=10, step=inner), data=["good"] * 25)
+    assert len(found.result) == 25
+    assert table.embedding.calls == 3
+
+
+async def test_nested_pipelines_run_as_a_step() -> None:
+    table = bed(small="deep")
+    await table.pipelines.put("acme", pipeline(ECHO, name="inner"))
+    found = await predicted(
+        table, step("in", "pipeline", name="inner"), step("out", "postprocess", operations=["upper"])
+    )
+    assert found.result == "DEEP"
+    assert table.records.added[0].stages[0].name == "in.say"
+
+
+async def test_classification_names_the_nearest_label_with_scores() -> None:
+    labels = {"glad": ["good"], "sad": ["bad"]}
+    table = bed()
+    found = await predicted(
+        table, step("mood", "model", kind="classification", model="vectors", labels=labels), data="good good"
+    )
+    assert found.result["label"] == "glad"
+    assert sum(found.result["scores"].values()) == pytest.approx(1)
+
+
+async def test_json_answers_are_values_and_expected_ones_are_scored() -> None:
+    schema = {"type": "object"}
+    table = bed(small='Here: {"a": 1}', large="4.0")
+    found = await predicted(
+        table,
+        step("made", "model", model="small", json_schema=schema),
+        step("sum", "model", model="large", expected="4"),
+    )
+    assert found.steps[0].output == {"a": 1}
+    assert [(score.source, score.value) for score in found.scores] == [("exact", 1.0)]
+
+
+async def test_cold_pipelines_are_remembered_until_a_new_version() -> None:
+    table = bed(small="x")
+    cold = step("say", "model", model="small", temperature=0.0)
+    await predicted(table, cold)
+    asked = Inquiry(tenant="acme", model_id="pipeline:p", data="in", left_s=9.0)
+    again = await predict(table.parts, asked)
+    assert again.cached
+    assert again.cost_usd == 0
+    anew = await predicted(table, cold)
+    assert not anew.cached
+
+
+async def test_pipelines_that_read_what_changes_are_never_remembered() -> None:
+    table = bed()
+    reading = step("known", "memory", query="x")
+    await predicted(table, reading)
+    again = await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data="in", left_s=9.0))
+    assert not again.cached
+
+
+@pytest.mark.parametrize(
+    ("data", "read"),
+    [
+        ("hi", "user: hi"),
+        ({"text": "hi"}, "user: hi"),
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}, "system: s\nuser: u"),
+        ({"rows": [1]}, 'user: {"rows":[1]}'),
+    ],
+)
+async def test_a_model_is_asked_with_whatever_shape_data_has(data: Any, read: str) -> None:
+    table = bed(small="x")
+    asked = Inquiry(tenant="acme", model_id="small", data=data, parameters={"max_tokens": 3}, left_s=9.0)
+    assert (await predict(table.parts, asked)).result == "x"
+    assert table.provider.said_to("small") == read
+    assert table.provider.asked[0].request.sampling.max_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "parameters"), [({"messages": "no"}, {}), ("x", {"temperature": "hot"}), ("x", {"temperature": 9.0})]
+)
+async def test_wrong_types_are_refused(data: Any, parameters: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        await predict(
+            bed(small="x").parts,
+            Inquiry(tenant="acme", model_id="small", data=data, parameters=parameters, left_s=9.0),
+        )
+
+
+async def test_many_texts_are_embedded_in_one_call() -> None:
+    table = bed()
+    asked = [Inquiry(tenant="acme", model_id="vectors", data=text, left_s=9.0) for text in ("good", "bad bad")]
+    found = await predict_many(table.parts, asked, 10)
+    assert [one.result for one in found] == [[2.0, 1.0], [1.0, 3.0]]
+    assert table.embedding.calls == 1
+
+
+async def test_a_budget_holds_over_all_steps_of_a_pipeline() -> None:
+    table = bed(large="a b c d")
+    with pytest.raises(Exception, match="max_cost_usd"):
+        await predicted(
+            table,
+            step("one", "model", model="large"),
+            step("two", "model", model="large"),
+            context=Context(max_cost_usd=0.0002),
+        )
+
+
+@pytest.mark.timed
+async def test_a_step_costs_less_than_a_millisecond() -> None:
+    table = bed(World())
+    steps = [step(f"s{number}", "transform", value={"a": "{input}", "n": "{data}"}) for number in range(50)]
+    await predicted(table, *steps[:1])
+    await table.pipelines.put("acme", pipeline(*[step(one.name, "transform", value="x {data}") for one in steps]))
+    started = time.perf_counter()
+    await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data="in", left_s=9.0, no_cache=True))
+    assert (time.perf_counter() - started) / 50 < 0.001
