@@ -1,0 +1,1 @@
+"""What should become better, and whether it did: decisions alone."""

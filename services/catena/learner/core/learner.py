@@ -1,0 +1,221 @@
+"""The loop itself: feedback to data set, data set to job, job to canary, canary to promotion or roll-back.
+
+Every step first does what is harmless to repeat in other rooms, then commits its own state with its event; a crash in
+between repeats the step.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from catena.kit.clock import World
+from catena.kit.errors import Conflict, Missing, Unavailable
+from catena.learner.core.judging import domain_of, enough, rows_of, sample_of, scored
+from catena.learner.core.ports import Executions, Library, Registry, Routing, Training
+from catena.learner.core.records import ENDED, Dataset, Feedback, JobResult, Promotion, PromotionState, Sample, Verdict
+
+EXAMPLES = 60
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """When to act; see `LearnerConfig`."""
+
+    threshold: int = 100
+    capsule_threshold: int = 500
+    min_corrections: float = 0.1
+    good_score: float = 0.9
+    capsule_score: float = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capsule:
+    """A finished piece of work; `tasks` as (prompt, context, output)."""
+
+    id: str
+    stack: tuple[str, ...]
+    score: float
+    tasks: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """The rooms that the learner asks."""
+
+    executions: Executions
+    training: Training
+    routing: Routing
+    registry: Registry
+
+
+class Learner:
+    """Decides what becomes of feedback, jobs and verdicts."""
+
+    def __init__(self, library: Library, rooms: Rooms, rules: Rules, world: World) -> None:
+        """Keep state in `library`, act through `rooms`."""
+        self._library = library
+        self._rooms = rooms
+        self._rules = rules
+        self._world = world
+
+    async def record(self, tenant: str, feedback: Feedback, thumbs: int) -> str:
+        """Commit feedback; its id. Raises Invalid."""
+        stamped = replace(feedback, id=self._world.new_id(), created_s=self._world.clock.now())
+        return await self._library.keep_feedback(tenant, scored(stamped, thumbs))
+
+    async def learn_from(self, tenant: str, feedback_id: str) -> None:
+        """Make a sample of feedback that teaches something.
+
+        Raises Unavailable while the execution is not recorded yet, for the first `PATIENCE_S` seconds.
+        """
+        feedback = await self._library.feedback(tenant, feedback_id)
+        praised = feedback.score is not None and feedback.score > self._rules.good_score
+        if not feedback.correction and not praised:
+            return
+        execution = await self._rooms.executions.execution(feedback.execution_id)
+        if execution is None:
+            if self._world.clock.now() - feedback.created_s < PATIENCE_S:
+                raise Unavailable(f"execution {feedback.execution_id} is not recorded yet", code="not_recorded_yet")
+            return
+        sample = sample_of(feedback, execution, self._rules.good_score)
+        if sample is not None:
+            await self._collect(tenant, [sample], self._rules.threshold)
+
+    async def take(self, tenant: str, capsules: Sequence[Capsule]) -> tuple[int, int]:
+        """Add capsules' tasks to the data set of their domain; how many were taken and refused."""
+        taken: list[Sample] = []
+        count = 0
+        for capsule in capsules:
+            count += len(capsule.tasks)
+            if capsule.score <= self._rules.capsule_score:
+                continue
+            domain = domain_of([text for task in capsule.tasks for text in task], capsule.stack)
+            taken += [
+                Sample(task=domain, prompt=prompt, context=context, completion=output, corrected=True)
+                for prompt, context, output in capsule.tasks
+                if prompt and output
+            ]
+        if taken:
+            await self._collect(tenant, taken, self._rules.capsule_threshold)
+        return len(taken), count - len(taken)
+
+    async def train(self, dataset_id: str) -> None:
+        """Start the job of a frozen data set; then, should it have ended already, go on with its result."""
+        dataset = await self._library.dataset(dataset_id)
+        rows = rows_of(await self._library.samples(dataset_id))
+        job = await self._rooms.training.start(dataset, rows)
+        await self._library.trained_by(dataset_id, job.job_id)
+        if job.ended:
+            await self.judge_job(job)
+
+    async def judge_job(self, job: JobResult) -> None:
+        """Start a canary for an accepted adapter, or end the promotion of another; jobs of others are left alone."""
+        promotion = await self._library.promotion(job_id=job.job_id)
+        if promotion is None or promotion.state != "training":
+            return
+        known = replace(promotion, metrics=dict(job.metrics), updated_s=self._world.clock.now())
+        if job.state != "succeeded":
+            state: PromotionState = "rejected" if job.state == "rejected" else "failed"
+            await self._library.move(promotion, replace(known, state=state, reason=job.reason or job.state))
+            return
+        samples = await self._library.samples(promotion.dataset_id)
+        examples = [sample.prompt for sample in samples[:EXAMPLES]]
+        specialist = await self._rooms.routing.introduce(promotion.domain, examples)
+        candidate = replace(
+            known,
+            candidate=job.model,
+            incumbent=specialist or job.model.partition("@")[0],
+            previous=await self._rooms.registry.stable(job.model),
+        )
+        experiment = await self._rooms.routing.canary(candidate)
+        reason = "accepted by its evaluation; tried on live traffic"
+        await self._library.move(promotion, replace(candidate, state="canary", experiment_id=experiment, reason=reason))
+        verdict = await self._rooms.routing.verdict(experiment)
+        if verdict.state != "running":
+            await self.judge_canary(verdict)
+
+    async def judge_canary(self, verdict: Verdict) -> None:
+        """Promote the candidate that won; withdraw any other."""
+        promotion = await self._library.promotion(experiment_id=verdict.experiment_id)
+        if promotion is None or promotion.state != "canary":
+            return
+        known = replace(promotion, metrics={**promotion.metrics, **verdict.metrics})
+        if verdict.state == "won":
+            await self._promote(known, verdict.reason)
+        else:
+            await self._withdraw(known, f"canary {verdict.state}: {verdict.reason}")
+
+    async def promote(self, tenant: str, id_: str, reason: str) -> Promotion:
+        """Promote a canary without its verdict. Raises Missing, Conflict (`not_in_canary`)."""
+        promotion = await self.get(tenant, id_)
+        if promotion.state != "canary":
+            raise Conflict(f"promotion {id_} is {promotion.state}, not in its canary", code="not_in_canary")
+        await self._promote(promotion, reason or "promoted by hand")
+        await self._rooms.routing.stop(promotion.experiment_id, "promoted by hand")
+        return await self.get(tenant, id_)
+
+    async def roll_back(self, tenant: str, id_: str, reason: str) -> Promotion:
+        """Put the former version back. Raises Missing, Conflict (`nothing_to_roll_back`)."""
+        promotion = await self.get(tenant, id_)
+        if promotion.state not in ("canary", "promoted"):
+            raise Conflict(
+                f"promotion {id_} is {promotion.state}; only canaries and promoted ones are rolled back",
+                code="nothing_to_roll_back",
+            )
+        if promotion.state == "promoted":
+            former = promotion.incumbent if "@" in promotion.incumbent else ""
+            await self._rooms.routing.appoint(promotion.domain, former)
+            await self._rooms.registry.set_stable(promotion.candidate, promotion.previous)
+        await self._withdraw(promotion, reason or "rolled back by hand")
+        if promotion.state == "canary":
+            await self._rooms.routing.stop(promotion.experiment_id, "rolled back by hand")
+        return await self.get(tenant, id_)
+
+    async def get(self, tenant: str, id_: str) -> Promotion:
+        """One promotion of the tenant. Raises Missing."""
+        promotion = await self._library.promotion(id_=id_)
+        if promotion is None or promotion.tenant != tenant:
+            raise Missing(f"no promotion {id_!r}; list them with ListPromotions", code="unknown_promotion")
+        return promotion
+
+    async def promotions(self, tenant: str, state: str) -> list[Promotion]:
+        """The tenant's promotions, newest first; `state` empty: all."""
+        return await self._library.promotions(tenant, state)
+
+    async def datasets(self, tenant: str) -> list[Dataset]:
+        """The tenant's data sets, newest first."""
+        return await self._library.datasets(tenant)
+
+    async def _collect(self, tenant: str, samples: Sequence[Sample], threshold: int) -> None:
+        for dataset in await self._library.collect(tenant, samples, threshold):
+            if enough(dataset.rows, dataset.corrections, dataset.threshold, self._rules.min_corrections):
+                await self._freeze(dataset)
+
+    async def _freeze(self, dataset: Dataset) -> None:
+        now_s = self._world.clock.now()
+        digest = hashlib.sha256(rows_of(await self._library.samples(dataset.id))).hexdigest()
+        promotion = Promotion(
+            id=self._world.new_id(),
+            tenant=dataset.tenant,
+            dataset_id=dataset.id,
+            domain=dataset.task,
+            reason=f"{dataset.rows} samples collected",
+            created_s=now_s,
+            updated_s=now_s,
+        )
+        await self._library.freeze(dataset, f"sha256:{digest}", promotion)
+
+    async def _promote(self, promotion: Promotion, reason: str) -> None:
+        model, _, version = promotion.candidate.rpartition(":")
+        await self._rooms.registry.set_stable(promotion.candidate, version)
+        await self._rooms.routing.appoint(promotion.domain, model)
+        await self._end(promotion, replace(promotion, state="promoted", reason=reason))
+
+    async def _withdraw(self, promotion: Promotion, reason: str) -> None:
+        await self._rooms.registry.withdraw(promotion.candidate, reason)
+        await self._end(promotion, replace(promotion, state="rolled_back", reason=reason))
+
+    async def _end(self, before: Promotion, after: Promotion) -> None:
+        assert after.state in ENDED
+        await self._library.move(before, replace(after, updated_s=self._world.clock.now()))

@@ -1,0 +1,1 @@
+"""SQL, files and the other rooms."""

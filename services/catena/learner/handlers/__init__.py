@@ -1,0 +1,1 @@
+"""Protos and events in and out."""

@@ -1,0 +1,1 @@
+"""What the trainer touches: its SQL, its processes, the bases' files, the registry."""
