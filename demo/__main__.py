@@ -23,6 +23,7 @@ from catena.sdk.up import Platform, platform
 from demo import knowledge, loop, strategies, tracing
 from demo.desk import Desk
 
+PAPER = 140
 CONFIG = Path(__file__).parent / "catena.yaml"
 
 
@@ -105,7 +106,7 @@ async def run(console: Console, home: Path) -> int:
 
 def main() -> int:
     """Run the tour in a folder that goes away afterwards."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=PAPER)
     with tempfile.TemporaryDirectory(prefix="catena-demo-", ignore_cleanup_errors=True) as folder:
         try:
             return asyncio.run(run(console, Path(folder)))

@@ -75,7 +75,7 @@ class Found:
 
 async def ask_source(desk: Desk, progress: Progress) -> list[Found]:
     """Put the project's source into memory, cut along its syntax tree, and ask where functions are."""
-    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if path.stat().st_size]
     bar = progress.add_task("reading source", total=len(files))
     for path in files:
         name = path.relative_to(ROOT).as_posix()

@@ -24,6 +24,7 @@ SEED = 21
 CANARY_ROUNDS = 60
 PATIENCE_S = 240.0
 AUTO = Row(name="auto", objective="quality")
+FIGURES = ("accuracy", "base_accuracy", "retention", "base_retention")
 ENDED = ("promoted", "rejected", "rolled_back", "failed")
 
 
@@ -122,9 +123,13 @@ class Promotions:
 
     async def hear(self, type_: str, told: dict[str, Any]) -> None:
         """Take one event."""
-        plain = {name: value for name, value in told.items() if not isinstance(value, dict | list)}
-        figures = {name: round(value, 3) for name, value in told.get("metrics", {}).items()}
-        words = " ".join(f"{name}={value}" for name, value in {**plain, **figures}.items() if value != "")
+        figures = told.get("metrics", {}) if type_ == "trainer.job.finished" else {}
+        shown = {**told, **{name: value for name, value in figures.items() if name in FIGURES}}
+        words = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in shown.items()
+            if isinstance(value, str | int | float) and value != "" and not name.endswith(("_id", "digest"))
+        )
         self._console.print(f"  [cyan]{type_}[/cyan] {words}", highlight=False)
         if type_ == "learner.promotion.decided":
             async with self._moved:
