@@ -1,0 +1,1 @@
+"""Router: which plan for this request?"""

@@ -1,0 +1,146 @@
+"""Puts the router's parts together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from catena.api.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from catena.api.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
+from catena.embed import BackgroundEmbedder, open_embedder
+from catena.kit.caller import SHARED
+from catena.kit.chassis import Chassis, open_chassis
+from catena.kit.clock import World
+from catena.kit.config import House
+from catena.kit.event import Event
+from catena.plan.build import read_shapes
+from catena.router.config import DomainConfig, RouterConfig
+from catena.router.core.ask import check_weights
+from catena.router.core.candidates import House as Shapes
+from catena.router.core.choice import Taste
+from catena.router.core.decision import Curiosity
+from catena.router.core.domains import Domain, check_domain
+from catena.router.core.ports import Embed
+from catena.router.core.router import Manner, Ports, Router
+from catena.router.core.tuning import Bounds
+from catena.router.drivers.journal import SqlJournal
+from catena.router.drivers.models import ExecutorModels, configured_models
+from catena.router.drivers.tables import MIGRATIONS, metadata
+from catena.router.handlers.events import ADAPTERS, hearing
+from catena.router.handlers.rpc import RouterHandlers
+
+ROOM = "router"
+SERVICE = "catena.api.router.v1.RouterService"
+WORDS_ONLY = "none"
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_router(house: House, config: RouterConfig, world: World) -> AsyncIterator[None]:
+    """Serve the router until the block ends.
+
+    Raises Invalid for settings without sense, Missing when the embedding model is absent.
+    """
+    manner = manner_of(config)
+    shapes = Shapes(shapes=read_shapes(house.pipelines), thresholds=tuple(config.thresholds))
+    async with (
+        _embedding(house, config) as embed,
+        open_chassis(ROOM, house, world, metadata=metadata, migrations=MIGRATIONS) as chassis,
+    ):
+        journal = SqlJournal(chassis.store, chassis.outbox, window=config.window)
+        await journal.seed_domains([_domain(one, world) for one in config.domains])
+        models = ExecutorModels(ExecutorServiceStub(await chassis.dial("executor")))
+        router = Router(
+            Ports(journal=journal, embed=embed, fetch_models=models),
+            shapes,
+            configured_models(house.models),
+            manner,
+            world,
+        )
+        await router.settle()
+        _keep_up(chassis, router, config)
+        handlers = RouterHandlers(router)
+        async with chassis.serve(lambda server: add_RouterServiceServicer_to_server(handlers, server), names=[SERVICE]):
+            yield
+
+
+def manner_of(config: RouterConfig) -> Manner:
+    """How the router decides and learns, as configured. Raises Invalid for weights without sense."""
+    weights = {"cost": config.weights.cost, "latency": config.weights.latency, "quality": config.weights.quality}
+    return Manner(
+        taste=Taste(
+            objective=config.objective, weights=check_weights(weights), margin=config.margin, caution=config.caution
+        ),
+        curiosity=Curiosity(start=config.exploration, floor=config.exploration_floor, min_judged=config.min_judged),
+        bounds=Bounds(margin=config.margin, max_step=config.max_threshold_step, min_judged=config.min_judged),
+        threshold=config.threshold,
+        half_life=config.half_life,
+        window=config.window,
+        catalogue_s=config.catalogue_s,
+    )
+
+
+@asynccontextmanager
+async def _embedding(house: House, config: RouterConfig) -> AsyncIterator[Embed]:
+    if config.embedding == WORDS_ONLY:
+        yield _no_meaning
+        return
+    folder = Path(config.embedding) if config.embedding else house.embedding_folder()
+    embed = BackgroundEmbedder(await asyncio.to_thread(open_embedder, folder))
+    try:
+        yield embed
+    finally:
+        embed.close()
+
+
+async def _no_meaning(texts: Sequence[str]) -> NDArray[np.float32]:
+    return np.empty((len(texts), 0), np.float32)
+
+
+def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
+    """Listen to what teaches, and tend the estimates meanwhile."""
+    for event_type, handle in hearing(router).items():
+        chassis.consume(f"router-{event_type.split('.')[1]}", [event_type], handle, in_flight=8)
+
+    async def renewed(event: Event) -> None:
+        await router.refetch(event.tenant)
+
+    chassis.watch([ADAPTERS], renewed)
+    chassis.background(_tend(router, config), "tend")
+    if config.auto_tune_s > 0.0:
+        chassis.background(_tune(router, config.auto_tune_s), "tune")
+
+
+async def _tend(router: Router, config: RouterConfig) -> None:
+    while True:
+        await asyncio.sleep(config.refit_s)
+        try:
+            await router.tend()
+        except Exception:
+            log.warning("upkeep failed", exc_info=True)
+
+
+async def _tune(router: Router, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        for tenant in router.tenants():
+            for moved in await router.auto_tune(tenant):
+                log.info("setting moved", setting=moved.setting, before=moved.before, after=moved.after)
+
+
+def _domain(one: DomainConfig, world: World) -> Domain:
+    return check_domain(
+        Domain(
+            name=one.name,
+            tenant=SHARED,
+            examples=tuple(one.examples),
+            specialist=one.specialist,
+            needs_memory=one.needs_memory,
+            updated_s=world.clock.now(),
+        )
+    )

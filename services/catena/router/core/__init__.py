@@ -1,0 +1,1 @@
+"""What the router decides and learns; plain functions around one class that waits."""

@@ -1,0 +1,111 @@
+"""What the router holds in memory of one tenant: a window of its executions and what was made of them."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from catena.plan.model import Plan
+from catena.router.core.candidates import House, configured_plans, free_plans
+from catena.router.core.catalogue import Catalogue, catalogue_of
+from catena.router.core.choice import Candidate
+from catena.router.core.domains import Head
+from catena.router.core.knowledge import Kinds, Knowledge, Length
+from catena.router.core.observation import Observation
+from catena.router.core.ports import Noted
+
+_STEP = 1.15
+_MOST_TABLES = 256
+
+TableKey = tuple[str, str, Length]
+
+
+@dataclass(slots=True)
+class Book:
+    """One tenant's page. `knowledge` None: not learned yet; `stale`: something new is to be learned."""
+
+    window: int
+    noted: dict[str, Noted] = field(default_factory=dict)
+    catalogue: Catalogue = field(default_factory=lambda: catalogue_of(()))
+    catalogue_until_s: float = -math.inf
+    kinds: Kinds = field(default_factory=Kinds)
+    knowledge: Knowledge | None = None
+    stale: bool = True
+    house: House | None = None
+    head: Head | None = None
+    head_of: tuple[tuple[str, str, float], ...] = ()
+    plans: dict[str, list[Plan]] = field(default_factory=dict)
+    tables: dict[TableKey, list[Candidate]] = field(default_factory=dict)
+
+    def note(self, noted: Noted, frozen_at: int | None) -> None:
+        """Take in a stored observation; of what came after a freeze, nothing."""
+        if frozen_at is not None:
+            if noted.born > frozen_at:
+                return
+            if noted.judged_at > frozen_at:
+                known = self.noted.get(noted.observation.execution_id)
+                if known is not None:
+                    return
+                noted = replace(noted, observation=replace(noted.observation, score=None))
+        self.noted[noted.observation.execution_id] = noted
+        self.stale = True
+        if len(self.noted) > self.window + self.window // 8:
+            kept = sorted(self.noted.values(), key=lambda n: n.born)[-self.window :]
+            self.noted = {n.observation.execution_id: n for n in kept}
+
+    def observations(self) -> list[Observation]:
+        """The window, in the order of arrival."""
+        return [n.observation for n in sorted(self.noted.values(), key=lambda n: n.born)[-self.window :]]
+
+    def take_catalogue(self, catalogue: Catalogue) -> None:
+        """Reckon with other models or prices from now on, and learn anew when there is time."""
+        self.catalogue = catalogue
+        if self.knowledge is not None:
+            self.knowledge = replace(self.knowledge, catalogue=catalogue)
+        self.stale = True
+        self.forget_tables()
+
+    def forget_tables(self) -> None:
+        """Drop what was derived from catalogue, domains and knowledge."""
+        self.plans.clear()
+        self.tables.clear()
+
+    def weighed(self, domain: str, specialist: str, length: Length) -> list[Candidate]:
+        """Every free plan with its prediction; lengths are rounded, so that the answer is mostly remembered."""
+        assert self.knowledge is not None and self.house is not None
+        rounded = Length(chars=bucket(length.chars), max_tokens=length.max_tokens)
+        key = (domain, specialist, rounded)
+        if key not in self.tables:
+            if specialist not in self.plans:
+                self.plans[specialist] = free_plans(self.house, self.catalogue, [specialist])
+            if len(self.tables) >= _MOST_TABLES:
+                self.tables.clear()
+            self.tables[key] = weigh(
+                self.plans[specialist], self.knowledge, domain, rounded, configured_plans(self.house)
+            )
+        return self.tables[key]
+
+
+def weigh(
+    plans: Sequence[Plan], knowledge: Knowledge, domain: str, length: Length, configured: Sequence[Plan] = ()
+) -> list[Candidate]:
+    """The plans with what is expected of them."""
+    return [
+        Candidate(
+            plan=plan,
+            prediction=knowledge.predict(plan, domain, length),
+            runs=knowledge.runs_judged(plan, domain),
+            configured=plan in configured,
+        )
+        for plan in plans
+    ]
+
+
+def bucket(chars: int) -> int:
+    """A length rounded to a step of 15 in 100."""
+    return round(_STEP ** round(math.log(chars, _STEP))) if chars > 0 else 0
+
+
+def mix_of(observations: Sequence[Observation]) -> Mapping[str, float]:
+    """How often each domain was met."""
+    return {domain: float(n) for domain, n in Counter(o.domain for o in observations if o.routed).items()}

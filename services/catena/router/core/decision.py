@@ -1,0 +1,143 @@
+"""From a request and what is known to the plan, with everything that was weighed. Plain functions, no waiting."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from catena.plan.build import sequential
+from catena.plan.model import Plan, Shape, describe
+from catena.router.core.ask import AUTO, Ask
+from catena.router.core.candidates import with_collection
+from catena.router.core.choice import Candidate, Taste, by_rule, cautious, check_fit, explore, prefer, rank, reject
+from catena.router.core.domains import DomainScore
+from catena.router.core.experiments import Experiment, assign
+from catena.router.core.knowledge import Knowledge, Length
+
+HALF_EXPLORED = 50.0
+"""Judged outcomes after which half as much is explored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The domain that a request was found in (empty: none was sure), every domain's score, its specialist."""
+
+    domain: str = ""
+    scores: Sequence[DomainScore] = ()
+    specialist: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest domain."""
+        return self.scores[0].probability if self.scores else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curiosity:
+    """How much is explored: a share at the start, one that stays, and whether there is any (frozen: none)."""
+
+    start: float = 0.0
+    floor: float = 0.0
+    min_judged: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was chosen, out of what, and why."""
+
+    plan: Plan
+    found: Found
+    ranked: Sequence[Candidate]
+    reason: str
+
+
+def decide(
+    ask: Ask,
+    found: Found,
+    weighed: Sequence[Candidate],
+    knowledge: Knowledge,
+    taste: Taste,
+    curiosity: Curiosity,
+    rng: random.Random,
+) -> Decision:
+    """The plan to run. Raises Invalid (`no_plan_fits`) when every candidate breaks a cap.
+
+    Draws from `rng` only where there is something to explore.
+    """
+    free = ask.shape is None and ask.model == AUTO
+    ranked = rank([reject(candidate, ask) for candidate in weighed], taste)
+    check_fit(ranked, ask)
+    if not free:
+        return _settled(ranked[0], found, ranked, f"{describe(ranked[0].plan)} was asked for", ask)
+    if found.specialist:
+        preferred = prefer(ranked, found.specialist, taste)
+        if preferred[0].plan.main_model == found.specialist:
+            words = f"{found.specialist} is the specialist of {found.domain} (probability {found.confidence:.2f})"
+            return _settled(preferred[0], found, preferred, words, ask)
+    reason = _why(ranked, taste, found)
+    if knowledge.judged_outcomes < curiosity.min_judged:
+        ruled = by_rule(ranked, ask)
+        if ruled is not None:
+            ranked = [ruled, *(c for c in ranked if c is not ruled)]
+            reason = (
+                f"{knowledge.judged_outcomes} outcomes are judged; until {curiosity.min_judged} are, the rule for such "
+                f"requests is {ruled.plan.shape}"
+            )
+    share = (
+        0.0
+        if ask.critical
+        else max(curiosity.floor, curiosity.start * HALF_EXPLORED / (HALF_EXPLORED + knowledge.judged_outcomes))
+    )
+    drawn, propensity, curious = explore(ranked, taste, share, rng)
+    if curious:
+        reason = f"explored with probability {propensity:.3f}; otherwise {describe(ranked[0].plan)}"
+    return _settled(drawn, found, ranked, reason, ask, propensity)
+
+
+def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Knowledge) -> Decision:
+    """The decision as the requester's arm has it; unchanged where that arm's plan would break a cap."""
+    arm = assign(experiment, ask.who or ask.text)
+    base = decision.ranked[0]
+    plan = base.plan
+    if arm.model and arm.model != plan.main_model:
+        if not knowledge.catalogue.knows(arm.model):
+            return decision
+        keeps = ask.shape is not None or plan.shape in (Shape.SEQUENTIAL, Shape.SEARCH)
+        plan = plan.with_main(arm.model) if keeps else sequential(arm.model)
+    prediction = knowledge.predict(plan, decision.found.domain, Length(chars=ask.chars, max_tokens=ask.max_tokens))
+    chosen = reject(Candidate(plan=plan, prediction=prediction), ask)
+    if chosen.rejected:
+        return decision
+    dressed = replace(
+        plan,
+        prediction=prediction,
+        experiment_id=experiment.id,
+        experiment_arm=arm.name,
+        domain=decision.found.domain,
+        propensity=arm.share,
+    )
+    words = f"arm {arm.name} of experiment {experiment.name or experiment.id}"
+    return replace(decision, plan=with_collection(dressed, ask.collection), reason=words)
+
+
+def _settled(
+    chosen: Candidate, found: Found, ranked: Sequence[Candidate], reason: str, ask: Ask, propensity: float = 1.0
+) -> Decision:
+    plan = replace(chosen.plan, prediction=chosen.prediction, domain=found.domain, propensity=propensity)
+    return Decision(plan=with_collection(plan, ask.collection), found=found, ranked=ranked, reason=reason)
+
+
+def _why(ranked: Sequence[Candidate], taste: Taste, found: Found) -> str:
+    fitting = [c for c in ranked if not c.rejected]
+    best = max(cautious(c, taste) for c in fitting)
+    where = f"in {found.domain}" if found.domain else "with no sure domain"
+    chosen = ranked[0].prediction
+    if taste.objective in ("cost", "latency"):
+        least = "cheapest" if taste.objective == "cost" else "fastest"
+        return (
+            f"{where}, the {least} of {len(fitting)} plans within {taste.margin:g} of the best cautious quality "
+            f"{best:.3f}: {describe(ranked[0].plan)}, {chosen.cost_usd.mean:.3g} USD, {chosen.latency_ms.mean:.0f} ms"
+        )
+    return (
+        f"{where}, the highest {taste.objective} utility {ranked[0].utility:.3f} of {len(fitting)} plans: "
+        f"{describe(ranked[0].plan)}"
+    )

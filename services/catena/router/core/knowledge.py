@@ -1,0 +1,187 @@
+"""All that one tenant's executions have taught, and what it says of a plan: parts composed, then corrected.
+
+`catena.plan.expect` composes a chain from its calls; `learning` finds by how much judged runs of each shape and chain
+then differed from what was composed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from catena.plan.expect import Amount, Bonds, Call, Z, expect, share
+from catena.plan.model import Interval, Plan, Prediction, Role, Shape, Stage
+from catena.router.core.catalogue import Catalogue
+from catena.router.core.gates import Opening, gate, opening
+from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
+from catena.router.core.samples import Key
+from catena.router.core.skills import Skill, unseen
+
+BEFORE_WORST, BEFORE_SPAN = 0.55, 0.25
+"""Accuracy of the cheapest model before anything is known, and what the dearest has more: price is all there is."""
+SPECIALIST_BEFORE = 0.85
+"""Accuracy of a specialist in its domain beforehand: it passed an evaluation to get there."""
+GAIN_WITH_MEMORY = 0.75
+"""Share of the failures that a search mends beforehand, in domains that need memory."""
+DOUBT, LOCAL_DOUBT = 0.2, 0.06
+"""Deviation between a composed quality and the truth of a chain that nobody judged: anywhere, and in this domain."""
+
+EXACT = (Shape.SEQUENTIAL, Shape.SPECULATIVE)
+"""Shapes that are right exactly when their main model is; nothing is left to correct."""
+
+ALL = "*"
+Where = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kinds:
+    """What is known of the domains: their specialists by name, and which need memory."""
+
+    specialists: Mapping[str, str] = field(default_factory=dict)
+    needs_memory: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """What bears on cost: characters sent (0: unknown) and the most tokens that may be written (0: any)."""
+
+    chars: int = 0
+    max_tokens: int = 0
+
+
+ANY_LENGTH = Length()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How much wider than composed an interval must be to cover nine in ten, and what share it covered."""
+
+    factor: float = 1.0
+    covered: float = 0.0
+    seen: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Knowledge:
+    """Estimates as of one moment; made by `learning.learn`, never changed afterwards.
+
+    `offsets`, `judged`: by (shape or family, domain or `*`); a difference of probabilities, and the judged runs behind.
+    `ratios`: real over composed cost, and time, by family. `openings` are worked out when first asked for.
+    """
+
+    catalogue: Catalogue
+    kinds: Kinds
+    skills: Mapping[Key, Skill] = field(default_factory=dict)
+    offsets: dict[Where, float] = field(default_factory=dict)
+    judged: dict[Where, float] = field(default_factory=dict)
+    ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
+    cost_reach: Reach = Reach()
+    latency_reach: Reach = Reach()
+    openings: dict[tuple[str, str], Opening | None] = field(default_factory=dict)
+    outcomes: int = 0
+    judged_outcomes: int = 0
+
+    def predict(self, plan: Plan, domain: str, length: Length = ANY_LENGTH) -> Prediction:
+        """Quality, cost and latency to expect of `plan` in `domain` (empty: none was sure).
+
+        Raises Missing when a model of the plan is unknown.
+        """
+        composed = self.compose(plan, domain, length)
+        cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
+        reliable = {s.model: self.skill(s.model, Mode.PLAIN, domain).reliability for s in plan.stages}
+        mean = min(max(composed.quality.mean + self.offset(plan, domain), 0.0), 1.0) * math.prod(reliable.values())
+        return Prediction(
+            quality=share(Amount(mean, math.hypot(deviation(composed.quality), self._doubt(plan, domain)))),
+            cost_usd=_scaled(composed.cost_usd, cost, self.cost_reach.factor),
+            latency_ms=_scaled(composed.latency_ms, latency, self.latency_reach.factor),
+        )
+
+    def compose(self, plan: Plan, domain: str, length: Length = ANY_LENGTH) -> Prediction:
+        """The same from the parts alone."""
+        calls = [self._call(plan, stage, domain, length) for stage in plan.stages]
+        first = None
+        if plan.shape is Shape.CASCADE:
+            expected = self._opening(plan.of(Role.FAST)[0].model, domain)
+            first = gate(expected, plan.settings.threshold) if expected is not None else None
+        gain = GAIN_WITH_MEMORY if domain in self.kinds.needs_memory else 0.0
+        return expect(plan, calls, gate=first, bonds=Bonds(search_gain=gain))
+
+    def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
+        """What is known of a model in a mode; of one never seen, what is assumed."""
+        return self.skills.get((model, mode)) or unseen(before(model, domain, self.kinds, self.catalogue))
+
+    def offset(self, plan: Plan, domain: str) -> float:
+        """How much better than composed such chains did, as a difference of probabilities."""
+        if plan.shape in EXACT:
+            return 0.0
+        family = family_of(plan)
+        ladder = ((str(plan.shape), ALL), (str(plan.shape), domain), (family, ALL), (family, domain))
+        return sum(self.offsets.get(where, 0.0) for where in ladder)
+
+    def runs_judged(self, plan: Plan, domain: str) -> float:
+        """Judged outcomes, faded with age, on which the quality rests directly."""
+        if plan.shape in EXACT:
+            return self.skill(plan.main_model, Mode.PLAIN).judged_in.get(domain, 0.0)
+        return self.judged.get((family_of(plan), domain), 0.0)
+
+    def _opening(self, model: str, domain: str) -> Opening | None:
+        if (model, domain) not in self.openings:
+            self.openings[model, domain] = opening(self.skill(model, Mode.PLAIN, domain), domain)
+        return self.openings[model, domain]
+
+    def _doubt(self, plan: Plan, domain: str) -> float:
+        if plan.shape in EXACT:
+            return 0.0
+        family = family_of(plan)
+        whole, here = self.judged.get((family, ALL), 0.0), self.judged.get((family, domain), 0.0)
+        return math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
+
+    def _call(self, plan: Plan, stage: Stage, domain: str, length: Length) -> Call:
+        mode = mode_of(plan.shape, stage.role)
+        able = self.skills.get((stage.model, QUALITY_OF[mode])) or self.skill(stage.model, Mode.PLAIN, domain)
+        read, written, taken = self._effort(stage.model, mode, domain, length)
+        card = self.catalogue.card(stage.model)
+        cost = Amount(
+            (read.mean * card.price_input + written.mean * card.price_output) / 1e6,
+            math.hypot(read.sd * card.price_input, written.sd * card.price_output) / 1e6,
+        )
+        return Call(quality=able.quality.at(domain), cost_usd=cost, latency_ms=taken)
+
+    def _effort(self, model: str, mode: Mode, domain: str, length: Length) -> tuple[Amount, Amount, Amount]:
+        """Tokens read, tokens written, milliseconds; of an unseen mode, the plain one's with what it adds."""
+        known = self.skills.get((model, mode))
+        skill = known or self.skill(model, Mode.PLAIN, domain)
+        read = skill.input_tokens.at(length.chars)
+        written, taken = skill.output_tokens.at(domain), skill.latency_ms.at(domain)
+        if known is None:
+            turns = 2.0 if mode is Mode.SEARCH else 1.0
+            echo = written.mean if mode in (Mode.REFINE, Mode.VERIFY) else 0.0
+            read = turns * (read + echo)
+            written, taken = _times(written, turns), _times(taken, turns)
+        if length.max_tokens and written.mean + Z * written.sd > length.max_tokens:
+            mean = min(written.mean, float(length.max_tokens))
+            written = Amount(mean, min(written.sd, (length.max_tokens - mean) / Z))
+        return Amount(read, read * skill.input_tokens.relative_sd), written, taken
+
+
+def before(model: str, domain: str, kinds: Kinds, catalogue: Catalogue) -> float:
+    """Accuracy assumed of a model of which nothing is known: by price, or as the specialist of its own domain."""
+    if domain and kinds.specialists.get(domain) == model:
+        return SPECIALIST_BEFORE
+    return BEFORE_WORST + BEFORE_SPAN * catalogue.price_rank(model)
+
+
+def deviation(ends: Interval) -> float:
+    """Standard deviation behind a probability's ends, of which one may be cut at 0 or 1."""
+    return max(ends.mean - ends.low, ends.high - ends.mean) / Z
+
+
+def _scaled(ends: Interval, by: float, reach: float) -> Interval:
+    """The ends moved with the mean by `by`, and `reach` times as far from it in proportion."""
+    if ends.mean <= 0.0 or ends.low <= 0.0:
+        return Interval(ends.mean * by, ends.low * by, ends.high * by)
+    mean = ends.mean * by
+    return Interval(mean, mean * (ends.low / ends.mean) ** reach, mean * (ends.high / ends.mean) ** reach)
+
+
+def _times(amount: Amount, by: float) -> Amount:
+    return Amount(amount.mean * by, amount.sd * by)

@@ -1,0 +1,334 @@
+"""The router: holds what is known, decides, and takes in what happened."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from catena.kit.clock import World
+from catena.kit.errors import CatenaError, Missing
+from catena.plan.model import Shape
+from catena.router.core.ask import AUTO, Ask, check, task_name
+from catena.router.core.book import Book, mix_of, weigh
+from catena.router.core.candidates import House, forced_plans
+from catena.router.core.catalogue import ModelCard, catalogue_of, check_filled
+from catena.router.core.choice import Taste
+from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm
+from catena.router.core.domains import (
+    Domain,
+    DomainScore,
+    check_domain,
+    chosen_examples,
+    classify,
+    fit_head,
+    represent,
+)
+from catena.router.core.experiments import RUNNING, Experiment, check_experiment, covering
+from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.learning import learn
+from catena.router.core.observation import Observation
+from catena.router.core.ports import Embed, FetchModels, Journal, Report, Switch, Verdict
+from catena.router.core.recorded import Recorded, observation_of
+from catena.router.core.state import FROZEN, State
+from catena.router.core.tuning import THRESHOLD, Adjustment, Bounds, tune_threshold
+
+AUTO_ADAPTER = "@auto"
+_REMEMBERED_PLANS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The world as the router needs it."""
+
+    journal: Journal
+    embed: Embed
+    fetch_models: FetchModels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How it decides and learns: `RouterConfig` without what `app` alone reads."""
+
+    taste: Taste
+    curiosity: Curiosity
+    bounds: Bounds
+    threshold: float = 0.85
+    window: int = 4000
+    half_life: int = 2000
+    catalogue_s: float = 15.0
+
+
+class Router:
+    """Recommends plans and learns from what they did; `tend` must be called now and then."""
+
+    def __init__(self, ports: Ports, house: House, models: Sequence[ModelCard], manner: Manner, world: World) -> None:
+        """`models` are those of the configuration: all that is known until the executor has told its catalogue."""
+        self._ports = ports
+        self._manner = manner
+        self._world = world
+        self._state = State(house=house, models=models, window=manner.window)
+        self._lengths: OrderedDict[str, int] = OrderedDict()
+        self._turn = asyncio.Lock()
+        self._fitting = asyncio.Lock()
+
+    async def recommend(self, tenant: str, ask: Ask) -> Decision:
+        """The plan to run.
+
+        Raises Invalid for bounds that mean nothing or that no plan keeps, Missing for an unknown model, Unavailable
+        when the catalogue is empty.
+        """
+        decision = await self._decide(tenant, ask, self._manner.curiosity)
+        plan = replace(decision.plan, id=self._world.new_id())
+        self._lengths[plan.id] = ask.chars
+        if len(self._lengths) > _REMEMBERED_PLANS:
+            self._lengths.popitem(last=False)
+        return replace(decision, plan=plan)
+
+    async def explain(self, tenant: str, ask: Ask) -> Decision:
+        """What would be chosen now, without curiosity, and everything that was weighed; the same errors."""
+        return await self._decide(tenant, ask, replace(self._manner.curiosity, start=0.0, floor=0.0))
+
+    async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
+        """Take in an execution; when this returns it is committed."""
+        chars = self._lengths.pop(observation.plan.id, 0)
+        task = task_name(observation.domain)
+        if task or chars:
+            observation = replace(observation, domain=task, chars=chars or observation.chars)
+        await self._ports.journal.observe(tenant, observation, verdict, event_id)
+
+    async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:
+        """Take in what somebody said of an execution; when this returns it is committed."""
+        await self._ports.journal.judge(tenant, replace(verdict, task=task_name(verdict.task)), event_id)
+
+    async def record(self, tenant: str, told: Recorded) -> None:
+        """Take in an execution from elsewhere; its domain is found from the text where none is named."""
+        found = Found(domain=told.domain)
+        if not told.domain and told.text:
+            found = await self._find(tenant, Ask(text=told.text, chars=len(told.text)))
+        plan = await self._ports.journal.plan_of(tenant, told.configuration_id)
+        observation = observation_of(told, plan, found.domain, self._world.clock.now())
+        verdict = None
+        if told.quality is not None:
+            verdict = Verdict(execution_id=told.execution_id, score=told.quality, source="tests")
+        await self.observe(tenant, observation, verdict, f"recorded:{told.execution_id}")
+        await self.refresh()
+
+    async def auto_tune(self, tenant: str, *, dry_run: bool = False, freeze: bool | None = None) -> list[Adjustment]:
+        """Learn everything committed so far; then move the cascade's threshold, or (`freeze` given) only the switch."""
+        await self.settle()
+        if freeze is not None:
+            if not dry_run:
+                switch = Switch(tenant=tenant, name=FROZEN, value=0.0 if freeze else None)
+                await self._ports.journal.put_switch(switch, now=freeze)
+                await self.settle()
+            return []
+        book = self._state.book(tenant)
+        config = self._state.house_of(tenant).shapes.get(Shape.CASCADE)
+        if config is None or book.knowledge is None:
+            return []
+        moved = tune_threshold(
+            config, book.knowledge, mix_of(book.observations()), self._state.house.thresholds, self._manner.bounds
+        )
+        if moved is not None and not dry_run:
+            await self._ports.journal.put_switch(Switch(tenant=tenant, name=THRESHOLD, value=moved.after))
+            await self.settle()
+        return [moved] if moved is not None else []
+
+    async def report(self, tenant: str) -> Report:
+        """Aggregate figures of every execution ever."""
+        return await self._ports.journal.report(tenant)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights in force."""
+        return dict(self._manner.taste.weights)
+
+    def outcomes(self, tenant: str) -> int:
+        """Executions on which the tenant's estimates rest."""
+        known = self._state.book(tenant).knowledge
+        return known.outcomes if known is not None else 0
+
+    def tenants(self) -> list[str]:
+        """Who has asked or taught."""
+        return sorted(self._state.books)
+
+    def knowledge(self, tenant: str) -> Knowledge | None:
+        """What is known of a tenant's requests; None before anything was asked."""
+        return self._state.book(tenant).knowledge
+
+    async def put_domain(self, domain: Domain) -> Domain:
+        """Add or replace a domain; from the return on, requests are held against it. Raises Invalid."""
+        stored = replace(check_domain(domain), updated_s=self._world.clock.now())
+        await self._ports.journal.put_domain(stored)
+        await self.refetch(domain.tenant)
+        await self.settle()
+        await self._fit(domain.tenant)
+        return stored
+
+    def list_domains(self, tenant: str) -> list[Domain]:
+        """The tenant's domains and those of all, by name."""
+        return self._state.visible_domains(tenant)
+
+    async def delete_domain(self, tenant: str, name: str) -> None:
+        """Remove a domain of the tenant. Raises Missing when it has none of this name."""
+        if (tenant, name) not in self._state.domains:
+            raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
+        await self._ports.journal.delete_domain(tenant, name)
+        await self.settle()
+
+    async def create_experiment(self, experiment: Experiment, request_id: str) -> Experiment:
+        """Start an experiment.
+
+        Raises Invalid for arms without sense, Missing for an unknown model, Conflict when the domain has one running.
+        """
+        checked = check_experiment(experiment)
+        await self.refetch(experiment.tenant)
+        for arm in checked.arms:
+            if arm.model:
+                self._state.book(experiment.tenant).catalogue.card(arm.model)
+        fresh = replace(checked, id=self._world.new_id(), state=RUNNING, created_s=self._world.clock.now(), reason="")
+        stored = await self._ports.journal.put_experiment(fresh, request_id)
+        await self.refresh()
+        return self._state.experiment(experiment.tenant, stored.id)
+
+    async def get_experiment(self, tenant: str, id: str) -> Experiment:
+        """One experiment as it stands. Raises Missing."""
+        await self.refresh()
+        return self._state.experiment(tenant, id)
+
+    async def list_experiments(self, tenant: str, state: str) -> list[Experiment]:
+        """The tenant's experiments, newest first; only those of a `state` unless it is empty."""
+        await self.refresh()
+        return [e for e in self._state.experiments_of(tenant) if state in ("", e.state)]
+
+    async def stop_experiment(self, tenant: str, id: str, reason: str) -> Experiment:
+        """End an experiment without a verdict; one that ended stays as it ended. Raises Missing."""
+        await self.get_experiment(tenant, id)
+        await self._ports.journal.stop_experiment(tenant, id, reason)
+        return await self.get_experiment(tenant, id)
+
+    async def refresh(self) -> None:
+        """Read what changed in the journal, through this replica or another."""
+        async with self._turn:
+            state, journal = self._state, self._ports.journal
+            if not state.apply(await journal.changes(state.revision)):
+                state.rewind(await journal.changes(0))
+
+    async def settle(self) -> None:
+        """Read what changed and learn from it, for every tenant."""
+        await self.refresh()
+        for tenant in list(self._state.books):
+            await self._learn(tenant)
+
+    async def tend(self) -> None:
+        """One round of upkeep: settle, and renew catalogues that are past their time."""
+        await self.settle()
+        now = self._world.clock.monotonic()
+        for tenant, book in list(self._state.books.items()):
+            if book.catalogue_until_s < now:
+                await self.refetch(tenant)
+
+    async def refetch(self, tenant: str) -> None:
+        """Ask for the catalogue anew; when it cannot be had, what is known stays."""
+        book = self._state.book(tenant)
+        book.catalogue_until_s = self._world.clock.monotonic() + self._manner.catalogue_s
+        try:
+            fetched = catalogue_of(await self._ports.fetch_models(tenant))
+        except CatenaError:
+            return
+        if fetched != book.catalogue and fetched.cards:
+            book.take_catalogue(fetched)
+            await self._learn(tenant)
+
+    async def _book(self, tenant: str) -> Book:
+        book = self._state.book(tenant)
+        if book.catalogue_until_s == -float("inf"):
+            await self.refetch(tenant)
+        check_filled(book.catalogue)
+        if book.knowledge is None:
+            await self._learn(tenant)
+        return book
+
+    async def _learn(self, tenant: str) -> None:
+        book = self._state.book(tenant)
+        if not book.stale and book.knowledge is not None:
+            return
+        book.stale = False
+        kinds = self._state.kinds(tenant)
+        knowledge = await asyncio.to_thread(
+            learn, book.observations(), book.catalogue, kinds, half_life=self._manner.half_life
+        )
+        book.house, book.kinds, book.knowledge = self._state.house_of(tenant), kinds, knowledge
+        book.forget_tables()
+
+    async def _fit(self, tenant: str) -> None:
+        """Fit the classifier of the tenant's domains, if they changed."""
+        book = self._state.book(tenant)
+        domains = self._state.visible_domains(tenant)
+        mark = tuple((domain.tenant, domain.name, domain.updated_s) for domain in domains)
+        if book.head_of == mark:
+            return
+        async with self._fitting:
+            rows = []
+            for domain in domains:
+                texts = chosen_examples(domain)
+                rows.append(represent(texts, np.asarray(await self._ports.embed(texts), np.float64)))
+            book.head = await asyncio.to_thread(fit_head, domains, rows)
+            book.head_of = mark
+
+    async def _find(self, tenant: str, ask: Ask) -> Found:
+        """The domain of a request: the task it names, else the one that its text surely belongs to."""
+        book = self._state.book(tenant)
+        task = task_name(ask.task)
+        if task:
+            return Found(
+                domain=task,
+                scores=[DomainScore(task, 1.0, 1.0)],
+                specialist=self._state.kinds(tenant).specialists.get(task, ""),
+            )
+        await self._fit(tenant)
+        if book.head is None or not ask.text:
+            return Found()
+        text = ask.text[:4000]
+        row = represent([text], np.asarray(await self._ports.embed([text]), np.float64))[0]
+        scores = classify(book.head, row)
+        if scores[0].probability < self._manner.threshold:
+            return Found(scores=scores)
+        name = scores[0].domain
+        return Found(domain=name, scores=scores, specialist=self._state.kinds(tenant).specialists.get(name, ""))
+
+    async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity) -> Decision:
+        check(ask)
+        book = await self._book(tenant)
+        found = await self._find(tenant, ask)
+        knowledge, house = book.knowledge, book.house
+        assert knowledge is not None and house is not None
+        ask = replace(ask, model=self._named(ask.model, found, book))
+        length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
+        if ask.shape is None and ask.model == AUTO:
+            weighed = book.weighed(found.domain, found.specialist, length)
+        else:
+            weighed = weigh(forced_plans(ask, house, book.catalogue), knowledge, found.domain, length)
+        if self._state.frozen_at(tenant) is not None:
+            curiosity = replace(curiosity, start=0.0, floor=0.0)
+        experiment = None
+        if ask.model == AUTO and not ask.critical:
+            experiment = covering(self._state.experiments_of(tenant), found.domain)
+        if experiment is not None:
+            curiosity = replace(curiosity, start=0.0, floor=0.0)
+        taste = replace(self._manner.taste, objective=ask.objective or self._manner.taste.objective)
+        decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
+        return decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
+
+    def _named(self, model: str, found: Found, book: Book) -> str:
+        """`base@auto` as the specialist of the domain on that base, the adapter of its name, or the base alone."""
+        if not model.endswith(AUTO_ADAPTER):
+            return model or AUTO
+        base = model.removesuffix(AUTO_ADAPTER)
+        if found.specialist.startswith(f"{base}@"):
+            return found.specialist
+        adapter = f"{base}@{found.domain}"
+        listed = any(name.partition(":")[0] == adapter for name in book.catalogue.cards)
+        return adapter if found.domain and listed else base

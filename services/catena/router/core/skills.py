@@ -1,0 +1,233 @@
+"""What each model can do in each domain, and what it reads, writes and takes, from every call of it that was seen.
+
+Little evidence borrows from more: a model in a domain from the model as a whole and from how hard the domain is for
+all, a model as a whole from its prior. Answers that nobody judged count a little: through a better model that gave the
+same answer or another one, else through their confidence.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from catena.plan.expect import Amount
+from catena.router.core.confidence import Array, Curve, Judged, fit_curve, log_odds, logit, rate_of
+from catena.router.core.observation import Mode
+from catena.router.core.samples import Key, Level, Line, Sample, level, line
+
+QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mode.DRAFT}
+"""Modes whose answers tell how good the model is alone; lossless speculation says what the model would have said."""
+
+PRIOR_CALLS, DOMAIN_CALLS, DIFFICULTY_CALLS = 2.0, 5.0, 3.0
+MEMORY_MISSES = 4.0
+"""Failures assumed beforehand where answers need memory that a plain call does not have."""
+SILENT_WEIGHT, SILENT_HALF = 0.5, 20.0
+SECONDED, ALONE, SECOND_CALLS = 0.93, 0.15, 6.0
+"""Rate of right answers when a better model says the same, when it says otherwise, and calls that these are worth."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Skill:
+    """One model in one mode. `calls` and `judged` count evidence with age taken off.
+
+    `kept`: share of its first answers that cascades kept; `overruled`: share rejected though confident enough.
+    """
+
+    calls: float = 0.0
+    judged: float = 0.0
+    quality: Level
+    judged_in: dict[str, float] = field(default_factory=dict)
+    input_tokens: Line = field(default_factory=Line)
+    output_tokens: Level
+    latency_ms: Level
+    reliability: float = 1.0
+    curve: Curve = field(default_factory=Curve)
+    confidences: Mapping[str, Array] = field(default_factory=dict)
+    kept: Level | None = None
+    overruled: Level | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What unjudged answers go by: the curve of confidences, and log-odds with and without a second."""
+
+    curve: Curve
+    seconded: float
+    alone: float
+
+    def of(self, sample: Sample) -> float | None:
+        """Log-odds of being right at the curve's usual rate; None when nothing hints."""
+        if sample.fact.stage.failed:
+            return None
+        if sample.seconded is not None:
+            return self.seconded if sample.seconded else self.alone
+        confidence = sample.fact.stage.confidence
+        if confidence <= 0.0:
+            return None
+        return self.curve.level + self.curve.slope * float(log_odds(np.array([confidence]))[0])
+
+
+def fit_skills(
+    samples: Mapping[Key, Sequence[Sample]],
+    *,
+    prior: Callable[[str, str], float],
+    needs_memory: Iterable[str] = (),
+) -> dict[Key, Skill]:
+    """Estimates for every model and mode that was seen; `prior(model, domain)` is its accuracy before anything is."""
+    pooled: dict[Key, list[Sample]] = defaultdict(list)
+    for (model, mode), seen in samples.items():
+        if mode in QUALITY_MODES:
+            pooled[model, QUALITY_MODES[mode]].extend(seen)
+    overall = {key: _overall(seen, prior(key[0], "")) for key, seen in pooled.items()}
+    harder = difficulty(pooled, {key: amount.mean for key, amount in overall.items()}, frozenset(needs_memory))
+    skills = {}
+    for key, seen in samples.items():
+        skill = _figures(seen)
+        if key in pooled:
+            _judge(skill, pooled[key], overall[key], harder, partial(prior, key[0]))
+        skills[key] = skill
+    return skills
+
+
+def difficulty(
+    pooled: Mapping[Key, Sequence[Sample]], overall: Mapping[Key, float], needs_memory: frozenset[str]
+) -> dict[str, float]:
+    """How much harder than usual each domain is for whichever model was asked, in log-odds (negative: harder)."""
+    seen: dict[str, list[float]] = {domain: [0.0, 0.0, 0.0] for domain in needs_memory}
+    for key, samples in pooled.items():
+        for sample in samples:
+            label = sample.fact.label
+            if label is None or sample.domain is None or key[1] is not Mode.PLAIN:
+                continue
+            tally = seen.setdefault(sample.domain, [0.0, 0.0, 0.0])
+            tally[0] += sample.weight
+            tally[1] += sample.weight * label
+            tally[2] += sample.weight * overall[key]
+    shifts = {}
+    for domain, (weight, right, expected) in seen.items():
+        usual = expected / weight if weight else 0.7
+        misses = MEMORY_MISSES if domain in needs_memory else 0.0
+        found = (right + DIFFICULTY_CALLS * usual) / (weight + DIFFICULTY_CALLS + misses)
+        shifts[domain] = logit(found) - logit(usual)
+    return shifts
+
+
+def shifted(accuracy: float, shift: float) -> float:
+    """An accuracy moved by log-odds."""
+    return 1.0 / (1.0 + math.exp(-(logit(accuracy) + shift)))
+
+
+def unseen(accuracy: float, *, latency_ms: float = 1000.0) -> Skill:
+    """A model of which nothing was seen."""
+    return Skill(
+        quality=Level(overall=Amount(accuracy, 0.2)),
+        output_tokens=Level(overall=Amount(200.0, 160.0)),
+        latency_ms=Level(overall=Amount(latency_ms, 0.7 * latency_ms)),
+    )
+
+
+def _overall(samples: Sequence[Sample], prior: float) -> Amount:
+    right, judged = prior * PRIOR_CALLS, PRIOR_CALLS
+    for sample in samples:
+        if sample.fact.label is not None:
+            right += sample.weight * sample.fact.label
+            judged += sample.weight
+    mean = right / judged
+    return Amount(mean, math.sqrt(mean * (1.0 - mean) / (judged + 1.0)))
+
+
+def _figures(samples: Sequence[Sample]) -> Skill:
+    good = [s for s in samples if not s.fact.stage.failed]
+    skill = unseen(0.5)
+    skill.calls = sum(sample.weight for sample in samples)
+    failed = sum(s.weight for s in samples if s.fact.stage.failed)
+    skill.reliability = 1.0 - failed / (skill.calls + 10.0)
+    counted = [s for s in good if s.fact.stage.input_tokens + s.fact.stage.output_tokens > 0]
+    if counted:
+        skill.input_tokens = line(counted)
+        written = [float(s.fact.stage.output_tokens) for s in counted]
+        skill.output_tokens = level(counted, written, skill.output_tokens.overall)
+    timed = [s for s in good if s.fact.stage.duration_ms > 0.0]
+    if timed:
+        skill.latency_ms = level(timed, [s.fact.stage.duration_ms for s in timed], skill.latency_ms.overall)
+    return skill
+
+
+def _judge(
+    skill: Skill,
+    samples: Sequence[Sample],
+    overall: Amount,
+    harder: Mapping[str, float],
+    prior: Callable[[str], float],
+) -> None:
+    """Fill in how often it is right, overall and by domain, and how that hangs on its confidence."""
+    hints = _hints(samples)
+    skill.curve, skill.confidences = hints.curve, _confidences(samples)
+    _gate(skill, [s for s in samples if s.threshold is not None])
+    by_domain: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        skill.judged += sample.weight if sample.fact.label is not None else 0.0
+        if sample.domain is not None:
+            by_domain[sample.domain].append(sample)
+    trust = SILENT_WEIGHT * skill.judged / (skill.judged + SILENT_HALF)
+    rates = {}
+    for domain in {*by_domain, *harder}:
+        own = prior(domain)
+        start = shifted(overall.mean, harder.get(domain, 0.0)) if own == prior("") else own
+        judged, silent = _split(by_domain.get(domain, ()), hints)
+        rates[domain] = rate_of(judged, silent, Amount(start, DOMAIN_CALLS), usual=hints.curve.rate, trust=trust)
+        skill.judged_in[domain] = judged.weight
+    skill.quality = Level(overall=overall, by_domain=rates)
+
+
+def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Array]:
+    """Judged answers, and hints of those that nobody judged."""
+    hinted = [(s, hints.of(s)) for s in samples]
+    told = [(s.weight, s.fact.label) for s in samples if s.fact.label is not None]
+    checked = [(hint, s.fact.label) for s, hint in hinted if hint is not None and s.fact.label is not None]
+    judged = Judged(
+        weight=sum(weight for weight, _ in told),
+        right=sum(weight * label for weight, label in told),
+        hints=np.array([hint for hint, _ in checked]),
+        labels=np.array([label for _, label in checked]),
+    )
+    return judged, np.array([hint for s, hint in hinted if hint is not None and s.fact.label is None])
+
+
+def _hints(samples: Sequence[Sample]) -> Hints:
+    told = [(s, s.fact.label) for s in samples if s.fact.label is not None and not s.fact.stage.failed]
+    sure = [(s, label) for s, label in told if s.fact.stage.confidence > 0.0]
+    curve = fit_curve(
+        np.array([s.fact.stage.confidence for s, _ in sure]),
+        np.array([label for _, label in sure]),
+        np.array([s.weight for s, _ in sure]),
+        [s.domain or "" for s, _ in sure],
+    )
+
+    def rate(second: bool, start: float) -> float:
+        seen = [(s.weight, label) for s, label in told if s.seconded is second]
+        right = sum(weight * label for weight, label in seen)
+        return logit((SECOND_CALLS * start + right) / (SECOND_CALLS + sum(weight for weight, _ in seen)))
+
+    return Hints(curve, rate(True, SECONDED), rate(False, ALONE))
+
+
+def _confidences(samples: Sequence[Sample]) -> dict[str, Array]:
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample.fact.stage.confidence > 0.0 and not sample.fact.stage.failed:
+            grouped[sample.domain or ""].append(sample.fact.stage.confidence)
+    return {domain: np.array(values) for domain, values in grouped.items()}
+
+
+def _gate(skill: Skill, fast: Sequence[Sample]) -> None:
+    """Share of a cascade's first answers that were kept, and share overruled in spite of their confidence."""
+    if not fast:
+        return
+    skill.kept = level(fast, [float(s.fact.stage.kept) for s in fast], Amount(0.6, 0.4))
+    sure = [s for s in fast if s.threshold is not None and s.fact.stage.confidence >= s.threshold]
+    if sure:
+        skill.overruled = level(sure, [float(not s.fact.stage.kept) for s in sure], Amount(0.02, 0.1))

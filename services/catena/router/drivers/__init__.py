@@ -1,0 +1,1 @@
+"""The router's SQL and its way to the executor."""

@@ -1,0 +1,117 @@
+"""RouterService: proto in, core call, proto out."""
+
+from typing import Any, TypeAlias
+
+import grpc
+
+from catena.api.router.v1 import router_pb2 as pb
+from catena.api.router.v1.router_pb2_grpc import RouterServiceServicer
+from catena.kit.caller import caller
+from catena.router.core.recorded import Recorded, check_recorded
+from catena.router.core.router import Router
+from catena.router.handlers.messages import (
+    ask_of,
+    candidate_to,
+    domain_from,
+    domain_to,
+    experiment_from,
+    experiment_to,
+    recommended_to,
+    totals_to,
+)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class RouterHandlers(RouterServiceServicer):
+    """`RouterService` over `Router`."""
+
+    def __init__(self, router: Router) -> None:
+        """Answer from `router`."""
+        self._router = router
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
+        """The plan to run."""
+        return recommended_to(await self._router.recommend(caller().tenant, ask_of(request)))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        """Why, and what else was weighed."""
+        decision = await self._router.explain(caller().tenant, ask_of(request.request))
+        return pb.ExplainResponse(
+            chosen=recommended_to(decision),
+            candidates=[candidate_to(candidate) for candidate in decision.ranked],
+            weights=self._router.weights,
+            reason=decision.reason,
+        )
+
+    async def RecordExecution(self, request: pb.RecordExecutionRequest, context: Context) -> pb.RecordExecutionResponse:
+        """Take in an execution from elsewhere."""
+        told = Recorded(
+            execution_id=request.execution_id,
+            configuration_id=request.configuration_id,
+            text=request.text,
+            domain=request.domain,
+            latency_ms=request.latency_ms,
+            cost_usd=request.cost_usd,
+            quality=request.quality if request.HasField("quality") else None,
+            succeeded=request.success,
+            time_s=request.time_s,
+        )
+        await self._router.record(caller().tenant, check_recorded(told))
+        return pb.RecordExecutionResponse()
+
+    async def AutoTune(self, request: pb.AutoTuneRequest, context: Context) -> pb.AutoTuneResponse:
+        """Learn all that is known; move settings, or the freeze."""
+        freeze = request.freeze if request.HasField("freeze") else None
+        tuned = await self._router.auto_tune(caller().tenant, dry_run=request.dry_run, freeze=freeze)
+        return pb.AutoTuneResponse(
+            adjustments=[
+                pb.Adjustment(setting=one.setting, before=one.before, after=one.after, reason=one.reason)
+                for one in tuned
+            ],
+            observations=self._router.outcomes(caller().tenant),
+        )
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
+        """Aggregate figures."""
+        report = await self._router.report(caller().tenant)
+        return pb.GetStatsResponse(
+            configurations=[totals_to(totals) for totals in report.configurations], executions=report.executions
+        )
+
+    async def PutDomain(self, request: pb.PutDomainRequest, context: Context) -> pb.PutDomainResponse:
+        """Add or replace a domain."""
+        stored = await self._router.put_domain(domain_from(request.domain, caller().tenant))
+        return pb.PutDomainResponse(domain=domain_to(stored))
+
+    async def ListDomains(self, request: pb.ListDomainsRequest, context: Context) -> pb.ListDomainsResponse:
+        """The domains that the tenant sees."""
+        return pb.ListDomainsResponse(domains=[domain_to(d) for d in self._router.list_domains(caller().tenant)])
+
+    async def DeleteDomain(self, request: pb.DeleteDomainRequest, context: Context) -> pb.DeleteDomainResponse:
+        """Remove a domain."""
+        await self._router.delete_domain(caller().tenant, request.name)
+        return pb.DeleteDomainResponse()
+
+    async def CreateExperiment(
+        self, request: pb.CreateExperimentRequest, context: Context
+    ) -> pb.CreateExperimentResponse:
+        """Start an experiment."""
+        asked = experiment_from(request.experiment, caller().tenant)
+        started = await self._router.create_experiment(asked, request.request_id)
+        return pb.CreateExperimentResponse(experiment=experiment_to(started))
+
+    async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
+        """One experiment as it stands."""
+        found = await self._router.get_experiment(caller().tenant, request.id)
+        return pb.GetExperimentResponse(experiment=experiment_to(found))
+
+    async def ListExperiments(self, request: pb.ListExperimentsRequest, context: Context) -> pb.ListExperimentsResponse:
+        """The tenant's experiments."""
+        found = await self._router.list_experiments(caller().tenant, request.state)
+        return pb.ListExperimentsResponse(experiments=[experiment_to(one) for one in found])
+
+    async def StopExperiment(self, request: pb.StopExperimentRequest, context: Context) -> pb.StopExperimentResponse:
+        """End an experiment without a verdict."""
+        stopped = await self._router.stop_experiment(caller().tenant, request.id, request.reason)
+        return pb.StopExperimentResponse(experiment=experiment_to(stopped))

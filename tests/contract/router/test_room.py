@@ -1,0 +1,246 @@
+import math
+
+import pytest
+
+from catena.api.events.v1 import events_pb2
+from catena.api.executor.v1 import executor_pb2
+from catena.api.router.v1 import router_pb2 as pb
+from catena.api.types.v1 import types_pb2
+from catena.kit.errors import Conflict, Invalid, Missing
+from catena.kit.event import Event
+from catena.kit.testing import eventually, running
+from catena.plan.build import sequential
+from catena.plan.wire import plan_to_proto
+
+pytestmark = pytest.mark.contract
+
+
+def asked(text="upper: gate", model="auto", shape=0, **context):
+    return pb.RecommendRequest(
+        request=types_pb2.ChatRequest(messages=[types_pb2.ChatMessage(role="user", content=text)]),
+        context=types_pb2.RequestContext(**context),
+        model=model,
+        shape=shape,
+    )
+
+
+def completed(number, plan, *, model="large", **fields):
+    stage = types_pb2.StageResult(
+        name="main",
+        role=types_pb2.ROLE_MAIN,
+        model=model,
+        duration_ms=20.0,
+        usage=types_pb2.Usage(input_tokens=15, output_tokens=5),
+        outcome="accepted",
+        answer_digest="d",
+        confidence=0.9,
+    )
+    return events_pb2.ExecutionCompleted(
+        execution_id=f"x{number}",
+        plan=plan,
+        stages=[stage],
+        cost_usd=1e-5,
+        duration_ms=21.0,
+        outcome="succeeded",
+        **fields,
+    )
+
+
+def event(id, type, message, tenant="acme"):
+    return Event(id=id, type=type, tenant=tenant, time_s=1.0, data=message.SerializeToString())
+
+
+async def stats(room, tenant="acme"):
+    return await room.ask("GetStats", pb.GetStatsRequest(), tenant)
+
+
+async def executions(room, count):
+    async def there():
+        return (await stats(room)).executions == count
+
+    await eventually(there, 10.0)
+
+
+async def test_a_request_gets_a_plan_with_its_domain_and_prediction(room):
+    answer = await room.ask("Recommend", asked())
+    assert answer.plan.domain == "upper"
+    assert answer.domains[0].domain == "upper"
+    assert answer.confidence == answer.domains[0].probability >= 0.85
+    assert answer.plan.shape == types_pb2.SHAPE_CASCADE
+    assert answer.plan.id
+    assert (
+        answer.plan.prediction.cost_usd.low
+        < answer.plan.prediction.cost_usd.mean
+        < answer.plan.prediction.cost_usd.high
+    )
+    assert answer.model == "large"
+
+
+async def test_a_text_like_none_of_the_examples_is_in_no_domain(room):
+    answer = await room.ask("Recommend", asked("What is the capital of France?"))
+    assert answer.plan.domain == ""
+    assert answer.confidence < 0.85
+
+
+async def test_bad_input_is_refused_with_a_code_and_a_cure(room):
+    cases = [
+        (asked(objective="cheap"), Invalid, "unknown_objective"),
+        (asked(max_cost_usd=-1.0), Invalid, "bad_cap"),
+        (asked(max_latency_ms=math.nan), Invalid, "bad_cap"),
+        (asked(max_cost_usd=1e-12), Invalid, "no_plan_fits"),
+        (asked(model="gpt-9", shape=types_pb2.SHAPE_SEQUENTIAL), Missing, "unknown_model"),
+        (asked(model="nobody@code", shape=types_pb2.SHAPE_CASCADE), Missing, "unknown_model"),
+        (pb.RecommendRequest(), Invalid, "empty_request"),
+    ]
+    for request, kind, code in cases:
+        with pytest.raises(kind) as refused:
+            await room.ask("Recommend", request)
+        assert refused.value.code == code, request
+    with pytest.raises(Invalid) as refused:
+        await room.ask("Recommend", asked(max_cost_usd=1e-12))
+    assert "max_cost_usd 1e-12" in refused.value.message and "too much" in refused.value.message
+
+
+async def test_a_forced_shape_takes_its_configured_models_and_a_named_model_replaces_the_main_one(room):
+    plain = await room.ask("Recommend", asked(shape=types_pb2.SHAPE_DRAFT_REFINE))
+    assert [stage.model for stage in plain.plan.stages] == ["small", "large"]
+    named = await room.ask("Recommend", asked(shape=types_pb2.SHAPE_SEARCH, model="small"))
+    assert [stage.model for stage in named.plan.stages] == ["small"]
+
+
+async def test_executions_and_feedback_from_the_bus_are_learned_once_each(room):
+    plan = (await room.ask("Recommend", asked(model="large", shape=types_pb2.SHAPE_SEQUENTIAL))).plan
+    done = event("e1", "executor.execution.completed", completed(1, plan))
+    said = event("f1", "learner.feedback.recorded", events_pb2.FeedbackRecorded(execution_id="x1", score=1.0))
+    for one in (said, done, said, done):
+        await room.bus.publish(one)
+    await executions(room, 1)
+
+    async def judged():
+        return (await stats(room)).configurations[0].judged == 1
+
+    await eventually(judged, 10.0)
+    (row,) = (await stats(room)).configurations
+    assert (row.domain, row.plan, row.mean_quality, row.success_rate) == ("upper", "sequential(large)", 1.0, 1.0)
+    assert (await stats(room, "other")).executions == 0
+
+
+async def test_explain_shows_every_candidate_and_why(room):
+    told = await room.ask("Explain", pb.ExplainRequest(request=asked(objective="cost")))
+    assert len(told.candidates) >= 7
+    assert told.reason
+    assert abs(sum(told.weights.values()) - 1.0) < 1e-9
+    capped = await room.ask("Explain", pb.ExplainRequest(request=asked(max_cost_usd=3e-4)))
+    assert any("over max_cost_usd" in candidate.rejected for candidate in capped.candidates)
+
+
+async def test_domains_are_put_used_at_once_and_deleted(room):
+    examples = [f"swapcase: {word}" for word in ("heLLo", "tIn", "GaTe", "mOSs")]
+    domain = pb.Domain(name="swapcase", examples=examples)
+    await room.ask("PutDomain", pb.PutDomainRequest(domain=domain))
+    assert (await room.ask("Recommend", asked("swapcase: rIvEr"))).plan.domain == "swapcase"
+    assert (await room.ask("Recommend", asked("swapcase: rIvEr"), "other")).plan.domain == ""
+    names = [d.name for d in (await room.ask("ListDomains", pb.ListDomainsRequest())).domains]
+    assert names == ["add", "fact", "reverse", "swapcase", "upper"]
+    await room.ask("DeleteDomain", pb.DeleteDomainRequest(name="swapcase"))
+    assert (await room.ask("Recommend", asked("swapcase: rIvEr"))).plan.domain == ""
+    with pytest.raises(Missing):
+        await room.ask("DeleteDomain", pb.DeleteDomainRequest(name="swapcase"))
+    with pytest.raises(Invalid):
+        await room.ask("PutDomain", pb.PutDomainRequest(domain=pb.Domain(name="Bad Name", examples=["x"])))
+
+
+async def test_a_specialist_answers_its_domain_from_the_moment_it_is_put(room):
+    room.catalogue.models.append(
+        executor_pb2.Model(name="large@swapcase", type="chat", parent="large", status="active")
+    )
+    examples = [f"swapcase: {word}" for word in ("heLLo", "tIn", "GaTe", "mOSs")]
+    domain = pb.Domain(name="swapcase", examples=examples, specialist="large@swapcase")
+    await room.ask("PutDomain", pb.PutDomainRequest(domain=domain))
+    answer = await room.ask("Recommend", asked("swapcase: rIvEr"))
+    assert answer.model == "large@swapcase"
+    assert (await room.ask("Recommend", asked("upper: river"))).model != "large@swapcase"
+
+
+async def test_an_experiment_runs_from_assignment_to_its_announced_verdict(room):
+    heard = []
+
+    async def hear(one):
+        heard.append(events_pb2.ExperimentDecided.FromString(one.data))
+
+    arms = [pb.Arm(name="control", share=0.5), pb.Arm(name="canary", model="large@new:0.1.0", share=0.5)]
+    wanted = pb.CreateExperimentRequest(
+        experiment=pb.Experiment(name="new", domain="upper", arms=arms), request_id="r1"
+    )
+    started = (await room.ask("CreateExperiment", wanted)).experiment
+    assert (await room.ask("CreateExperiment", wanted)).experiment.id == started.id
+    wanted.request_id = "r2"
+    with pytest.raises(Conflict):
+        await room.ask("CreateExperiment", wanted)
+    async with running(room.bus.watch(["router.experiment.decided"], hear, since_now=False)):
+        seen = set()
+        for number in range(60):
+            plan = (await room.ask("Recommend", asked(f"upper: word{number}", user_id=f"u{number}"))).plan
+            again = (await room.ask("Recommend", asked(f"upper: word{number}", user_id=f"u{number}"))).plan
+            if not plan.experiment_id or not again.experiment_id:
+                break
+            assert (plan.experiment_id, plan.experiment_arm) == (started.id, again.experiment_arm)
+            canary = plan.experiment_arm == "canary"
+            assert (plan.stages[0].model == "large@new:0.1.0") == canary
+            seen.add(plan.experiment_arm)
+            done = completed(number, plan, model=plan.stages[0].model)
+            said = events_pb2.FeedbackRecorded(execution_id=f"x{number}", score=float(canary))
+            await room.bus.publish(event(f"e{number}", "executor.execution.completed", done))
+            await room.bus.publish(event(f"f{number}", "learner.feedback.recorded", said))
+        assert seen == {"control", "canary"}
+        await eventually(lambda: bool(heard), 15.0)
+    assert (heard[0].experiment_id, heard[0].state, heard[0].treatment_quality) == (started.id, "won", 1.0)
+    found = (await room.ask("GetExperiment", pb.GetExperimentRequest(id=started.id))).experiment
+    assert found.state == "won" and found.p_quality < 0.05 / 3
+    assert not (await room.ask("Recommend", asked("upper: word1", user_id="u1"))).plan.experiment_id
+
+
+async def test_stopping_an_experiment_ends_its_assignment(room):
+    arms = [pb.Arm(name="control"), pb.Arm(name="canary", model="small")]
+    wanted = pb.CreateExperimentRequest(experiment=pb.Experiment(name="n", arms=arms))
+    started = (await room.ask("CreateExperiment", wanted)).experiment
+    assert (await room.ask("Recommend", asked())).plan.experiment_id == started.id
+    stopped = await room.ask("StopExperiment", pb.StopExperimentRequest(id=started.id, reason="enough"))
+    assert (stopped.experiment.state, stopped.experiment.reason) == ("stopped", "enough")
+    assert not (await room.ask("Recommend", asked())).plan.experiment_id
+    listed = await room.ask("ListExperiments", pb.ListExperimentsRequest(state="stopped"))
+    assert [e.id for e in listed.experiments] == [started.id]
+    with pytest.raises(Missing):
+        await room.ask("GetExperiment", pb.GetExperimentRequest(id=started.id), "other")
+
+
+async def test_a_restart_gives_the_same_decision(open_room):
+    async with open_room() as room:
+        for number in range(40):
+            model = "small" if number % 2 else "large"
+            plan = plan_to_proto(sequential(model))
+            plan.domain, plan.id = "upper", f"p{number}"
+            score = types_pb2.Score(value=float(model == "large" or number % 3 == 0), source="tests")
+            done = completed(number, plan, model=model, scores=[score])
+            await room.bus.publish(event(f"e{number}", "executor.execution.completed", done))
+        await executions(room, 40)
+        await room.ask("AutoTune", pb.AutoTuneRequest(freeze=True))
+        first = await room.ask("Explain", pb.ExplainRequest(request=asked(objective="cost")))
+    async with open_room() as room:
+        second = await room.ask("Explain", pb.ExplainRequest(request=asked(objective="cost")))
+        assert [c.plan.configuration_id for c in second.candidates] == [
+            c.plan.configuration_id for c in first.candidates
+        ]
+        assert [c.utility for c in second.candidates] == pytest.approx([c.utility for c in first.candidates], rel=1e-9)
+
+
+async def test_runs_made_elsewhere_count_and_bad_ones_are_refused(room):
+    run = pb.RecordExecutionRequest(
+        execution_id="y1", configuration_id="theirs", text="upper: gate", latency_ms=5.0, quality=1.0, success=True
+    )
+    for _ in range(2):
+        await room.ask("RecordExecution", run)
+    (row,) = (await stats(room)).configurations
+    assert (row.configuration_id, row.domain, row.executions, row.mean_quality) == ("theirs", "upper", 1, 1.0)
+    with pytest.raises(Invalid):
+        await room.ask("RecordExecution", pb.RecordExecutionRequest(configuration_id="theirs"))

@@ -1,0 +1,75 @@
+import pytest
+
+from catena.api.events.v1 import events_pb2
+from catena.api.router.v1 import router_pb2 as pb
+from catena.api.types.v1 import types_pb2
+from catena.kit.errors import Invalid
+from catena.plan.build import ShapeConfig, build
+from catena.plan.model import Shape
+from catena.plan.wire import plan_to_proto
+from catena.router.handlers.messages import ask_of, experiment_from, experiment_to, observation_from
+
+pytestmark = pytest.mark.unit
+
+CASCADE = build(Shape.CASCADE, ShapeConfig(fast="s", main="l"))
+
+
+def result(name, role, **fields):
+    usage = types_pb2.Usage(input_tokens=10, output_tokens=3)
+    return types_pb2.StageResult(name=name, role=role, model=name, usage=usage, duration_ms=5.0, **fields)
+
+
+def test_the_last_user_turn_is_what_is_asked_and_all_turns_are_paid_for():
+    turns = [("system", "be brief"), ("user", "first"), ("assistant", "well"), ("user", "second")]
+    request = types_pb2.ChatRequest(messages=[types_pb2.ChatMessage(role=r, content=c) for r, c in turns])
+    context = types_pb2.RequestContext(agent_id="a", max_cost_usd=0.5, task="T")
+    ask = ask_of(pb.RecommendRequest(request=request, context=context, shape=types_pb2.SHAPE_SEARCH))
+    assert (ask.text, ask.chars, ask.turns) == ("second", 23, 4)
+    assert (ask.shape, ask.model, ask.who, ask.max_cost_usd, ask.task) == (Shape.SEARCH, "auto", "a", 0.5, "T")
+    assert ask_of(pb.RecommendRequest(request=types_pb2.ChatRequest(prompt="go on"))).text == "go on"
+    with pytest.raises(Invalid):
+        ask_of(pb.RecommendRequest())
+
+
+def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
+    plan = plan_to_proto(CASCADE)
+    plan.id, plan.domain = "p1", "code"
+    event = events_pb2.ExecutionCompleted(
+        execution_id="x",
+        plan=plan,
+        stages=[
+            result("fast", types_pb2.ROLE_FAST, outcome="failed"),
+            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, answer_digest="d"),
+            result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
+        ],
+        outcome="succeeded",
+    )
+    one = observation_from(event)
+    fast, main = one.stages
+    assert (fast.input_tokens, fast.output_tokens, fast.duration_ms) == (20, 6, 10.0)
+    assert (fast.kept, fast.failed, fast.confidence, fast.digest) == (False, False, 0.25, "d")
+    assert main.kept and not main.failed
+    assert (one.domain, one.routed, one.succeeded) == ("code", True, True)
+    assert one.configuration_id == CASCADE.configuration_id
+
+
+def test_a_task_is_the_domain_of_a_plan_that_the_router_never_saw():
+    event = events_pb2.ExecutionCompleted(execution_id="x", plan=plan_to_proto(CASCADE), outcome="failed")
+    assert (observation_from(event).domain, observation_from(event).routed) == ("", False)
+    event.context.task = "swapcase"
+    assert (observation_from(event).domain, observation_from(event).routed) == ("swapcase", True)
+    assert not observation_from(event).succeeded
+
+
+def test_an_execution_of_a_pipeline_teaches_no_shape():
+    event = events_pb2.ExecutionCompleted(execution_id="x", plan=types_pb2.Plan(pipeline="moderate"))
+    assert observation_from(event).plan.pipeline == "moderate"
+    assert observation_from(events_pb2.ExecutionCompleted(execution_id="y", model="m")).plan.pipeline
+
+
+def test_an_experiment_comes_back_as_it_was_put():
+    arms = [pb.Arm(name="control", share=0.75), pb.Arm(name="canary", model="m@x", share=0.25)]
+    asked = pb.Experiment(name="n", domain="d", arms=arms, alpha=0.01, max_outcomes=50)
+    told = experiment_to(experiment_from(asked, "t"))
+    assert (told.name, told.domain, told.alpha, told.max_outcomes) == ("n", "d", 0.01, 50)
+    assert [(a.name, a.model, a.share) for a in told.arms] == [("control", "", 0.75), ("canary", "m@x", 0.25)]
