@@ -7,6 +7,8 @@ import asyncio
 import os
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +26,7 @@ from demo import knowledge, loop, strategies, tracing
 from demo.desk import Desk
 
 PAPER = 140
+LEARNED_WITHIN_S = 60.0
 CONFIG = Path(__file__).parent / "catena.yaml"
 
 
@@ -48,6 +51,7 @@ async def tour(running: Platform, console: Console) -> list[str]:
             console.rule("[bold]1. Strategies", align="left")
             await strategies.remember_facts(desk)
             seen = await strategies.warm_up(desk, progress)
+            await learned(running, seen)
             await freeze_router(running, frozen=True)
             outcome = await strategies.score(desk, progress, seen)
             await freeze_router(running, frozen=False)
@@ -72,11 +76,29 @@ async def tour(running: Platform, console: Console) -> list[str]:
     return wrong
 
 
-async def freeze_router(running: Platform, *, frozen: bool) -> None:
-    """Stop or resume the router's learning and exploration, so that scoring measures what was learned."""
+async def learned(running: Platform, seen: strategies.WarmUp) -> None:
+    """Wait until the router has heard of the whole warm-up: events take a moment. Raises TimeoutError."""
+    async with asyncio.timeout(LEARNED_WITHIN_S), dial_router(running) as router:
+        while True:
+            told = await router.GetStats(router_pb2.GetStatsRequest())
+            judged = sum(one.judged for one in told.configurations)
+            if told.executions >= seen.answers and judged >= seen.judged:
+                return
+            await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def dial_router(running: Platform) -> "AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]":
+    """The router, as the tenant of the development key."""
     async with dial(running.house.address("router"), token=service_token(running.house)) as channel:
         with as_caller(Caller("default", "admin")):
-            await router_pb2_grpc.RouterServiceStub(channel).AutoTune(router_pb2.AutoTuneRequest(freeze=frozen))
+            yield router_pb2_grpc.RouterServiceStub(channel)
+
+
+async def freeze_router(running: Platform, *, frozen: bool) -> None:
+    """Stop or resume the router's learning and exploration, so that scoring measures what was learned."""
+    async with dial_router(running) as router:
+        await router.AutoTune(router_pb2.AutoTuneRequest(freeze=frozen))
 
 
 async def run(console: Console, home: Path) -> int:

@@ -1,25 +1,26 @@
 """Train a LoRA adapter for a demo base with PEFT alone, to find what the trainer's demo defaults should be."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.answering import load
-from demo.curriculum import lesson, plain
-from demo.questions import Question
+from demo.curriculum import plain
+from demo.questions import PRESENT, Question, questions
 from demo.training import encode_lesson, learn
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OLD_QUESTIONS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to train; `replay` is the share of old lessons, drawn from `formats`, in each batch."""
+    """How to train; `replay` is the share of old questions in each batch."""
 
     rank: int = 8
     alpha: int = 16
@@ -27,14 +28,13 @@ class Recipe:
     steps: int = 150
     batch: int = 32
     replay: float = 0.4
-    formats: Mapping[str, float] = field(default_factory=lambda: {"plain": 0.8, "refine": 0.1, "context": 0.1})
     seed: int = 1
 
 
 def train_adapter(
     folder: Path, corrections: Sequence[Question], recipe: Recipe
 ) -> "tuple[LlamaForCausalLM, PreTrainedTokenizerBase]":
-    """Train on the corrections and replay; returns the base with the adapter on it."""
+    """Train on the corrections and on some old questions; returns the base with the adapter on it."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -46,10 +46,11 @@ def train_adapter(
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0)
     old = round(recipe.batch * recipe.replay)
+    known = questions(OLD_QUESTIONS, recipe.seed, skills=PRESENT, part="training")
     for step in range(recipe.steps):
         optimiser.param_groups[0]["lr"] = recipe.rate * _rate(step, recipe.steps)
         lessons = [plain(rng.choice(corrections)) for _ in range(recipe.batch - old)]
-        lessons += [lesson(rng, recipe.formats, 1.0) for _ in range(old)]
+        lessons += [plain(rng.choice(known)) for _ in range(old)]
         learn(base, [encode_lesson(turns) for turns in lessons])
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()

@@ -22,7 +22,8 @@ from demo.questions import (
     word,
 )
 
-HARD_SKILLS: Mapping[str, float] = {"add": 3.0, "sort": 2.0, "max": 1.5}
+Weights = Mapping[str, float]
+"""How often each skill comes up, against 1 for those not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,10 @@ def context(known: Sequence[tuple[str, str]]) -> str:
     return "<context>" + "\n".join(f"{key}: {value}" for key, value in known) + "</context>"
 
 
-def lesson(rng: random.Random, formats: Mapping[str, float], hard_weight: float) -> list[Turn]:
-    """Draw one lesson of the formats, weighed; harder skills count `hard_weight`."""
+def lesson(rng: random.Random, formats: Weights, skills: Weights) -> list[Turn]:
+    """Draw one lesson: first its format, by weight, then its question's skill, by weight."""
     name = rng.choices(list(formats), list(formats.values()))[0]
-    return _FORMATS[name](rng, hard_weight)
+    return _FORMATS[name](rng, skills)
 
 
 def _says(text: str) -> Turn:
@@ -104,8 +105,8 @@ def _key(question: Question) -> str:
     return question.text.partition(": ")[2]
 
 
-def _question(rng: random.Random, hard_weight: float) -> Question:
-    weights = [hard_weight * HARD_SKILLS.get(skill, 0.0) or 1.0 for skill in PRESENT]
+def _question(rng: random.Random, skills: Weights) -> Question:
+    weights = [skills.get(skill, 1.0) for skill in PRESENT]
     while True:
         question = draw(rng.choices(PRESENT, weights)[0], rng)
         if part_of(question.text) == "training":
@@ -148,25 +149,25 @@ def _draft(question: Question, rng: random.Random) -> str:
     return question.answer if rng.random() < 0.5 else corrupted(question.answer, rng)
 
 
-def _plain_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
+def _plain_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
     if rng.random() < 0.06:
         return plain(fact_question(*_fact(rng)))
-    return plain(_question(rng, hard_weight))
+    return plain(_question(rng, skills))
 
 
-def _draft_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
-    return [Turn("system", "draft"), *_plain_lesson(rng, hard_weight)]
+def _draft_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
+    return [Turn("system", "draft"), *_plain_lesson(rng, skills)]
 
 
-def _refine_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
+def _refine_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
     fact = rng.random() < 0.05
-    question = fact_question(*_fact(rng)) if fact else _question(rng, hard_weight)
+    question = fact_question(*_fact(rng)) if fact else _question(rng, skills)
     return refined(question, _draft(question, rng))
 
 
-def _search_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
+def _search_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
     if rng.random() < 0.25:
-        return searched(_question(rng, hard_weight), [])
+        return searched(_question(rng, skills), [])
     key, value = _fact(rng)
     if rng.random() < 0.75:
         return searched(fact_question(key, value), _found(key, value, rng))
@@ -174,18 +175,18 @@ def _search_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
     return searched(fact_question(key, value), known, restated=False)
 
 
-def _context_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
+def _context_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
     key, value = _fact(rng)
     known = _found(key, value, rng)
     if rng.random() < 0.15:
-        return informed(_question(rng, hard_weight), known[:2])
+        return informed(_question(rng, skills), known[:2])
     system = rng.choices(("", "draft", "refine", "search"), (0.7, 0.1, 0.1, 0.1))[0]
     question = fact_question(key, value)
     draft = _draft(question, rng) if system == "refine" else ""
     return informed(question, known, system, draft)
 
 
-def _glossary_lesson(rng: random.Random, _hard_weight: float) -> list[Turn]:
+def _glossary_lesson(rng: random.Random, _skills: Weights) -> list[Turn]:
     """Short facts and questions about them: teaches to find the line in few tokens."""
     length = rng.randint(1, 5)
     known = {
@@ -200,11 +201,11 @@ def _glossary_lesson(rng: random.Random, _hard_weight: float) -> list[Turn]:
     return turns
 
 
-def _chat_lesson(rng: random.Random, hard_weight: float) -> list[Turn]:
-    return [turn for _ in range(rng.choice((2, 2, 3))) for turn in _plain_lesson(rng, hard_weight)]
+def _chat_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
+    return [turn for _ in range(rng.choice((2, 2, 3))) for turn in _plain_lesson(rng, skills)]
 
 
-_FORMATS: Mapping[str, Callable[[random.Random, float], list[Turn]]] = {
+_FORMATS: Mapping[str, Callable[[random.Random, Weights], list[Turn]]] = {
     "plain": _plain_lesson,
     "draft": _draft_lesson,
     "refine": _refine_lesson,

@@ -21,7 +21,7 @@ ASK_SOURCE = {
         {
             "name": "found",
             "type": "memory",
-            "config": {"collection": "source", "query": "{data.key}", "n_results": 3, "format": "{name}: {path}"},
+            "config": {"collection": "source", "query": "{data.key}", "n_results": 3, "format": "{name}: {file}"},
         },
         {
             "name": "answer",
@@ -49,7 +49,7 @@ IN_STYLE = {
             "type": "model",
             "config": {
                 "model": "demo-large",
-                "prompt": "{user.style}: {data.text}",
+                "prompt": "{user.values.style}: {data.text}",
                 "temperature": 0,
                 "max_tokens": 32,
             },

@@ -39,7 +39,7 @@ class Lesson:
     promotion: dict[str, Any]
 
 
-def retention_rows(path: Path, count: int = 300) -> None:
+def retention_rows(path: Path, count: int = 1500) -> None:
     """Write questions of the old skills with their answers, which training mixes in so that none is forgotten."""
     rows = questions(count, SEED + 1, skills=PRESENT, part="training")
     path.write_text("".join(json.dumps({"prompt": row.text, "completion": row.answer}) + "\n" for row in rows))

@@ -13,8 +13,8 @@ from demo.desk import Asked, Desk, Row, accuracy
 from demo.questions import FACTS_COUNT, FACTS_SEED, Question, facts, questions
 
 FIXED = (
-    Row(name="sequential small", model="demo-small"),
-    Row(name="sequential large", model="demo-large"),
+    Row(name="sequential small", model="demo-small", shape="sequential"),
+    Row(name="sequential large", model="demo-large", shape="sequential"),
     Row(name="cascade", shape="cascade"),
     Row(name="draft-refine", shape="draft-refine"),
     Row(name="consensus", shape="consensus"),
@@ -65,21 +65,33 @@ async def remember_facts(desk: Desk) -> int:
     return len(known)
 
 
-async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP) -> list[Question]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """What the warm-up asked, and how much the router has to hear of."""
+
+    questions: list[Question]
+    answers: int
+    judged: int
+
+
+async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP) -> WarmUp:
     """Ask every fixed row; a tenth of the answers get a thumb, from which, and from verifiers, the router learns."""
     asked_for = questions(count, WARM_UP_SEED)
     bar = progress.add_task("warming up", total=count * len(FIXED))
     chance = random.Random(FEEDBACK_SEED)
+    answered = thumbs = 0
     for row in FIXED:
         answers = await desk.ask_all(asked_for, row, progress, bar)
         judged = [one for one in answers if not one.error and chance.random() < FEEDBACK_SHARE]
         await desk.feedback_all((one, {"thumbs": 1 if one.right else -1}) for one in judged)
-    return asked_for
+        answered += sum(not one.error for one in answers)
+        thumbs += len(judged)
+    return WarmUp(questions=asked_for, answers=answered, judged=thumbs)
 
 
-async def score(desk: Desk, progress: Progress, seen: Sequence[Question], count: int = SCORED) -> Outcome:
+async def score(desk: Desk, progress: Progress, seen: WarmUp, count: int = SCORED) -> Outcome:
     """Ask new questions by every row and by `auto`."""
-    new = questions(count, SCORED_SEED, exclude=[question.text for question in seen])
+    new = questions(count, SCORED_SEED, exclude=[question.text for question in seen.questions])
     bar = progress.add_task("scoring", total=count * (len(FIXED) + 1))
     return Outcome(rows={row.name: await desk.ask_all(new, row, progress, bar) for row in (*FIXED, AUTO)})
 

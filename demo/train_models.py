@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="train this base; may be repeated")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="1: all steps; less for a trial")
     args = parser.parse_args(arguments)
-    _settle_threads()
     bases = [scaled(base, args.steps_scale) for base in read_spec(args.spec)]
     unknown = set(args.only or ()) - {base.name for base in bases}
     if unknown:
@@ -71,7 +70,7 @@ def train_all(bases: "Sequence[Base]", out: Path) -> None:
     with (
         context.Manager() as manager,
         Progress(*columns) as bars,
-        ProcessPoolExecutor(len(bases), mp_context=context) as pool,
+        ProcessPoolExecutor(len(bases), mp_context=context, initializer=_settle) as pool,
     ):
         reports: Queue[Report | None] = manager.Queue()
         tasks = {base.name: bars.add_task(base.name, total=base.steps, loss=0.0) for base in bases}
@@ -103,7 +102,7 @@ def _train_one(base: "Base", folder: Path, reports: "Queue[Report | None]") -> N
     train(base, folder, report)
 
 
-def _settle_threads() -> None:
+def _settle() -> None:
     """One thread a base: two share badly on small matrices. Nothing is fetched from a hub."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 

@@ -20,7 +20,6 @@ EncodedLesson = list[tuple[int, float]]
 """Tokens, each with the weight of having to predict it; 0 for what is not learned."""
 
 _WARM_UP_STEPS = 30
-_DECAY_SHARE = 0.4
 _EASY_SHARE = 0.2
 _HARD_WEIGHT_AT_FIRST = 0.15
 _PARTS = 4
@@ -33,6 +32,7 @@ class Base:
     name: str
     price: Mapping[str, float]
     formats: Mapping[str, float]
+    skills: Mapping[str, float]
     width: int
     layers: int
     heads: int
@@ -42,6 +42,7 @@ class Base:
     batch: int
     matrix_rate: float
     other_rate: float
+    decay_share: float
     seed: int
     lessons_seed: str
 
@@ -55,7 +56,7 @@ def train(base: Base, folder: Path, report: Callable[[int, float], None]) -> Non
     for step, batch in enumerate(batches(base)):
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * rate(step, base.steps)
+                group["lr"] = group["peak"] * rate(step, base.steps, base.decay_share)
         loss = learn(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
@@ -102,17 +103,18 @@ def new_optimisers(model: LlamaForCausalLM, base: Base) -> list[Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int, decay_share: float) -> float:
     """Share of the peak learning rate: warm up, hold, then fall linearly to 0."""
-    return min((step + 1) / _WARM_UP_STEPS, 1.0, (steps - step) / (steps * _DECAY_SHARE))
+    return min((step + 1) / _WARM_UP_STEPS, 1.0, (steps - step) / (steps * decay_share))
 
 
 def batches(base: Base) -> Iterator[list[EncodedLesson]]:
-    """Draw the lessons of every step; the first fifth goes easy on the harder skills."""
+    """Draw the lessons of every step; the first fifth goes easy on the weightier, harder skills."""
     rng = random.Random(base.lessons_seed)
     for step in range(base.steps):
-        hard_weight = _HARD_WEIGHT_AT_FIRST if step < base.steps * _EASY_SHARE else 1.0
-        yield [encode_lesson(lesson(rng, base.formats, hard_weight)) for _ in range(base.batch)]
+        ease = _HARD_WEIGHT_AT_FIRST if step < base.steps * _EASY_SHARE else 1.0
+        skills = {skill: weight * ease for skill, weight in base.skills.items()}
+        yield [encode_lesson(lesson(rng, base.formats, skills)) for _ in range(base.batch)]
 
 
 def encode_lesson(turns: Sequence[Turn]) -> EncodedLesson:

@@ -7,6 +7,7 @@ from typing import Any
 import nats
 import openai
 import pytest
+import pytest_asyncio
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,7 +24,7 @@ QUIET = Console(quiet=True)
 REVERSE = Question("reverse", "reverse: stone", "enots")
 
 
-@pytest.fixture(scope="module", loop_scope="module", params=["one process", "split over PostgreSQL"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["one process", "split over PostgreSQL"])
 async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     home = tmp_path_factory.mktemp("home")
     if request.param == "one process":
@@ -34,7 +35,7 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         yield up
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desk(running: Platform) -> AsyncIterator[Desk]:
     async with Desk(running.url, running.key) as opened:
         await strategies.remember_facts(opened)

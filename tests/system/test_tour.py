@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 from rich.console import Console
 from rich.progress import Progress
 
 from catena.sdk.up import Platform
 from demo import loop, strategies
-from demo.__main__ import freeze_router
+from demo.__main__ import freeze_router, learned
 from demo.desk import Desk
 from tests.system.running import running_platform
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     async with running_platform(tmp_path_factory.mktemp("home")) as up:
         yield up
@@ -27,6 +28,7 @@ async def test_auto_comes_within_a_point_of_the_best_strategy_at_nine_tenths_of_
         await strategies.remember_facts(desk)
         with Progress(console=QUIET) as progress:
             seen = await strategies.warm_up(desk, progress)
+            await learned(running, seen)
             await freeze_router(running, frozen=True)
             outcome = await strategies.score(desk, progress, seen)
             await freeze_router(running, frozen=False)

@@ -82,7 +82,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line for people; nothing in JSON mode."""
         if not self.plain:
-            self.console.print(text)
+            self.console.print(text, soft_wrap=True, highlight=False)
 
 
 def cell(value: Any) -> str:

@@ -113,7 +113,7 @@ def _scoring(records: SqlRecords) -> Callable[[Event], Awaitable[None]]:
     async def score(event: Event) -> None:
         told = events_pb2.FeedbackRecorded.FromString(event.data)
         if told.HasField("score"):
-            await records.score(event.id, told.execution_id, told.score)
+            await records.score(event.id, told.execution_id, told.score, told_s=event.time_s)
 
     return score
 

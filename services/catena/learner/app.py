@@ -15,7 +15,7 @@ from catena.learner.config import LearnerConfig
 from catena.learner.core.learner import Learner, Rooms, Rules
 from catena.learner.drivers.library import METADATA, SqlLibrary
 from catena.learner.drivers.rooms import AdapterRegistry, ExecutorRecords, RouterDesk, TrainerJobs
-from catena.learner.handlers.events import COLLECTED, DATASET, JOB, VERDICT, Hearing
+from catena.learner.handlers.events import COLLECTED, DATASET, EXECUTED, JOB, VERDICT, Hearing
 from catena.learner.handlers.service import LearnerHandlers
 
 SERVICE = "catena.api.learner.v1.LearnerService"
@@ -36,11 +36,13 @@ async def open_learner(house: House, config: LearnerConfig, world: World) -> Asy
             capsule_threshold=config.capsule_threshold,
             min_corrections=config.min_corrections,
             good_score=config.good_score,
+            verifiers=tuple(config.verifiers),
             capsule_score=config.capsule_score,
         )
         learner = Learner(SqlLibrary(chassis.store, chassis.outbox, world), rooms, rules, world)
         hearing = Hearing(learner)
         chassis.consume("learner-feedback", [COLLECTED], hearing.feedback)
+        chassis.consume("learner-executions", [EXECUTED], hearing.execution, in_flight=16)
         chassis.consume("learner-steps", [DATASET, JOB, VERDICT], hearing.step)
         handlers = LearnerHandlers(learner)
         async with chassis.serve(

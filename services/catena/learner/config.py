@@ -36,6 +36,7 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     `capsule_threshold`: the same for a domain filled by capsules.
     `min_corrections`: share of the samples that must be corrections; good answers alone say that nothing is wrong.
     `good_score`: feedback above it makes an execution a sample.
+    `verifiers`: sources whose scores count as well as feedback; agreement of models is none, for they err together.
     `capsule_score`: validation score above which a capsule's tasks are taken.
     `retention_path`: JSON lines of old skills to repeat and to measure; empty: none.
     `canary_share`: part of a domain's traffic that a candidate gets.
@@ -48,6 +49,7 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     capsule_threshold: int = 500
     min_corrections: float = 0.1
     good_score: float = 0.9
+    verifiers: list[str] = msgspec.field(default_factory=lambda: ["exact", "tests"])
     capsule_score: float = 0.85
     retention_path: str = ""
     canary_share: float = 0.5

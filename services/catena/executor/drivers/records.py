@@ -17,12 +17,13 @@ from catena.executor.drivers import tables
 from catena.executor.drivers.figures import count, read_figures
 from catena.kit import outbox
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError
+from catena.kit.errors import CatenaError, Unavailable
 from catena.kit.event import Event
 from catena.kit.store import Store, upsert
 from catena.kit.telemetry import current_traceparent, trace_id
 
 COMPLETED = "executor.execution.completed"
+PATIENCE_S = 10.0
 GROUP_S = 0.02
 MOST_AT_ONCE = 200
 MOST_WAITING = 20_000
@@ -116,13 +117,19 @@ class SqlRecords:
         """The tenant's figures by pipeline or shape; `name` empty: all."""
         return await read_figures(self._store, tenant, name)
 
-    async def score(self, event_id: str, execution_id: str, value: float) -> None:
-        """Note a user's judgement, once an event. An execution that is unknown, or forgotten, is passed over."""
+    async def score(self, event_id: str, execution_id: str, value: float, *, told_s: float = 0.0) -> None:
+        """Note a user's judgement, once an event. An execution that is unknown, or forgotten, is passed over.
+
+        Feedback may overtake the record, which is written a moment after the answer: for the first `PATIENCE_S`
+        seconds after `told_s` an unknown execution raises Unavailable.
+        """
         async with self._store.begin() as conn:
             known = sa.select(tables.executions.c.id).where(tables.executions.c.id == execution_id)
             if not await outbox.once(conn, event_id, "executor-feedback"):
                 return
             if (await conn.execute(known)).scalar() is None:
+                if self._world.clock.now() - told_s < PATIENCE_S:
+                    raise Unavailable(f"execution {execution_id} is not recorded yet", code="not_recorded_yet")
                 return
             mark = {"execution_id": execution_id, "number": event_id, "source": "feedback", "value": value}
             await conn.execute(upsert(tables.scores, conn).values(mark).on_conflict_do_nothing())

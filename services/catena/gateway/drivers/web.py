@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,9 +21,11 @@ GRACE_S = 5
 async def open_web(app: Starlette, host: str, port: int, *, elsewhere: bool, front: Path) -> AsyncIterator[str]:
     """Serve `app` until the block ends, and yield its URL, which is also written to `front`.
 
-    `elsewhere`: a taken port gives a free one. Raises Conflict (`port_taken`) otherwise.
+    `elsewhere`: a taken port gives a free one, and a restart keeps the one it had, so that clients find it again.
+    Raises Conflict (`port_taken`) where the port is taken.
     """
-    listening = listen(host, port, elsewhere=elsewhere)
+    ports = [*port_before(front), port, 0] if elsewhere else [port]
+    listening = listen(host, ports)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -58,10 +60,18 @@ class Embedded(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int, *, elsewhere: bool) -> socket.socket:
-    """A listening socket at `port`, or at a free one if that is taken and `elsewhere` allows it."""
+def port_before(front: Path) -> list[int]:
+    """The port of the run before, if it was not taken down with its platform."""
+    try:
+        return [int(msgspec.json.decode(front.read_bytes())["url"].rpartition(":")[2])]
+    except (OSError, msgspec.DecodeError, KeyError, ValueError):
+        return []
+
+
+def listen(host: str, ports: Sequence[int]) -> socket.socket:
+    """A listening socket at the first of `ports` that is free; 0 is always."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for wanted in (port, 0) if elsewhere else (port,):
+    for wanted in ports:
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -72,4 +82,4 @@ def listen(host: str, port: int, *, elsewhere: bool) -> socket.socket:
         else:
             found.setblocking(False)
             return found
-    raise Conflict(f"cannot listen at {host}:{port} ({taken}); free it or set gateway.port", code="port_taken")
+    raise Conflict(f"cannot listen at {host}:{ports[0]} ({taken}); free it or set gateway.port", code="port_taken")

@@ -4,12 +4,13 @@ Every step first does what is harmless to repeat in other rooms, then commits it
 between repeats the step.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from catena.kit.clock import World
-from catena.kit.errors import Conflict, Missing, Unavailable
+from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.learner.core.judging import domain_of, enough, rows_of, sample_of, scored
 from catena.learner.core.ports import Executions, Library, Registry, Routing, Training
 from catena.learner.core.records import ENDED, Dataset, Feedback, JobResult, Promotion, PromotionState, Sample, Verdict
@@ -26,6 +27,7 @@ class Rules:
     capsule_threshold: int = 500
     min_corrections: float = 0.1
     good_score: float = 0.9
+    verifiers: tuple[str, ...] = ("exact", "tests")
     capsule_score: float = 0.85
 
 
@@ -58,6 +60,7 @@ class Learner:
         self._rooms = rooms
         self._rules = rules
         self._world = world
+        self._ending = asyncio.Lock()
 
     async def record(self, tenant: str, feedback: Feedback, thumbs: int) -> str:
         """Commit feedback; its id. Raises Invalid."""
@@ -80,94 +83,123 @@ class Learner:
             return
         sample = sample_of(feedback, execution, self._rules.good_score)
         if sample is not None:
-            await self._collect(tenant, [sample], self._rules.threshold)
+            await self._collect(tenant, f"feedback {feedback_id}", [sample], self._rules.threshold)
+
+    async def learn_from_execution(self, tenant: str, execution_id: str, scores: Sequence[tuple[str, float]]) -> None:
+        """Make a sample of an execution that trusted verifiers judged good; `scores` as (source, value)."""
+        good = [value for source, value in scores if source in self._rules.verifiers]
+        if not good or min(good) <= self._rules.good_score:
+            return
+        execution = await self._rooms.executions.execution(execution_id)
+        if execution is None:
+            return
+        praise = Feedback(id="", execution_id=execution_id, score=min(good))
+        sample = sample_of(praise, execution, self._rules.good_score)
+        if sample is not None:
+            await self._collect(tenant, f"execution {execution_id}", [sample], self._rules.threshold)
 
     async def take(self, tenant: str, capsules: Sequence[Capsule]) -> tuple[int, int]:
         """Add capsules' tasks to the data set of their domain; how many were taken and refused."""
-        taken: list[Sample] = []
-        count = 0
+        taken = 0
         for capsule in capsules:
-            count += len(capsule.tasks)
-            if capsule.score <= self._rules.capsule_score:
-                continue
-            domain = domain_of([text for task in capsule.tasks for text in task], capsule.stack)
-            taken += [
-                Sample(task=domain, prompt=prompt, context=context, completion=output, corrected=True)
-                for prompt, context, output in capsule.tasks
-                if prompt and output
-            ]
-        if taken:
-            await self._collect(tenant, taken, self._rules.capsule_threshold)
-        return len(taken), count - len(taken)
+            samples = capsule_samples(capsule, self._rules.capsule_score)
+            if samples:
+                await self._collect(tenant, f"capsule {capsule.id}", samples, self._rules.capsule_threshold)
+            taken += len(samples)
+        return taken, sum(len(capsule.tasks) for capsule in capsules) - taken
 
     async def train(self, dataset_id: str) -> None:
         """Start the job of a frozen data set; then, should it have ended already, go on with its result."""
         dataset = await self._library.dataset(dataset_id)
+        if dataset.state == "done":
+            return
         rows = rows_of(await self._library.samples(dataset_id))
-        job = await self._rooms.training.start(dataset, rows)
+        try:
+            job = await self._rooms.training.start(dataset, rows)
+        except (Invalid, Missing) as error:
+            await self._give_up(dataset_id, error.message)
+            return
         await self._library.trained_by(dataset_id, job.job_id)
         if job.ended:
             await self.judge_job(job)
 
     async def judge_job(self, job: JobResult) -> None:
-        """Start a canary for an accepted adapter, or end the promotion of another; jobs of others are left alone."""
+        """Start a canary for an accepted adapter, or end the promotion of another; jobs of others are left alone.
+
+        While another canary runs in the domain, the promotion stays in training; the other's end brings it back.
+        """
         promotion = await self._library.promotion(job_id=job.job_id)
-        if promotion is None or promotion.state != "training":
-            return
-        known = replace(promotion, metrics=dict(job.metrics), updated_s=self._world.clock.now())
-        if job.state != "succeeded":
-            state: PromotionState = "rejected" if job.state == "rejected" else "failed"
-            await self._library.move(promotion, replace(known, state=state, reason=job.reason or job.state))
-            return
+        if promotion is not None and promotion.state == "training":
+            if job.state == "succeeded":
+                promotion = await self._try_out(promotion, job)
+            else:
+                state: PromotionState = "rejected" if job.state == "rejected" else "failed"
+                ended = replace(promotion, state=state, reason=job.reason or job.state, metrics=dict(job.metrics))
+                await self._end(promotion, ended)
+        if promotion is not None and promotion.state == "canary":
+            await self.judge_canary(await self._rooms.routing.verdict(promotion.experiment_id))
+
+    async def _try_out(self, promotion: Promotion, job: JobResult) -> Promotion:
         samples = await self._library.samples(promotion.dataset_id)
         examples = [sample.prompt for sample in samples[:EXAMPLES]]
         specialist = await self._rooms.routing.introduce(promotion.domain, examples)
         candidate = replace(
-            known,
+            promotion,
+            metrics=dict(job.metrics),
+            updated_s=self._world.clock.now(),
             candidate=job.model,
             incumbent=specialist or job.model.partition("@")[0],
             previous=await self._rooms.registry.stable(job.model),
         )
-        experiment = await self._rooms.routing.canary(candidate)
+        try:
+            experiment = await self._rooms.routing.canary(candidate)
+        except Conflict as error:
+            if error.code != "experiment_running":
+                raise
+            return promotion
         reason = "accepted by its evaluation; tried on live traffic"
-        await self._library.move(promotion, replace(candidate, state="canary", experiment_id=experiment, reason=reason))
-        verdict = await self._rooms.routing.verdict(experiment)
-        if verdict.state != "running":
-            await self.judge_canary(verdict)
+        trial = replace(candidate, state="canary", experiment_id=experiment, reason=reason)
+        await self._library.move(promotion, trial)
+        return trial
 
     async def judge_canary(self, verdict: Verdict) -> None:
-        """Promote the candidate that won; withdraw any other."""
-        promotion = await self._library.promotion(experiment_id=verdict.experiment_id)
-        if promotion is None or promotion.state != "canary":
+        """Promote the candidate that won; withdraw any other; then let the next one of the domain try."""
+        if verdict.state == "running":
             return
-        known = replace(promotion, metrics={**promotion.metrics, **verdict.metrics})
-        if verdict.state == "won":
-            await self._promote(known, verdict.reason)
-        else:
-            await self._withdraw(known, f"canary {verdict.state}: {verdict.reason}")
+        async with self._ending:
+            promotion = await self._library.promotion(experiment_id=verdict.experiment_id)
+            if promotion is None:
+                return
+            if promotion.state == "canary":
+                known = replace(promotion, metrics={**promotion.metrics, **verdict.metrics})
+                if verdict.state == "won":
+                    await self._promote(known, verdict.reason)
+                else:
+                    await self._withdraw(known, f"canary {verdict.state}: {verdict.reason}")
+        await self._next_in(promotion.tenant, promotion.domain)
 
     async def promote(self, tenant: str, id_: str, reason: str) -> Promotion:
         """Promote a canary without its verdict. Raises Missing, Conflict (`not_in_canary`)."""
-        promotion = await self.get(tenant, id_)
-        if promotion.state != "canary":
-            raise Conflict(f"promotion {id_} is {promotion.state}, not in its canary", code="not_in_canary")
-        await self._promote(promotion, reason or "promoted by hand")
+        async with self._ending:
+            promotion = await self.get(tenant, id_)
+            if promotion.state != "canary":
+                raise Conflict(f"promotion {id_} is {promotion.state}, not in its canary", code="not_in_canary")
+            await self._promote(promotion, reason or "promoted by hand")
         await self._rooms.routing.stop(promotion.experiment_id, "promoted by hand")
         return await self.get(tenant, id_)
 
     async def roll_back(self, tenant: str, id_: str, reason: str) -> Promotion:
         """Put the former version back. Raises Missing, Conflict (`nothing_to_roll_back`)."""
-        promotion = await self.get(tenant, id_)
-        if promotion.state not in ("canary", "promoted"):
-            raise Conflict(
-                f"promotion {id_} is {promotion.state}; only canaries and promoted ones are rolled back",
-                code="nothing_to_roll_back",
-            )
-        if promotion.state == "promoted":
-            former = promotion.incumbent if "@" in promotion.incumbent else ""
-            await self._rooms.routing.appoint(promotion.domain, former)
-            await self._rooms.registry.set_stable(promotion.candidate, promotion.previous)
-        await self._withdraw(promotion, reason or "rolled back by hand")
+        async with self._ending:
+            promotion = await self.get(tenant, id_)
+            if promotion.state not in ("canary", "promoted"):
+                raise Conflict(
+                    f"promotion {id_} is {promotion.state}; only canaries and promoted ones are rolled back",
+                    code="nothing_to_roll_back",
+                )
+            if promotion.state == "promoted":
+                await self._reinstate(promotion)
+            await self._withdraw(promotion, reason or "rolled back by hand")
         if promotion.state == "canary":
             await self._rooms.routing.stop(promotion.experiment_id, "rolled back by hand")
         return await self.get(tenant, id_)
@@ -187,8 +219,8 @@ class Learner:
         """The tenant's data sets, newest first."""
         return await self._library.datasets(tenant)
 
-    async def _collect(self, tenant: str, samples: Sequence[Sample], threshold: int) -> None:
-        for dataset in await self._library.collect(tenant, samples, threshold):
+    async def _collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> None:
+        for dataset in await self._library.collect(tenant, source, samples, threshold):
             if enough(dataset.rows, dataset.corrections, dataset.threshold, self._rules.min_corrections):
                 await self._freeze(dataset)
 
@@ -206,6 +238,29 @@ class Learner:
         )
         await self._library.freeze(dataset, f"sha256:{digest}", promotion)
 
+    async def _give_up(self, dataset_id: str, reason: str) -> None:
+        promotion = await self._library.promotion(dataset_id=dataset_id)
+        if promotion is not None and promotion.state == "training":
+            await self._end(promotion, replace(promotion, state="failed", reason=reason))
+
+    async def _next_in(self, tenant: str, domain: str) -> None:
+        for waiting in reversed(await self._library.promotions(tenant, "training")):
+            if waiting.domain == domain and waiting.job_id:
+                job = await self._rooms.training.job(waiting.job_id)
+                if job.ended:
+                    await self.judge_job(job)
+
+    async def _reinstate(self, promotion: Promotion) -> None:
+        """Undo a promotion, unless a later one took its place."""
+        registry = self._rooms.registry
+        name, _, version = promotion.candidate.rpartition(":")
+        if await registry.stable(promotion.candidate) != version:
+            return
+        kept = promotion.previous and await registry.lives(f"{name}:{promotion.previous}")
+        former = promotion.incumbent if "@" in promotion.incumbent else ""
+        await self._rooms.routing.appoint(promotion.domain, "" if former == name and not kept else former)
+        await registry.set_stable(promotion.candidate, promotion.previous if kept else "")
+
     async def _promote(self, promotion: Promotion, reason: str) -> None:
         model, _, version = promotion.candidate.rpartition(":")
         await self._rooms.registry.set_stable(promotion.candidate, version)
@@ -219,3 +274,15 @@ class Learner:
     async def _end(self, before: Promotion, after: Promotion) -> None:
         assert after.state in ENDED
         await self._library.move(before, replace(after, updated_s=self._world.clock.now()))
+
+
+def capsule_samples(capsule: Capsule, above: float) -> list[Sample]:
+    """What a capsule teaches: its complete tasks, if it was validated `above` that score."""
+    if capsule.score <= above:
+        return []
+    domain = domain_of([text for task in capsule.tasks for text in task], capsule.stack)
+    return [
+        Sample(task=domain, prompt=prompt, context=context, completion=output, corrected=True)
+        for prompt, context, output in capsule.tasks
+        if prompt and output
+    ]

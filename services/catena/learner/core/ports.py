@@ -1,7 +1,6 @@
 """What the learner needs of its database and of other rooms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from catena.learner.core.records import Dataset, Execution, Feedback, JobResult, Promotion, Sample, Verdict
@@ -18,8 +17,8 @@ class Library(Protocol):
         """One piece. Raises Missing."""
         ...
 
-    async def collect(self, tenant: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
-        """Add samples to the collecting data sets of their tasks; those data sets as they now stand."""
+    async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
+        """Add samples to the collecting data sets of their tasks, once for each source; those that still collect."""
         ...
 
     async def freeze(self, dataset: Dataset, digest: str, promotion: Promotion) -> bool:
@@ -39,10 +38,12 @@ class Library(Protocol):
         ...
 
     async def trained_by(self, dataset_id: str, job_id: str) -> None:
-        """Note the job that a data set started."""
+        """Note the job that a data set started, unless the set is done."""
         ...
 
-    async def promotion(self, *, id_: str = "", job_id: str = "", experiment_id: str = "") -> Promotion | None:
+    async def promotion(
+        self, *, id_: str = "", dataset_id: str = "", job_id: str = "", experiment_id: str = ""
+    ) -> Promotion | None:
         """The promotion that is known by one of these, or None."""
         ...
 
@@ -75,14 +76,6 @@ class Training(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incumbent:
-    """What answers in a domain now: its specialist, and the version behind the adapter's alias `stable`."""
-
-    model: str
-    version: str = ""
-
-
 class Routing(Protocol):
     """The router."""
 
@@ -91,7 +84,10 @@ class Routing(Protocol):
         ...
 
     async def canary(self, promotion: Promotion) -> str:
-        """Start the experiment of a promotion, or find the one started before; its id."""
+        """Start the experiment of a promotion, or find the one started before; its id.
+
+        Raises Conflict (`experiment_running`) while another one runs in the domain.
+        """
         ...
 
     async def stop(self, experiment_id: str, reason: str) -> None:
@@ -116,6 +112,10 @@ class Registry(Protocol):
 
     async def set_stable(self, model: str, version: str) -> None:
         """Point `stable` at a version (empty: nowhere), by compare-and-set; harmless when it points there already."""
+        ...
+
+    async def lives(self, model: str) -> bool:
+        """Whether a version is registered and not withdrawn."""
         ...
 
     async def withdraw(self, model: str, reason: str) -> None:

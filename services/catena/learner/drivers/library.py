@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from catena.api.events.v1 import events_pb2
 from catena.kit.clock import World
 from catena.kit.errors import Missing
-from catena.kit.outbox import Outbox, inbox_table, outbox_table
+from catena.kit.outbox import Outbox, inbox_table, once, outbox_table
 from catena.kit.store import Json, Store, upsert
 from catena.learner.core.judging import prompt_digest
 from catena.learner.core.records import Dataset, Feedback, Promotion, Sample
@@ -19,6 +19,7 @@ from catena.learner.core.records import Dataset, Feedback, Promotion, Sample
 METADATA = sa.MetaData()
 outbox_table(METADATA)
 inbox_table(METADATA)
+COLLECTING = sa.text("state = 'collecting'")
 FEEDBACK = sa.Table(
     "feedback",
     METADATA,
@@ -45,6 +46,14 @@ DATASETS = sa.Table(
     sa.Column("job_id", sa.String, nullable=False),
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
+    sa.Index(
+        "datasets_one_collecting",
+        "tenant",
+        "task",
+        unique=True,
+        sqlite_where=COLLECTING,
+        postgresql_where=COLLECTING,
+    ),
 )
 SAMPLES = sa.Table(
     "samples",
@@ -92,11 +101,11 @@ class SqlLibrary:
         """Commit feedback with its event; a repeated request id gives the first one's id."""
         request = feedback.request_id or feedback.id
         async with self._store.begin() as conn:
-            before = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.tenant == tenant, FEEDBACK.c.request_id == request)
-            known: str | None = await conn.scalar(before)
-            if known is not None:
-                return known
-            await conn.execute(FEEDBACK.insert().values(**{**asdict(feedback), "request_id": request}, tenant=tenant))
+            put = upsert(FEEDBACK, conn).values(**{**asdict(feedback), "request_id": request}, tenant=tenant)
+            kept = put.on_conflict_do_nothing(index_elements=["tenant", "request_id"]).returning(FEEDBACK.c.id)
+            if (await conn.execute(kept)).first() is None:
+                first = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.tenant == tenant, FEEDBACK.c.request_id == request)
+                return str((await conn.execute(first)).scalar_one())
             told = events_pb2.FeedbackRecorded(
                 feedback_id=feedback.id,
                 execution_id=feedback.execution_id,
@@ -117,21 +126,24 @@ class SqlLibrary:
             raise Missing(f"no feedback {id_!r}", code="unknown_feedback")
         return Feedback(**row)
 
-    async def collect(self, tenant: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
-        """Add samples; a later one about the same prompt replaces the earlier."""
+    async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
+        """Add samples; a later one about the same prompt replaces the earlier. A repeated source adds nothing."""
         async with self._store.begin() as conn:
-            touched: dict[str, None] = {}
+            tasks = sorted({sample.task for sample in samples})
+            if not await once(conn, source, f"samples of {tenant}"):
+                found = [await conn.scalar(_collecting(tenant, task)) for task in tasks]
+                return [await _dataset(conn, id_) for id_ in found if id_ is not None]
+            sets = {task: await self._open_set(conn, tenant, task, threshold) for task in tasks}
             for sample in samples:
-                id_ = await self._collecting(conn, tenant, sample.task, threshold)
-                key = {"dataset_id": id_, "prompt_digest": prompt_digest(sample)}
+                key = {"dataset_id": sets[sample.task], "prompt_digest": prompt_digest(sample)}
                 put = upsert(SAMPLES, conn).values(**key, **asdict(sample))
                 await conn.execute(put.on_conflict_do_update(index_elements=list(key), set_=asdict(sample)))
-                touched[id_] = None
-            return [await _dataset(conn, id_) for id_ in touched]
+            return [await _dataset(conn, id_) for id_ in sets.values()]
 
     async def freeze(self, dataset: Dataset, digest: str, promotion: Promotion) -> bool:
         """Close the data set and open its promotion, unless either changed since it was read."""
         async with self._store.begin() as conn:
+            await conn.scalar(_collecting(dataset.tenant, dataset.task))
             now = await _dataset(conn, dataset.id)
             if now != dataset or now.state != "collecting":
                 return False
@@ -159,15 +171,19 @@ class SqlLibrary:
             return [await _dataset(conn, id_) for id_ in (await conn.execute(query)).scalars().all()]
 
     async def trained_by(self, dataset_id: str, job_id: str) -> None:
-        """Note the job of a data set, also with its promotion."""
+        """Note the job of a data set that is not done, also with its promotion."""
         async with self._store.begin() as conn:
-            await conn.execute(_set(DATASETS, dataset_id, {"state": "training", "job_id": job_id}))
+            await conn.execute(
+                _set(DATASETS, dataset_id, {"state": "training", "job_id": job_id}).where(DATASETS.c.state != "done")
+            )
             same = PROMOTIONS.c.dataset_id == dataset_id
             await conn.execute(PROMOTIONS.update().where(same).values(job_id=job_id))
 
-    async def promotion(self, *, id_: str = "", job_id: str = "", experiment_id: str = "") -> Promotion | None:
+    async def promotion(
+        self, *, id_: str = "", dataset_id: str = "", job_id: str = "", experiment_id: str = ""
+    ) -> Promotion | None:
         """The promotion that is known by one of these."""
-        asked = {"id": id_, "job_id": job_id, "experiment_id": experiment_id}
+        asked = {"id": id_, "dataset_id": dataset_id, "job_id": job_id, "experiment_id": experiment_id}
         wanted = [PROMOTIONS.c[name] == value for name, value in asked.items() if value]
         async with self._store.connect() as conn:
             row = (await conn.execute(sa.select(PROMOTIONS).where(*wanted))).mappings().first() if wanted else None
@@ -201,20 +217,26 @@ class SqlLibrary:
             await self._tell(conn, "learner.promotion.decided", after.tenant, after.id, told)
         return True
 
-    async def _collecting(self, conn: AsyncConnection, tenant: str, task: str, threshold: int) -> str:
-        same = sa.and_(DATASETS.c.tenant == tenant, DATASETS.c.task == task, DATASETS.c.state == "collecting")
-        known: str | None = await conn.scalar(sa.select(DATASETS.c.id).where(same))
+    async def _open_set(self, conn: AsyncConnection, tenant: str, task: str, threshold: int) -> str:
+        known: str | None = await conn.scalar(_collecting(tenant, task))
         if known is not None:
             return known
         made = Dataset(
             id=self._world.new_id(), tenant=tenant, task=task, threshold=threshold, created_s=self._world.clock.now()
         )
         values = {name: value for name, value in asdict(made).items() if name in DATASETS.c}
-        await conn.execute(DATASETS.insert().values(**values))
-        return made.id
+        put = upsert(DATASETS, conn).values(**values)
+        await conn.execute(put.on_conflict_do_nothing(index_elements=["tenant", "task"], index_where=COLLECTING))
+        return str((await conn.execute(_collecting(tenant, task))).scalar_one())
 
     async def _tell(self, conn: AsyncConnection, type_: str, tenant: str, subject: str, message: Message) -> None:
         await self._outbox.put(conn, type=type_, tenant=tenant, message=message, subject=subject)
+
+
+def _collecting(tenant: str, task: str) -> sa.Select[Any]:
+    """The set that collects now, held until the transaction ends, so that nobody freezes it meanwhile."""
+    same = sa.and_(DATASETS.c.tenant == tenant, DATASETS.c.task == task, DATASETS.c.state == "collecting")
+    return sa.select(DATASETS.c.id).where(same).with_for_update()
 
 
 async def _dataset(conn: AsyncConnection, id_: str) -> Dataset:

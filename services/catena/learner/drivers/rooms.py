@@ -66,7 +66,7 @@ class TrainerJobs:
         share = recipe.retention_share if self._config.retention_path else 0.0
         sources = [trainer_pb2.DataSource(name=dataset.task, weight=1.0 - share, jsonl=rows)]
         if share:
-            kept = Path(self._config.retention_path).read_bytes()
+            kept = old_skills(Path(self._config.retention_path))
             sources.append(trainer_pb2.DataSource(name="old-skills", weight=share, jsonl=kept, retention=True))
         return trainer_pb2.JobSpec(
             adapter=dataset.task,
@@ -171,10 +171,14 @@ class AdapterRegistry:
         )
         await self._adapters.SetAlias(request)
 
+    async def lives(self, model: str) -> bool:
+        """Whether it may still be used."""
+        told = await self._get(model)
+        return told is not None and told.status != "withdrawn"
+
     async def withdraw(self, model: str, reason: str) -> None:
         """Withdraw a version unless it is gone already."""
-        told = await self._get(model)
-        if told is not None and told.status != "withdrawn":
+        if await self.lives(model):
             await self._adapters.DeleteAdapter(adapters_pb2.DeleteAdapterRequest(model=model, reason=reason))
 
     async def _get(self, model: str) -> adapters_pb2.Adapter | None:
@@ -182,6 +186,16 @@ class AdapterRegistry:
             return (await self._adapters.GetAdapter(adapters_pb2.GetAdapterRequest(model=model))).adapter
         except Missing:
             return None
+
+
+def old_skills(path: Path) -> bytes:
+    """The rows to retain. Raises Invalid (`no_retention`)."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Invalid(
+            f"no old skills at {path}: {error.strerror}; set learner.retention_path", code="no_retention"
+        ) from error
 
 
 def result_of(job: trainer_pb2.Job) -> JobResult:

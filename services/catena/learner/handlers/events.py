@@ -7,8 +7,9 @@ from catena.kit.event import Event
 from catena.learner.core.learner import Learner
 from catena.learner.core.records import JobResult, Verdict
 
-COLLECTED, DATASET, JOB, VERDICT = (
+COLLECTED, EXECUTED, DATASET, JOB, VERDICT = (
     "learner.feedback.recorded",
+    "executor.execution.completed",
     "learner.dataset.ready",
     "trainer.job.finished",
     "router.experiment.decided",
@@ -25,6 +26,12 @@ class Hearing:
         """Its own feedback, once committed."""
         told = events_pb2.FeedbackRecorded.FromString(event.data)
         await self.learner.learn_from(event.tenant, told.feedback_id)
+
+    async def execution(self, event: Event) -> None:
+        """An execution, with what verifiers made of it."""
+        told = events_pb2.ExecutionCompleted.FromString(event.data)
+        scores = [(score.source, score.value) for score in told.scores]
+        await self.learner.learn_from_execution(event.tenant, told.execution_id, scores)
 
     async def step(self, event: Event) -> None:
         """A data set, a job or a verdict."""
