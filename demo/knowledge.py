@@ -21,7 +21,7 @@ ASK_SOURCE = {
         {
             "name": "found",
             "type": "memory",
-            "config": {"collection": "source", "query": "{data.key}", "n_results": 3, "format": "{name}: {file}"},
+            "config": {"collection": "source", "query": "{data.key}", "n_results": 1, "format": "{name}: {file}"},
         },
         {
             "name": "answer",

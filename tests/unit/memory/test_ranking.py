@@ -8,8 +8,9 @@ from catena.memory.core.ranking import (
     choose_results,
     label_filter,
     labels,
+    named_first,
 )
-from catena.memory.core.types import Engine
+from catena.memory.core.types import ChunkType, Engine, Found, Hit, Piece
 
 pytestmark = pytest.mark.unit
 
@@ -55,3 +56,26 @@ def test_labels_match_by_value_not_by_spelling():
     assert matches(deep={"x": 2, "y": 1}) and not matches(deep={"x": 2})
     assert matches(**{'quo"te': None}) and not matches(year=2020, tags="z")
     assert matches()
+
+
+def named(*names: str) -> list[Hit]:
+    def hit(name: str) -> Hit:
+        piece = Piece(type=ChunkType.FUNCTION, text="x", first_line=1, last_line=1, name=name)
+        found = Found(id=name, document_id="d", piece=piece, title="", path="", metadata={})
+        return Hit(found=found, score=1.0)
+
+    return [hit(name) for name in names]
+
+
+def order(query: str, *names: str) -> list[str]:
+    return [hit.found.id for hit in named_first(query, named(*names))]
+
+
+def test_a_definition_called_by_its_name_comes_first() -> None:
+    assert order("where is load_store?", "open_store", "Shelf.load_store") == ["Shelf.load_store", "open_store"]
+    assert order("PlanQueue", "queue", "PlanQueue") == ["PlanQueue", "queue"]
+    assert order("open", "load", "open") == ["open", "load"]
+
+
+def test_a_word_of_a_sentence_is_no_name() -> None:
+    assert order("how does it open a file", "load", "open") == ["load", "open"]

@@ -93,7 +93,8 @@ def sops(
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or the readable files below a folder."""
+    """The file itself, or the readable files below a folder that hold anything."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in (".py", ".md", ".txt") and file.is_file())
+    found = (file for file in path.rglob("*") if file.suffix in (".py", ".md", ".txt") and file.is_file())
+    return sorted(file for file in found if file.stat().st_size)

@@ -8,11 +8,13 @@ from catena.kit.errors import Invalid, Missing
 from catena.memory.core.chunking import chunk
 from catena.memory.core.ports import Embed, Encoding, Entry, Follow, Index, IndexQuery, Library
 from catena.memory.core.ranking import (
+    LEAST_RECALL,
     RECALL_FACTOR,
     choose_engine,
     choose_fusion,
     choose_results,
     label_filter,
+    named_first,
 )
 from catena.memory.core.sops import check_sop, match
 from catena.memory.core.types import Chunk, Document, Engine, Hit, Json, Scope, Sop, SopMatch
@@ -98,12 +100,12 @@ class Memory:
             fusion=fused,
             labels=label_filter(wanted),
             candidates=max(RECALL_FACTOR * limit, settings.candidates),
-            limit=RECALL_FACTOR * limit,
+            limit=max(RECALL_FACTOR * limit, LEAST_RECALL),
         )
         scores = await self._index.search(asked)
         found = await self._library.found(scope, [chunk_id for chunk_id, _ in scores])
         hits = [Hit(found=found[chunk_id], score=score) for chunk_id, score in scores if chunk_id in found]
-        return hits[:limit]
+        return named_first(query, hits)[:limit]
 
     async def rebuild(self, scope: Scope) -> int:
         """Chunk every document of the collection anew and index it; how many chunks."""

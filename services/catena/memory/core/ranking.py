@@ -1,18 +1,22 @@
 """How the two legs of a search are joined, and the statistics that BM25 runs on."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from catena.kit.errors import Invalid
-from catena.memory.core.types import Engine, Json, Metadata
+from catena.memory.core.types import Engine, Hit, Json, Metadata
 
 Method = Literal["rrf", "dbsf"]
 DEFAULT_RESULTS = 3
 MAX_RESULTS = 200
 RECALL_FACTOR = 3
+LEAST_RECALL = 20
+"""Chunks looked at even for one result, so that a definition asked for by name is among them."""
 AVERAGE_DRIFT = 1.25
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,17 @@ def choose_results(asked: int) -> int:
     if not 0 <= asked <= MAX_RESULTS:
         raise Invalid(f"n_results is {asked}; ask for 1 to {MAX_RESULTS}", code="bad_n_results")
     return asked or DEFAULT_RESULTS
+
+
+def named_first(query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits in their order, but definitions that the query calls by name before all others.
+
+    A word counts as a name when it looks like no word of a language (`load_store`, `PlanQueue`), or is all that is asked.
+    """
+    words = {
+        word for word in _NAME.findall(query) if word == query.strip() or "_" in word or word[1:] != word[1:].lower()
+    }
+    return sorted(hits, key=lambda hit: hit.found.piece.name.rpartition(".")[2] not in words)
 
 
 def average_in_use(used: float, measured: float) -> float:

@@ -443,7 +443,7 @@ class ConfigurationStats(_message.Message):
     configuration_id: _builtins.str
     """Configuration."""
     domain: _builtins.str
-    """Domain; empty: all together."""
+    """Domain; empty: none was found."""
     plan: _builtins.str
     """Shape and models, in words."""
     executions: _builtins.int
