@@ -66,7 +66,7 @@ def choose_results(asked: int) -> int:
 def named_first(query: str, hits: Sequence[Hit]) -> list[Hit]:
     """The hits in their order, but definitions that the query calls by name before all others.
 
-    A word counts as a name when it looks like no word of a language (`load_store`, `PlanQueue`), or is all that is asked.
+    A word counts as a name when it looks like one (`load_store`, `PlanQueue`), or is all that is asked.
     """
     words = {
         word for word in _NAME.findall(query) if word == query.strip() or "_" in word or word[1:] != word[1:].lower()
