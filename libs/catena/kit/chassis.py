@@ -97,7 +97,12 @@ class Chassis:
         """Serve at the room's address until the block ends; other rooms are admitted unless `admit` says who is."""
         address = self.house.address(self.room)
         async with open_server(
-            address, services, names=names, token=admit or self.token, world=self.world, limits=limits
+            address,
+            services,
+            names=names,
+            token=admit or self.token,
+            world=self.world,
+            limits=limits or Limits(grace_s=self.house.drain_s),
         ) as server:
             log.info("room open", room=self.room, address=server.address)
             yield server

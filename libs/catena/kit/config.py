@@ -85,6 +85,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class House(Section, frozen=True, kw_only=True):
     """What every room shares. `addresses` overrides a room's default unix socket, for example `router: router:50051`.
 
+    `drain_s` is how long live answers may go on once a process is told to stop; on a cluster, as long as the longest.
     `embedding` is the folder of the embedding model that `make models` prepares; empty: `home/models/minilm-int8`.
     `pipelines` holds, per strategy shape, the models and settings used when a request forces that shape;
     `catena.plan` gives it its meaning.
@@ -92,6 +93,7 @@ class House(Section, frozen=True, kw_only=True):
 
     home: str = "./.catena"
     profile: Literal["development", "staging", "production"] = "development"
+    drain_s: float = 5.0
     bus: BusConfig = BusConfig()
     sql: SqlConfig = SqlConfig()
     auth: AuthConfig = AuthConfig()

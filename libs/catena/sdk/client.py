@@ -7,7 +7,7 @@ await catena.feedback(answer.execution_id, thumbs=1)
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -70,7 +70,7 @@ class AsyncCatena:
 
     async def stream(
         self, messages: Messages, *, model: str = "auto", pipeline_type: str = "", **context: Any
-    ) -> AsyncIterator[executor_pb2.RunResponse]:
+    ) -> AsyncGenerator[executor_pb2.RunResponse, None]:
         """The executor's events as they come; `context` takes the fields of RequestContext, and `sampling`."""
         request = gateway_pb2.ChatRequest(
             model=model, pipeline_type=pipeline_type, request=chat_request(messages, context.pop("sampling", None))
@@ -132,15 +132,14 @@ class Catena:
         return self._wait(self._inner.chat(messages, model=model, pipeline_type=pipeline_type, **context))
 
     def stream(self, messages: Messages, *, model: str = "auto", **context: Any) -> Iterator[str]:
-        """The answer's text as it comes."""
+        """The answer's text as it comes; leaving the iteration cancels the rest of it."""
         events = self._inner.stream(messages, model=model, **context)
-        while True:
-            try:
-                event = self._wait(_next(events))
-            except StopAsyncIteration:
-                return
-            if event.HasField("delta") and event.delta.text:
-                yield event.delta.text
+        try:
+            while (event := self._wait(_next(events))) is not None:
+                if event.HasField("delta") and event.delta.text:
+                    yield event.delta.text
+        finally:
+            self._wait(events.aclose())
 
     def feedback(self, execution_id: str, **told: Any) -> str:
         """Tell what an answer was worth; returns once committed."""
@@ -158,8 +157,8 @@ class Catena:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _next(events: AsyncIterator[executor_pb2.RunResponse]) -> executor_pb2.RunResponse:
-    return await anext(events)
+async def _next(events: AsyncGenerator[executor_pb2.RunResponse, None]) -> executor_pb2.RunResponse | None:
+    return await anext(events, None)
 
 
 def chat_request(messages: Messages, sampling: Mapping[str, Any] | None) -> types_pb2.ChatRequest:

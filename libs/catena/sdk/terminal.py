@@ -14,7 +14,9 @@ import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from catena.kit.chassis import service_token
 from catena.kit.config import House
@@ -39,7 +41,8 @@ class Terminal:
         try:
             asyncio.run(work)
         except CatenaError as error:
-            Console(stderr=True).print(f"[red]{error.code}[/red] ", error.message, markup=True, highlight=False, sep="")
+            told = f"[red]{error.code}[/red] {escape(error.message)}"
+            Console(stderr=True).print(told, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -63,13 +66,13 @@ class Terminal:
         if self.plain:
             sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in listed], default=str) + "\n")
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for number, column in enumerate(columns):
             numeric = bool(listed) and all(isinstance(row[number], int | float) for row in listed)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in listed:
-            table.add_row(*(cell(value) for value in row))
-        self.console.print(table if listed else f"{title}: none")
+            table.add_row(*(Text(cell(value)) for value in row))
+        self.console.print(table if listed else Text(f"{title}: none"))
 
     def message(self, message: Message) -> None:
         """A message as indented JSON."""
@@ -79,10 +82,10 @@ class Terminal:
         else:
             self.console.print_json(told)
 
-    def say(self, text: str) -> None:
-        """A line for people; nothing in JSON mode."""
+    def say(self, text: str, *, markup: bool = False) -> None:
+        """A line for people; nothing in JSON mode. `markup`: rich's, for texts that hold no data."""
         if not self.plain:
-            self.console.print(text, soft_wrap=True, highlight=False)
+            self.console.print(text, soft_wrap=True, highlight=False, markup=markup)
 
 
 def cell(value: Any) -> str:

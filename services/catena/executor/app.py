@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from catena.api.adapters.v1 import adapters_pb2_grpc
 from catena.api.events.v1 import events_pb2
@@ -56,7 +55,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
         openai = OpenAiProvider(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
-        embedding = LocalEmbedding(embedding_folder(house, config))
+        embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
         providers: dict[str, Provider] = {"local": local, "openai": openai, **load_providers()}
         pipelines = SqlPipelines(chassis.store, world.clock)
@@ -186,8 +185,3 @@ def model_of(model: ModelConfig) -> Model:
         api_key_env=model.api_key_env,
         draft_for=tuple(model.draft_for),
     )
-
-
-def embedding_folder(house: House, config: ExecutorConfig) -> Path:
-    """Where the local embedding model lies."""
-    return Path(config.embedding_path) if config.embedding_path else house.embedding_folder()

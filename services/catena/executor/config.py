@@ -46,8 +46,7 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     `mask_texts`: whether e-mail addresses, keys and card-long numbers are masked in kept texts.
     `texts_days`, `records_days`: how long texts and records are kept; 0: for ever.
     `verifiers`: who judges every answer.
-    `embedding_path`: folder of the local embedding model; empty: `home/models/embed`, where `make models` puts it.
-    `embedding_model`: its name in the catalogue, and the default of Embed.
+    `embedding_model`: name of the house's embedding model in the catalogue, and the default of Embed.
     `lookup_timeout_s`: longest a call to memory or features may take in seconds.
     `examples`: whether the shipped pipelines are put into tenant `shared`, where it lacks them.
     """
@@ -65,7 +64,6 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     texts_days: float = 30.0
     records_days: float = 90.0
     verifiers: list[str] = msgspec.field(default_factory=lambda: ["schema", "refusal"])
-    embedding_path: str = ""
     embedding_model: str = "all-minilm-l6-v2"
     lookup_timeout_s: float = 10.0
     examples: bool = True

@@ -66,6 +66,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
                 config.port,
                 elsewhere=house.profile == "development",
                 front=house.folder("run") / "gateway.json",
+                drain_s=house.drain_s,
             ),
         ):
             yield

@@ -110,7 +110,9 @@ class Around:
     features: Features
 
 
-def house_at(home: Path, *, bus_url: str = "nats://127.0.0.1:9", sql_url: str = "", models: Any = ()) -> House:
+def house_at(
+    home: Path, *, bus_url: str = "nats://127.0.0.1:9", sql_url: str = "", models: Any = (), embedding: str = ""
+) -> House:
     """Two local models and a shape; no broker unless one is named."""
     mine = [
         ModelConfig(name="small", price=PriceConfig(input=1.0, output=4.0), draft_for=["large"]),
@@ -118,7 +120,14 @@ def house_at(home: Path, *, bus_url: str = "nats://127.0.0.1:9", sql_url: str = 
         *models,
     ]
     shapes = {"cascade": {"fast": "small", "main": "large", "min_chars": 0}}
-    return House(home=str(home), bus=BusConfig(url=bus_url), sql=SqlConfig(url=sql_url), models=mine, pipelines=shapes)
+    return House(
+        home=str(home),
+        bus=BusConfig(url=bus_url),
+        sql=SqlConfig(url=sql_url),
+        models=mine,
+        pipelines=shapes,
+        embedding=embedding,
+    )
 
 
 @asynccontextmanager

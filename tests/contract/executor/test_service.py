@@ -19,7 +19,7 @@ from catena.kit.serve import Caller, as_caller
 from catena.kit.testing import eventually, nats_server, postgres
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Role, Settings, Shape, Stage
-from tests.contract.executor.rooms import around, executor, finished, house_at, neighbours, request
+from tests.contract.executor.rooms import Around, around, executor, finished, house_at, neighbours, request
 
 LARGE = sequential("large")
 CASCADE = Plan(
@@ -67,11 +67,24 @@ async def test_a_cascade_climbs_and_the_record_of_it_can_be_read(tmp_path: Path)
         assert caught.value.code == "unknown_execution"
 
 
+async def recorded(room: Around, execution_id: str) -> pb.Execution:
+    """The record, which is written a moment after the answer."""
+
+    async def found() -> bool:
+        try:
+            await room.stub.GetExecution(pb.GetExecutionRequest(id=execution_id))
+        except Missing:
+            return False
+        return True
+
+    await eventually(found)
+    return (await room.stub.GetExecution(pb.GetExecutionRequest(id=execution_id))).execution
+
+
 async def test_texts_are_not_kept_unless_the_tenant_asked(tmp_path: Path) -> None:
     async with around(tmp_path) as room:
         end = await finished(room.stub.Run(request(LARGE, "secret words")))
-        await asyncio.sleep(0.1)
-        record = (await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))).execution
+        record = await recorded(room, end.execution_id)
     assert not record.prompt
     assert not record.answer
     assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "executor").iterdir())
@@ -83,8 +96,16 @@ async def test_metrics_count_executions_and_stages(tmp_path: Path) -> None:
             await finished(room.stub.Run(request(LARGE)))
         with pytest.raises(Missing):
             await finished(room.stub.Run(request(sequential("large@gone"))))
-        await asyncio.sleep(0.1)
-        found = (await room.stub.GetMetrics(pb.GetMetricsRequest(pipeline="sequential"))).pipelines[0]
+
+        async def figures() -> pb.PipelineMetrics:
+            told = await room.stub.GetMetrics(pb.GetMetricsRequest(pipeline="sequential"))
+            return told.pipelines[0] if told.pipelines else pb.PipelineMetrics()
+
+        async def counted() -> bool:
+            return (await figures()).executions == 4
+
+        await eventually(counted)
+        found = await figures()
     assert (found.executions, found.successes) == (4, 3)
     assert found.stages[0].calls == 4
     assert found.stages[0].total_tokens == 36
@@ -255,7 +276,7 @@ async def test_a_batch_comes_back_in_order(tmp_path: Path) -> None:
 
 
 async def test_embeddings_come_from_the_local_model_and_batch(tmp_path: Path, minilm: Path) -> None:
-    async with around(tmp_path, embedding_path=str(minilm)) as room:
+    async with around(tmp_path, house=house_at(tmp_path, embedding=str(minilm))) as room:
         found = await room.stub.Embed(pb.EmbedRequest(texts=["cat", "kitten", "motorway"]))
         assert found.model == "all-minilm-l6-v2"
         near, far = (
@@ -289,7 +310,7 @@ async def test_embeddings_come_from_the_local_model_and_batch(tmp_path: Path, mi
 async def test_the_shipped_moderation_judges_by_nearness(
     tmp_path: Path, minilm: Path, text: str, allowed: bool, kind: str
 ) -> None:
-    async with around(tmp_path, embedding_path=str(minilm)) as room:
+    async with around(tmp_path, house=house_at(tmp_path, embedding=str(minilm))) as room:
         asked = pb.PredictRequest(model_id="pipeline:content-moderation", data=to_value(text))
         found = await room.stub.Predict(asked)
     assert plain(found.result) == {"allowed": allowed, "kind": kind}

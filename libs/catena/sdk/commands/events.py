@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from rich.markup import escape
 
 from catena.api.events.v1 import events_pb2
 from catena.kit import nats_server
@@ -49,11 +50,13 @@ def events(
             terminal.message(body)
             return
         clock = datetime.fromtimestamp(event.time_s, UTC).strftime("%H:%M:%S.%f")[:-3]
-        terminal.console.print(f"{clock} [bold]{event.type}[/bold] {event.tenant} {summary(body)}", highlight=False)
+        told = f"{clock} [bold]{event.type}[/bold] {event.tenant} {escape(summary(body))}"
+        terminal.console.print(told, highlight=False, soft_wrap=True)
 
     async def work() -> None:
         url = nats_server.url(terminal.house.folder(), terminal.house.bus.url)
         async with open_bus(url, name="cli") as bus:
+            await bus.ensure_streams()  # an absent broker is told of, one that is lost later is waited for
             await bus.watch([type_] if type_ else list(BODIES), show, since_now=not all_)
 
     terminal.run(work())

@@ -1,6 +1,7 @@
 """`catena features`."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from google.protobuf import json_format, struct_pb2
 
 from catena.api.features.v1 import features_pb2, features_pb2_grpc
 from catena.kit.caller import Caller, as_caller
+from catena.kit.errors import Invalid
 from catena.sdk.terminal import Terminal
 
 app = typer.Typer(help="Feature values: set and get, now or as of a time.", no_args_is_help=True)
@@ -59,14 +61,24 @@ def get(
 
 
 def value_of(kind: str, id_: str, told: str) -> features_pb2.Value:
-    """`name=value` as a message."""
-    name, _, text = told.partition("=")
+    """`name=value` as a message; what is no JSON, or no finite number, is text. Raises Invalid (`bad_value`)."""
+    name, equals, text = told.partition("=")
+    if not (name and equals):
+        raise Invalid(f"{told!r} should read name=value", code="bad_value")
     try:
-        plain = json.loads(text)
-    except json.JSONDecodeError:
+        plain = json.loads(text, parse_float=finite, parse_constant=finite)
+    except ValueError:
         plain = text
     value = json_format.ParseDict(plain, struct_pb2.Value())
     return features_pb2.Value(entity_type=kind, entity_id=id_, feature=name, value=value)
+
+
+def finite(text: str) -> float:
+    """The number. Raises ValueError when it is none that can be stored."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _show(terminal: Terminal, values: Iterable[features_pb2.Value]) -> None:

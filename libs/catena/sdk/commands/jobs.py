@@ -21,8 +21,11 @@ WATCH_S = 24 * 3600.0
 def read_spec(path: Path) -> trainer_pb2.JobSpec:
     """A job file. Raises Invalid that names the field."""
     try:
-        return json_format.ParseDict(yaml.safe_load(path.read_text()), trainer_pb2.JobSpec())
-    except (json_format.ParseError, yaml.YAMLError, OSError) as error:
+        tree = yaml.safe_load(path.read_text())
+        if not isinstance(tree, dict):
+            raise Invalid(f"{path} holds a {type(tree).__name__}; write a mapping of JobSpec's fields", code="bad_job")
+        return json_format.ParseDict(tree, trainer_pb2.JobSpec())
+    except (json_format.ParseError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise Invalid(f"{path} is no job: {error}", code="bad_job") from None
 
 

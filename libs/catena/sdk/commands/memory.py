@@ -8,6 +8,7 @@ from rich.progress import track
 
 from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
 from catena.kit.caller import Caller, as_caller
+from catena.kit.errors import Invalid
 from catena.sdk.terminal import Terminal
 
 app = typer.Typer(help="Documents and procedures: put, search, match.", no_args_is_help=True)
@@ -19,7 +20,7 @@ PUT_TIMEOUT_S = 600.0
 @app.command()
 def put(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of .py, .md and .txt files.")],
+    paths: Annotated[list[Path], typer.Argument(exists=True, help="Files, or folders of .py, .md and .txt files.")],
     collection: Collection = "default",
     tenant: Tenant = "default",
 ) -> None:
@@ -31,7 +32,7 @@ def put(
         embedded = unchanged = 0
         async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub) as memory:
             for file in track(files, "storing", console=terminal.console, disable=terminal.plain):
-                document = memory_pb2.Document(id=str(file), path=str(file), title=file.name, text=file.read_text())
+                document = memory_pb2.Document(id=str(file), path=str(file), title=file.name, text=text_of(file))
                 request = memory_pb2.PutDocumentsRequest(collection=collection, documents=[document])
                 with as_caller(Caller(tenant)):
                     told = await memory.PutDocuments(request, timeout=PUT_TIMEOUT_S)
@@ -90,6 +91,14 @@ def sops(
         terminal.table("Procedures", ("priority", "procedure", "category", "triggers", "steps"), listed)
 
     terminal.run(work())
+
+
+def text_of(file: Path) -> str:
+    """The file's text. Raises Invalid (`no_text`)."""
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"{file} is no readable UTF-8 text: {error}", code="no_text") from None
 
 
 def files_of(path: Path) -> list[Path]:

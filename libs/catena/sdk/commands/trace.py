@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.tree import Tree
 
 from catena.kit.errors import Missing
@@ -50,8 +51,8 @@ def span_tree(spans: list[TraceSpan]) -> Tree:
     def grow(tree: Tree, parent: str) -> None:
         for span in children[parent]:
             after_ms = 1000 * (span.start_s - start_s)
-            error = f" [red]{span.error}[/red]" if span.error else ""
-            label = f"[bold]{span.name}[/bold] [dim]+{after_ms:.1f} ms[/dim] {span.duration_ms:.1f} ms{error}"
+            error = f" [red]{escape(span.error)}[/red]" if span.error else ""
+            label = f"[bold]{escape(span.name)}[/bold] [dim]+{after_ms:.1f} ms[/dim] {span.duration_ms:.1f} ms{error}"
             grow(tree.add(label), span.span_id)
 
     grow(root, "")

@@ -59,7 +59,7 @@ async def _up(terminal: Terminal, *, split: bool) -> None:
             here = await running.__aenter__()
         ready = True
         try:
-            terminal.say(_welcome(here.url, here.key))
+            terminal.say(_welcome(here.url, here.key), markup=True)
             await stop.wait()
         finally:
             with terminal.console.status("stopping"):

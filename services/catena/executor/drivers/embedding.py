@@ -42,7 +42,7 @@ class LocalEmbedding:
                     self._embedder = BackgroundEmbedder(await asyncio.to_thread(open_embedder, self._folder))
                 except Missing as error:
                     raise Unavailable(
-                        f"{model.name} is not at {self._folder}; run `make models` or set executor.embedding_path",
+                        f"{model.name} is not at {self._folder}; run `make models` or set `embedding`",
                         code="no_embedding_model",
                     ) from error
             return self._embedder

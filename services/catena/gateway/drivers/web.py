@@ -14,13 +14,14 @@ from starlette.applications import Starlette
 
 from catena.kit.errors import Conflict
 
-GRACE_S = 5
-
 
 @asynccontextmanager
-async def open_web(app: Starlette, host: str, port: int, *, elsewhere: bool, front: Path) -> AsyncIterator[str]:
+async def open_web(
+    app: Starlette, host: str, port: int, *, elsewhere: bool, front: Path, drain_s: float
+) -> AsyncIterator[str]:
     """Serve `app` until the block ends, and yield its URL, which is also written to `front`.
 
+    Live answers may go on for `drain_s` at the end.
     `elsewhere`: a taken port gives a free one, and a restart keeps the one it had, so that clients find it again.
     Raises Conflict (`port_taken`) where the port is taken.
     """
@@ -33,7 +34,7 @@ async def open_web(app: Starlette, host: str, port: int, *, elsewhere: bool, fro
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = Embedded(config)
     running = asyncio.create_task(server.serve(sockets=[listening]))
