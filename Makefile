@@ -39,7 +39,7 @@ models: $(VENV)/.base $(EMBEDDER)/config.json ## Train the demo's two base model
 test: $(VENV)/.dev $(EMBEDDER)/config.json ## Run every test that needs no GPU, data or load
 	@$(BIN)/python -m pytest tests/unit tests/style -n 2
 	@$(BIN)/python -m pytest tests/contract -n 2
-	@$(BIN)/python -m pytest tests/system tests/chart -m "not soak and not timed"
+	@$(BIN)/python -m pytest tests/system tests/chart
 
 bench-platform: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the platform itself costs
 	@$(BIN)/python -m benchmarks.platform

@@ -311,6 +311,7 @@ async def test_what_one_tenant_teaches_does_not_move_another():
     assert "rule" not in mine.reason
 
 
+@pytest.mark.timed
 async def test_a_decision_among_fifty_models_and_two_hundred_adapters_is_quick():
     models = cards() + [ModelCard(name=f"m{n}", price_input=0.1 + n / 50, price_output=0.4 + n / 10) for n in range(48)]
     models += [ModelCard(name=f"m{n % 48}@a{n}", parent=f"m{n % 48}", price_input=0.1) for n in range(200)]
