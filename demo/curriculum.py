@@ -121,7 +121,7 @@ def _fact(rng: random.Random) -> tuple[str, str]:
 def _found(key: str, value: str, rng: random.Random) -> list[tuple[str, str]]:
     """The fact among up to two others, often alike in key or path; now and then it is missing."""
     known = {key: value}
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 2))):
+    for _ in range(rng.choice((0, 0, 0, 1, 2))):
         other, what = _fact(rng)
         if rng.random() < 0.4:
             other = _alike(key, other, "_", rng)
@@ -169,7 +169,7 @@ def _search_lesson(rng: random.Random, skills: Weights) -> list[Turn]:
     if rng.random() < 0.25:
         return searched(_question(rng, skills), [])
     key, value = _fact(rng)
-    if rng.random() < 0.75:
+    if rng.random() < 0.5:
         return searched(fact_question(key, value), _found(key, value, rng))
     known = [(key, value)] if rng.random() < 0.85 else []
     return searched(fact_question(key, value), known, restated=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MODELS = Path(__file__).parent / "models"
 NAMES = ("demo-small", "demo-large")
-NEW = questions(1000, 101, skills=PRESENT)
+NEW = questions(600, 101, skills=PRESENT)
 _FACTS = 200
 
 
@@ -123,6 +123,9 @@ def _formats(base: "Loaded", drafts: Sequence[Answer]) -> dict[str, float]:
     found = ask(*base, [_said(searched(q, lines)[:4]) for q, lines in known])
     missing = ask(*base, [_said(searched(q, lines)[:4]) for q, lines in without])
     read = ask(*base, [_said(informed(q, lines)[:1]) for q, lines in known])
+    alone = [[line for line in lines if line[1] == q.answer] for q, lines in known]
+    single = ask(*base, [_said(searched(q, line)[:4]) for q, line in zip(asked, alone, strict=True)])
+    bare = ask(*base, [_said(searched(q, line, restated=False)[:4]) for q, line in zip(asked, alone, strict=True)])
     unaided = ask_plainly(*base, asked)
     return {
         "draft": accuracy(ask_plainly(*base, NEW, "draft"), NEW),
@@ -132,11 +135,15 @@ def _formats(base: "Loaded", drafts: Sequence[Answer]) -> dict[str, float]:
         "refine, draft by small": _refined(base, [a.text for a in drafts]),
         "second turn": _second_turn(base),
         "search, query": sum(a.text == k for a, k in zip(queries, key, strict=True)) / _FACTS,
-        "search, answer": accuracy(found, asked),
-        "search, answer, code": _of_kind(found, asked, "code"),
-        "search, answer, path": _of_kind(found, asked, "file"),
+        "search, one line found": accuracy(single, asked),
+        "search, one line found, code": _of_kind(single, asked, "code"),
+        "search, one line found, path": _of_kind(single, asked, "file"),
+        "search, one line, question not repeated": accuracy(bare, asked),
+        "search, 1 to 3 lines": accuracy(found, asked),
+        "search, 1 to 3 lines, code": _of_kind(found, asked, "code"),
+        "search, 1 to 3 lines, path": _of_kind(found, asked, "file"),
         "search, fact missing -> unknown": sum(a.text == UNKNOWN for a in missing) / _FACTS,
-        "context": accuracy(read, asked),
+        "context, 1 to 3 lines": accuracy(read, asked),
         "fact unaided -> unknown": sum(a.text == UNKNOWN for a in unaided) / _FACTS,
     }
 

@@ -255,7 +255,7 @@ def _reverse(rng: random.Random) -> tuple[str, str]:
 
 
 def _add(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(10, 99), rng.randint(10, 99)
+    a, b = rng.randint(10, 99), rng.randint(1, 9)
     return f"add {a}+{b}", str(a + b)
 
 

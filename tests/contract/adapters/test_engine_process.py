@@ -240,14 +240,16 @@ async def test_unloading_frees_the_bytes_and_the_name(bench: Bench) -> None:
 async def test_a_killed_engine_fails_what_ran_and_comes_back(bench: Bench) -> None:
     losses = []
     bench.engine.lost = lambda: losses.append(True)
-    running = bench.engine.submit(work("upper: hello", temperature=2.0, max_tokens=900, n=8))
-    await anext(running)
+    engine = pid_of(bench.run)
+    os.kill(engine, signal.SIGSTOP)
+    running = asyncio.create_task(anext(bench.engine.submit(work("upper: hello"))))
+    await asyncio.sleep(0.05)
+    assert not running.done()
 
-    os.kill(pid_of(bench.run), signal.SIGKILL)
+    os.kill(engine, signal.SIGKILL)
 
     with pytest.raises(Unavailable) as caught:
-        async for _ in running:
-            pass
+        await running
     assert caught.value.code == "engine_lost"
     await furnish(bench.engine, bench.adapters)
     (text,), _, _ = await ask(bench.engine, work("upper: hello"))

@@ -23,19 +23,28 @@ async def loop(tmp_path):
         yield here
 
 
-async def collected(loop: Street, *numbers: int) -> None:
+async def collected(loop: Street, *numbers: int, told: asyncio.Event | None = None) -> None:
     jobs = len(loop.trainer.jobs)
     await loop.correct(*(numbers or range(20)))
+    note(told)
     await eventually(lambda: len(loop.trainer.jobs) == jobs + 1, 15)
 
 
-async def trained(loop: Street) -> None:
+async def trained(loop: Street, told: asyncio.Event | None = None) -> None:
     await loop.job_ends("j-1", "succeeded", NEW)
+    note(told)
     await eventually(lambda: len(loop.router.experiments) == 1 and "canary" in loop.states(), 15)
 
 
-async def judged(loop: Street, state: str = "won") -> None:
+def note(told: asyncio.Event | None) -> None:
+    """What sets a step going is committed; from here on it happens by itself."""
+    if told is not None:
+        told.set()
+
+
+async def judged(loop: Street, state: str = "won", told: asyncio.Event | None = None) -> None:
     await loop.canary_ends("x-1", state)
+    note(told)
     await eventually(lambda: len(loop.states()) == 2, 15)
 
 
@@ -111,7 +120,9 @@ async def test_a_room_that_is_down_for_a_second_changes_nothing_of_the_outcome(l
             await each(loop)
             continue
         await loop.down(room)
-        walking = asyncio.create_task(each(loop))
+        told = asyncio.Event()
+        walking = asyncio.create_task(each(loop, told=told))
+        await told.wait()
         await asyncio.sleep(0.5)
         if killed:
             await loop.down("learner")
