@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from demo.desk import Asked, Desk, Row, accuracy
-from demo.questions import FACTS_COUNT, FACTS_SEED, Question, facts, questions
+from demo.questions import FACT, FACTS_COUNT, FACTS_SEED, PRESENT, Question, facts, questions
 
 FIXED = (
     Row(name="sequential small", model="demo-small", shape="sequential"),
@@ -65,6 +65,15 @@ async def remember_facts(desk: Desk) -> int:
     return len(known)
 
 
+def mixed(count: int, seed: int, exclude: Sequence[str] = ()) -> list[Question]:
+    """Questions of every skill in random order, exactly a fifth of which need a fact from memory."""
+    needing = count // 5
+    drawn = questions(count - needing, seed, skills=PRESENT, exclude=exclude)
+    drawn += questions(needing, seed, skills=[FACT], exclude=exclude)
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp:
     """What the warm-up asked, and how much the router has to hear of."""
@@ -76,7 +85,7 @@ class WarmUp:
 
 async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP) -> WarmUp:
     """Ask every fixed row; a tenth of the answers get a thumb, from which, and from verifiers, the router learns."""
-    asked_for = questions(count, WARM_UP_SEED)
+    asked_for = mixed(count, WARM_UP_SEED)
     bar = progress.add_task("warming up", total=count * len(FIXED))
     chance = random.Random(FEEDBACK_SEED)
     answered = thumbs = 0
@@ -91,7 +100,7 @@ async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP) -> WarmU
 
 async def score(desk: Desk, progress: Progress, seen: WarmUp, count: int = SCORED) -> Outcome:
     """Ask new questions by every row and by `auto`."""
-    new = questions(count, SCORED_SEED, exclude=[question.text for question in seen.questions])
+    new = mixed(count, SCORED_SEED, exclude=[question.text for question in seen.questions])
     bar = progress.add_task("scoring", total=count * (len(FIXED) + 1))
     return Outcome(rows={row.name: await desk.ask_all(new, row, progress, bar) for row in (*FIXED, AUTO)})
 

@@ -17,8 +17,11 @@ from catena.plan.expect import Amount
 Array = NDArray[np.float64]
 
 _RIDGE_LEVEL, _RIDGE_SLOPE, _RIDGE_DOMAIN = 0.2, 2.0, 0.5
-MOST_SILENT = 30.0
-"""The most that unjudged answers may count together, in judged ones."""
+MOST_SILENT, MOST_SECONDED = 4.0, 30.0
+"""The most that unjudged answers may count together, in judged ones: by confidence alone, and beside a better model's.
+
+Confidence is the weaker witness: a model that lacks a skill can be as sure as one that has it.
+"""
 _EDGE = 1e-3
 _STEPS = 8
 
@@ -31,6 +34,14 @@ class Judged:
     right: float
     hints: Array
     labels: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silent:
+    """Log-odds of answers that nobody judged: by their confidence, or by what a better model said beside them."""
+
+    sure: Array
+    seconded: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +80,23 @@ def fit_curve(confidences: Array, labels: Array, weights: Array, domains: Sequen
     return Curve(level=float(beta[0]), slope=max(float(beta[1]), 0.0), rate=rate)
 
 
-def rate_of(judged: Judged, silent: Array, start: Amount, *, usual: float, trust: float) -> Amount:
-    """How often a model is right in a domain, from judged answers and the hints of `silent` ones.
+def rate_of(judged: Judged, silent: Silent, start: Amount, *, usual: float, trust: float) -> Amount:
+    """How often a model is right in a domain, from judged answers and the hints of silent ones.
 
-    A hint is the log-odds of being right where `usual` is the rate of right answers. `start`: the rate assumed, `sd`
-    being the number of answers that it is worth. `trust`: what a silent answer counts.
+    A hint by confidence is the log-odds of being right where `usual` is the rate of right answers. `start`: the rate
+    assumed, `sd` being the number of answers that it is worth. `trust`: what a silent answer counts.
     """
-    rate = start.mean
+    beside = min(trust * len(silent.seconded), MOST_SECONDED)
+    known = start.sd + judged.weight + beside
+    right = start.sd * start.mean + judged.right
+    right += beside * float(sigmoid(silent.seconded).mean()) if beside else 0.0
+    rate = right / known
     for _ in range(_STEPS):
         shift = logit(rate) - logit(usual)
-        worth = min(trust * len(silent) * _consent(judged, shift), MOST_SILENT)
-        guess = float(sigmoid(silent + shift).mean()) if len(silent) else 0.0
-        evidence = start.sd + judged.weight + worth
-        rate = (start.sd * start.mean + judged.right + worth * guess) / evidence
+        worth = min(trust * len(silent.sure) * _consent(judged, shift), MOST_SILENT)
+        guess = float(sigmoid(silent.sure + shift).mean()) if len(silent.sure) else 0.0
+        evidence = known + worth
+        rate = (right + worth * guess) / evidence
     return Amount(rate, math.sqrt(rate * (1.0 - rate) / (evidence + 1.0)))
 
 

@@ -20,10 +20,12 @@ BEFORE_WORST, BEFORE_SPAN = 0.55, 0.25
 """Accuracy of the cheapest model before anything is known, and what the dearest has more: price is all there is."""
 SPECIALIST_BEFORE = 0.85
 """Accuracy of a specialist in its domain beforehand: it passed an evaluation to get there."""
-GAIN_WITH_MEMORY = 0.75
-"""Share of the failures that a search mends beforehand, in domains that need memory."""
+GAIN_WITH_MEMORY = 0.9
+"""Share of the failures that a search mends beforehand in domains that need memory, for a model that never errs."""
 DOUBT, LOCAL_DOUBT = 0.2, 0.06
 """Deviation between a composed quality and the truth of a chain that nobody judged: anywhere, and in this domain."""
+GATE_DOUBT = 0.25
+"""The share of those doubts that cascades deserve: both answers and the gate between them are seen one by one."""
 
 EXACT = (Shape.SEQUENTIAL, Shape.SPECULATIVE)
 """Shapes that are right exactly when their main model is; nothing is left to correct."""
@@ -102,7 +104,7 @@ class Knowledge:
         if plan.shape is Shape.CASCADE:
             expected = self._opening(plan.of(Role.FAST)[0].model, domain)
             first = gate(expected, plan.settings.threshold) if expected is not None else None
-        gain = GAIN_WITH_MEMORY if domain in self.kinds.needs_memory else 0.0
+        gain = GAIN_WITH_MEMORY * self._able(plan.main_model) if domain in self.kinds.needs_memory else 0.0
         return expect(plan, calls, gate=first, bonds=Bonds(search_gain=gain))
 
     def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
@@ -123,6 +125,12 @@ class Knowledge:
             return self.skill(plan.main_model, Mode.PLAIN).judged_in.get(domain, 0.0)
         return self.judged.get((family_of(plan), domain), 0.0)
 
+    def _able(self, model: str) -> float:
+        """How often a model is right where it needs no memory: it reads what was found no better than that."""
+        quality = self.skill(model, Mode.PLAIN).quality
+        elsewhere = [amount.mean for name, amount in quality.by_domain.items() if name not in self.kinds.needs_memory]
+        return sum(elsewhere) / len(elsewhere) if elsewhere else quality.overall.mean
+
     def _opening(self, model: str, domain: str) -> Opening | None:
         if (model, domain) not in self.openings:
             self.openings[model, domain] = opening(self.skill(model, Mode.PLAIN, domain), domain)
@@ -133,7 +141,8 @@ class Knowledge:
             return 0.0
         family = family_of(plan)
         whole, here = self.judged.get((family, ALL), 0.0), self.judged.get((family, domain), 0.0)
-        return math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
+        part = GATE_DOUBT if plan.shape is Shape.CASCADE else 1.0
+        return part * math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
 
     def _call(self, plan: Plan, stage: Stage, domain: str, length: Length) -> Call:
         mode = mode_of(plan.shape, stage.role)

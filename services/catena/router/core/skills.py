@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 
 from catena.plan.expect import Amount
-from catena.router.core.confidence import Array, Curve, Judged, fit_curve, log_odds, logit, rate_of
+from catena.router.core.confidence import Array, Curve, Judged, Silent, fit_curve, log_odds, logit, rate_of
 from catena.router.core.observation import Mode
 from catena.router.core.samples import Key, Level, Line, Sample, level, line
 
 QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mode.DRAFT}
 """Modes whose answers tell how good the model is alone; lossless speculation says what the model would have said."""
 
-PRIOR_CALLS, DOMAIN_CALLS, DIFFICULTY_CALLS = 2.0, 5.0, 3.0
+PRIOR_CALLS, LEAST_CALLS, DOMAIN_CALLS, DIFFICULTY_CALLS = 2.0, 1.0, 5.0, 3.0
 MEMORY_MISSES = 4.0
 """Failures assumed beforehand where answers need memory that a plain call does not have."""
 SILENT_WEIGHT, SILENT_HALF = 0.5, 20.0
@@ -173,17 +173,36 @@ def _judge(
         if sample.domain is not None:
             by_domain[sample.domain].append(sample)
     trust = SILENT_WEIGHT * skill.judged / (skill.judged + SILENT_HALF)
+    split = {domain: _split(by_domain.get(domain, ()), hints) for domain in {*by_domain, *harder}}
+    worth = likeness([judged for judged, _ in split.values()])
     rates = {}
-    for domain in {*by_domain, *harder}:
+    for domain, (judged, silent) in split.items():
         own = prior(domain)
         start = shifted(overall.mean, harder.get(domain, 0.0)) if own == prior("") else own
-        judged, silent = _split(by_domain.get(domain, ()), hints)
-        rates[domain] = rate_of(judged, silent, Amount(start, DOMAIN_CALLS), usual=hints.curve.rate, trust=trust)
+        rates[domain] = rate_of(judged, silent, Amount(start, worth), usual=hints.curve.rate, trust=trust)
         skill.judged_in[domain] = judged.weight
     skill.quality = Level(overall=overall, by_domain=rates)
 
 
-def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Array]:
+def likeness(judged: Sequence[Judged]) -> float:
+    """How many answers of a domain the rate over all domains is worth: few when the domains differ.
+
+    The prior strength of a beta-binomial by moments (Casella, American Statistician 39, 1985), within
+    `LEAST_CALLS` and `DOMAIN_CALLS`.
+    """
+    seen = [(each.weight, each.right / each.weight) for each in judged if each.weight > 0.0]
+    total = sum(weight for weight, _ in seen)
+    if len(seen) < 2:
+        return DOMAIN_CALLS
+    mean = sum(weight * rate for weight, rate in seen) / total
+    noise = mean * (1.0 - mean) * (len(seen) - 1) / total
+    spread = sum(weight * (rate - mean) ** 2 for weight, rate in seen) / total - noise
+    if spread <= 0.0:
+        return DOMAIN_CALLS
+    return min(max(mean * (1.0 - mean) / spread - 1.0, LEAST_CALLS), DOMAIN_CALLS)
+
+
+def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Silent]:
     """Judged answers, and hints of those that nobody judged."""
     hinted = [(s, hints.of(s)) for s in samples]
     told = [(s.weight, s.fact.label) for s in samples if s.fact.label is not None]
@@ -194,7 +213,11 @@ def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Array]:
         hints=np.array([hint for hint, _ in checked]),
         labels=np.array([label for _, label in checked]),
     )
-    return judged, np.array([hint for s, hint in hinted if hint is not None and s.fact.label is None])
+    unjudged = [(s.seconded is not None, hint) for s, hint in hinted if hint is not None and s.fact.label is None]
+    return judged, Silent(
+        sure=np.array([hint for seconded, hint in unjudged if not seconded]),
+        seconded=np.array([hint for seconded, hint in unjudged if seconded]),
+    )
 
 
 def _hints(samples: Sequence[Sample]) -> Hints:
