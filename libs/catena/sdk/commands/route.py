@@ -6,10 +6,12 @@ import typer
 
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
+from catena.kit.caller import Caller, as_caller
 from catena.plan.model import describe
 from catena.plan.wire import plan_from_proto
 from catena.sdk.terminal import Terminal
 
+Tenant = Annotated[str, typer.Option(help="Whose estimates.")]
 app = typer.Typer(help="The router: explain, statistics, domains, experiments.", no_args_is_help=True)
 
 
@@ -20,6 +22,7 @@ def explain(
     objective: Annotated[str, typer.Option(help="cost, latency, quality or balanced.")] = "",
     max_cost: Annotated[float, typer.Option(help="Hard cap in USD; 0: none.")] = 0.0,
     max_latency: Annotated[float, typer.Option(help="Hard cap in milliseconds; 0: none.")] = 0.0,
+    tenant: Tenant = "default",
 ) -> None:
     """Say which plan would run, why, and what the others would cost."""
     terminal: Terminal = context.obj
@@ -31,7 +34,8 @@ def explain(
             model="auto",
         )
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            told = await router.Explain(router_pb2.ExplainRequest(request=request))
+            with as_caller(Caller(tenant)):
+                told = await router.Explain(router_pb2.ExplainRequest(request=request))
         rows = []
         for candidate in told.candidates:
             plan = plan_from_proto(candidate.plan)
@@ -55,13 +59,14 @@ def explain(
 
 
 @app.command()
-def stats(context: typer.Context) -> None:
+def stats(context: typer.Context, tenant: Tenant = "default") -> None:
     """Show what each configuration did."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            told = await router.GetStats(router_pb2.GetStatsRequest())
+            with as_caller(Caller(tenant)):
+                told = await router.GetStats(router_pb2.GetStatsRequest())
         columns = ("plan", "domain", "executions", "judged", "quality", "USD", "ms", "success")
         rows = [
             (
@@ -82,13 +87,14 @@ def stats(context: typer.Context) -> None:
 
 
 @app.command()
-def domains(context: typer.Context) -> None:
+def domains(context: typer.Context, tenant: Tenant = "default") -> None:
     """List the domains."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            told = await router.ListDomains(router_pb2.ListDomainsRequest())
+            with as_caller(Caller(tenant)):
+                told = await router.ListDomains(router_pb2.ListDomainsRequest())
         rows = [(d.name, len(d.examples), d.specialist, d.needs_memory) for d in told.domains]
         terminal.table("Domains", ("domain", "examples", "specialist", "needs memory"), rows)
 
@@ -96,13 +102,14 @@ def domains(context: typer.Context) -> None:
 
 
 @app.command()
-def experiments(context: typer.Context) -> None:
+def experiments(context: typer.Context, tenant: Tenant = "default") -> None:
     """List experiments with their running verdicts."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            told = await router.ListExperiments(router_pb2.ListExperimentsRequest())
+            with as_caller(Caller(tenant)):
+                told = await router.ListExperiments(router_pb2.ListExperimentsRequest())
         rows = [
             (
                 e.name,
