@@ -1,7 +1,7 @@
 """The whole platform for tests: real processes over a home of its own, stopped for certain."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from demo.loop import retention_rows
 
 
 @asynccontextmanager
-async def running_platform(home: Path, *, split: bool = False, sql: str = "") -> AsyncIterator[Platform]:
-    """The demo's platform in `home`, in one process or split, on SQLite or the PostgreSQL at `sql`."""
+async def running_platform(
+    home: Path, *, split: bool = False, sql: str = "", more: Mapping[str, str] | None = None
+) -> AsyncIterator[Platform]:
+    """The demo's platform in `home`, in one process or split, on SQLite or the PostgreSQL at `sql`, with `more` set."""
     home.mkdir(parents=True, exist_ok=True)
     retention = home / "retention.jsonl"
     retention_rows(retention)
@@ -23,6 +25,7 @@ async def running_platform(home: Path, *, split: bool = False, sql: str = "") ->
         "CATENA__LEARNER__RETENTION_PATH": str(retention),
         "CATENA__TELEMETRY__LEVEL": "warning",
         **({"CATENA__SQL__URL": sql} if sql else {}),
+        **(more or {}),
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -143,10 +143,11 @@ class Plan:
 
 
 def describe(plan: Plan) -> str:
-    """The plan in one short line for tables, for example `cascade(demo-small > demo-large)`."""
+    """The plan in one short line for tables, for example `cascade(demo-small > demo-large at 0.8)`."""
     if plan.pipeline:
         return f"pipeline({plan.pipeline})"
-    return f"{plan.shape}({' > '.join(stage.model for stage in plan.stages)})"
+    at = f" at {plan.settings.threshold:g}" if plan.shape is Shape.CASCADE else ""
+    return f"{plan.shape}({' > '.join(stage.model for stage in plan.stages)}{at})"
 
 
 def models_of(plans: Sequence[Plan]) -> set[str]:
