@@ -176,7 +176,7 @@ async def documents_hold(running: Platform, token: str, ledger: Ledger) -> None:
 
 
 async def feedback_holds(running: Platform, token: str, ledger: Ledger) -> None:
-    """The learner keeps every piece; a record may be lost with the executor's last 50 ms, and what is judged with it."""
+    """The learner keeps every piece; a record may go with the last 50 ms of an executor, and its judgement with it."""
     lost: set[str] = set()
     kept = sqlite3.connect(running.home / "learner" / "learner.db")
     ids = {id_ for (id_,) in kept.execute("select id from feedback")}
