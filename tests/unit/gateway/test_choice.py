@@ -19,6 +19,11 @@ def test_auto_and_forced_shapes_need_the_router() -> None:
     assert forced.model == "demo-large"
 
 
+def test_names_that_stand_for_a_task_need_the_router() -> None:
+    assert choose("demo-large@auto", "").needs_router
+    assert choose("qlp-dataeng-alora", "").needs_router
+
+
 def test_a_pipeline_is_run_by_name() -> None:
     choice = choose("pipeline:moderation", "cascade")
     assert choice.pipeline == "moderation"

@@ -21,8 +21,12 @@ class Choice:
 
     @property
     def needs_router(self) -> bool:
-        """Whether the router has a say; a named model without a shape, or a stored pipeline, needs none."""
-        return not self.pipeline and (self.model == AUTO or self.shape is not None)
+        """Whether the router has a say; a named model without a shape, or a stored pipeline, needs none.
+
+        `base@auto` and the names `<prefix>-<domain>-alora` stand for whatever serves the task best.
+        """
+        named_by_task = self.model.endswith(("@auto", "-alora"))
+        return not self.pipeline and (self.model == AUTO or named_by_task or self.shape is not None)
 
 
 def choose(model: str, pipeline_type: str) -> Choice:
