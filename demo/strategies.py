@@ -83,11 +83,11 @@ class WarmUp:
     judged: int
 
 
-async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP) -> WarmUp:
+async def warm_up(desk: Desk, progress: Progress, count: int = WARM_UP, feedback_seed: int = FEEDBACK_SEED) -> WarmUp:
     """Ask every fixed row; a tenth of the answers get a thumb, from which, and from verifiers, the router learns."""
     asked_for = mixed(count, WARM_UP_SEED)
     bar = progress.add_task("warming up", total=count * len(FIXED))
-    chance = random.Random(FEEDBACK_SEED)
+    chance = random.Random(feedback_seed)
     answered = thumbs = 0
     for row in FIXED:
         answers = await desk.ask_all(asked_for, row, progress, bar)
