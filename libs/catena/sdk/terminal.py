@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from catena.kit.caller import SHARED, Caller, as_caller
 from catena.kit.chassis import service_token
 from catena.kit.config import House
 from catena.kit.dial import dial
@@ -48,10 +49,13 @@ class Terminal:
             raise typer.Exit(130) from None
 
     @asynccontextmanager
-    async def room(self, name: str, stub: Callable[[grpc.aio.Channel], Stub]) -> AsyncIterator[Stub]:
-        """A stub of a room of the running platform, with the service token of its home."""
+    async def room(
+        self, name: str, stub: Callable[[grpc.aio.Channel], Stub], tenant: str = SHARED
+    ) -> AsyncIterator[Stub]:
+        """A stub of a room of the running platform, with the service token of its home, asking for `tenant`."""
         async with dial(self.house.address(name), token=service_token(self.house)) as channel:
-            yield stub(channel)
+            with as_caller(Caller(tenant)):
+                yield stub(channel)
 
     def gateway(self) -> AsyncCatena:
         """The gateway with the development key of this home. Raises Missing when there is none."""

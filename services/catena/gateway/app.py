@@ -47,10 +47,9 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         front = Front(
             asking=asking,
             models=ModelList(executor=asking.executor),
-            passage=Passage(ways=await _ways(chassis), max_body_bytes=config.max_body_bytes),
+            passage=Passage(ways=await _ways(chassis, asking.executor), max_body_bytes=config.max_body_bytes),
             keys=KeyRoutes(world=world, gateway=gateway, save=keys.save),
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
-            max_body_bytes=config.max_body_bytes,
             cors_origins=config.cors_origins,
         )
         handlers = GatewayHandlers(asking)
@@ -132,8 +131,7 @@ def baseline(models: list[ModelConfig], name: str) -> Baseline:
     return cost
 
 
-async def _ways(chassis: Chassis) -> list[Way]:
-    executor = executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor"))
+async def _ways(chassis: Chassis, executor: "executor_pb2_grpc.ExecutorServiceAsyncStub") -> list[Way]:
     memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
     features = features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features"))
     table: list[tuple[str, str, type[Message], Callable[[Any], Awaitable[Message]]]] = [

@@ -9,7 +9,6 @@ import typer
 from google.protobuf import json_format, struct_pb2
 
 from catena.api.features.v1 import features_pb2, features_pb2_grpc
-from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid
 from catena.sdk.terminal import Terminal
 
@@ -30,9 +29,8 @@ def set_(
     kind, _, id_ = entity.partition("/")
 
     async def work() -> None:
-        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub) as features:
-            with as_caller(Caller(tenant)):
-                told = await features.Set(features_pb2.SetRequest(values=[value_of(kind, id_, v) for v in values]))
+        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub, tenant) as features:
+            told = await features.Set(features_pb2.SetRequest(values=[value_of(kind, id_, v) for v in values]))
         _show(terminal, told.values)
 
     terminal.run(work())
@@ -51,10 +49,9 @@ def get(
     kind, _, id_ = entity.partition("/")
 
     async def work() -> None:
-        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub) as features:
+        async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub, tenant) as features:
             request = features_pb2.GetRequest(entity_type=kind, entity_id=id_, features=names, as_of_s=as_of_s)
-            with as_caller(Caller(tenant)):
-                told = await features.Get(request)
+            told = await features.Get(request)
         _show(terminal, told.row.values)
 
     terminal.run(work())

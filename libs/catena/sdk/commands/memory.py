@@ -7,7 +7,6 @@ import typer
 from rich.progress import track
 
 from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
-from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid
 from catena.sdk.terminal import Terminal
 
@@ -30,12 +29,11 @@ def put(
 
     async def work() -> None:
         embedded = unchanged = 0
-        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub) as memory:
+        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub, tenant) as memory:
             for file in track(files, "storing", console=terminal.console, disable=terminal.plain):
                 document = memory_pb2.Document(id=str(file), path=str(file), title=file.name, text=text_of(file))
                 request = memory_pb2.PutDocumentsRequest(collection=collection, documents=[document])
-                with as_caller(Caller(tenant)):
-                    told = await memory.PutDocuments(request, timeout=PUT_TIMEOUT_S)
+                told = await memory.PutDocuments(request, timeout=PUT_TIMEOUT_S)
                 embedded += told.chunks_embedded
                 unchanged += told.chunks_unchanged
         terminal.say(f"{len(files)} files: {embedded} chunks embedded, {unchanged} unchanged")
@@ -57,9 +55,8 @@ def search(
 
     async def work() -> None:
         request = memory_pb2.SearchRequest(collection=collection, query=query, engine=engine, n_results=n_results)
-        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub) as memory:
-            with as_caller(Caller(tenant)):
-                told = await memory.Search(request)
+        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub, tenant) as memory:
+            told = await memory.Search(request)
         rows = [
             (h.score, h.chunk.type, h.chunk.name or h.chunk.title, f"{h.chunk.path}:{h.chunk.first_line}", h.chunk.text)
             for h in told.hits
@@ -79,14 +76,13 @@ def sops(
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub) as memory:
-            with as_caller(Caller(tenant)):
-                if text:
-                    found = await memory.MatchSops(memory_pb2.MatchSopsRequest(text=text, n_results=10))
-                    rows = [(m.score, m.sop.name, ", ".join(m.triggers), len(m.sop.steps)) for m in found.matches]
-                    terminal.table("Matches", ("score", "procedure", "because of", "steps"), rows)
-                    return
-                told = await memory.ListSops(memory_pb2.ListSopsRequest())
+        async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub, tenant) as memory:
+            if text:
+                found = await memory.MatchSops(memory_pb2.MatchSopsRequest(text=text, n_results=10))
+                rows = [(m.score, m.sop.name, ", ".join(m.triggers), len(m.sop.steps)) for m in found.matches]
+                terminal.table("Matches", ("score", "procedure", "because of", "steps"), rows)
+                return
+            told = await memory.ListSops(memory_pb2.ListSopsRequest())
         listed = [(s.priority, s.name, s.category, ", ".join(s.triggers), len(s.steps)) for s in told.sops]
         terminal.table("Procedures", ("priority", "procedure", "category", "triggers", "steps"), listed)
 

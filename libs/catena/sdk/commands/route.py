@@ -6,7 +6,6 @@ import typer
 
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
-from catena.kit.caller import Caller, as_caller
 from catena.plan.model import describe
 from catena.plan.wire import plan_from_proto
 from catena.sdk.terminal import Terminal
@@ -33,9 +32,8 @@ def explain(
             context=types_pb2.RequestContext(objective=objective, max_cost_usd=max_cost, max_latency_ms=max_latency),
             model="auto",
         )
-        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            with as_caller(Caller(tenant)):
-                told = await router.Explain(router_pb2.ExplainRequest(request=request))
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
+            told = await router.Explain(router_pb2.ExplainRequest(request=request))
         rows = []
         for candidate in told.candidates:
             plan = plan_from_proto(candidate.plan)
@@ -64,9 +62,8 @@ def stats(context: typer.Context, tenant: Tenant = "default") -> None:
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            with as_caller(Caller(tenant)):
-                told = await router.GetStats(router_pb2.GetStatsRequest())
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
+            told = await router.GetStats(router_pb2.GetStatsRequest())
         columns = ("plan", "domain", "executions", "judged", "quality", "USD", "ms", "success")
         rows = [
             (
@@ -92,9 +89,8 @@ def domains(context: typer.Context, tenant: Tenant = "default") -> None:
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            with as_caller(Caller(tenant)):
-                told = await router.ListDomains(router_pb2.ListDomainsRequest())
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
+            told = await router.ListDomains(router_pb2.ListDomainsRequest())
         rows = [(d.name, len(d.examples), d.specialist, d.needs_memory) for d in told.domains]
         terminal.table("Domains", ("domain", "examples", "specialist", "needs memory"), rows)
 
@@ -107,9 +103,8 @@ def experiments(context: typer.Context, tenant: Tenant = "default") -> None:
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("router", router_pb2_grpc.RouterServiceStub) as router:
-            with as_caller(Caller(tenant)):
-                told = await router.ListExperiments(router_pb2.ListExperimentsRequest())
+        async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
+            told = await router.ListExperiments(router_pb2.ListExperimentsRequest())
         rows = [
             (
                 e.name,

@@ -67,7 +67,6 @@ class Front:
     passage: Passage
     keys: KeyRoutes
     page: str
-    max_body_bytes: int
     cors_origins: list[str]
 
     def application(self) -> Starlette:
