@@ -222,7 +222,7 @@ async def test_nothing_stays_behind_when_the_parent_is_killed_during_training(tm
     finally:
         parent.kill()
         await parent.wait()
-    await eventually(lambda: not any(alive(child) for child in mine), timeout_s=20)
+    await eventually(lambda: not any(alive(child) for child in mine), timeout_s=60)
 
 
 def alive(process: psutil.Process) -> bool:

@@ -134,7 +134,7 @@ async def test_an_outsider_hears_the_events_of_a_request_without_its_words(desk:
     await client.flush()
     asked = await desk.ask(REVERSE, Row(name="large", model="demo-large"))
     await desk.feedback(asked, thumbs=1)
-    await eventually(lambda: len(heard) >= 2, timeout_s=10)
+    await eventually(lambda: len(heard) >= 2, timeout_s=30)
     await client.drain()
     completed = next(m for m in heard if m.headers["ce-type"] == "executor.execution.completed")
     body = events_pb2.ExecutionCompleted.FromString(completed.data)

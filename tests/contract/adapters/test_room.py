@@ -340,7 +340,7 @@ async def test_the_library_is_registered_for_everybody(house: House) -> None:
             listed = await room.ask("ListAdapters", pb.ListAdaptersRequest())
             return [(a.name, list(a.aliases)) for a in listed.adapters] == [("shout", ["stable"])]
 
-        await eventually(there, timeout_s=20)
+        await eventually(there, timeout_s=60)
         assert await room.stream(question("demo-large@shout"), "anybody")
 
 
@@ -371,7 +371,7 @@ async def test_changes_are_told_to_the_world(house: House, tmp_path: Path) -> No
             async def all_told() -> bool:
                 return len(heard) >= 6
 
-            await eventually(all_told, timeout_s=20)
+            await eventually(all_told, timeout_s=60)
         watching.cancel()
 
     kinds = [event.type.removeprefix("adapters.") for event in heard if "residency" not in event.type]

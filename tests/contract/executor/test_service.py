@@ -150,7 +150,7 @@ async def test_leaving_a_run_reaches_the_model(tmp_path: Path) -> None:
             if event.HasField("delta"):
                 break
         call.cancel()
-        await asyncio.wait_for(room.adapters.cancelled.wait(), 2)
+        await asyncio.wait_for(room.adapters.cancelled.wait(), 30)
 
 
 async def test_a_stream_that_the_model_leaves_never_passes_as_whole(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ async def test_a_background_run_is_cancelled_down_to_the_model(tmp_path: Path) -
         await room.stub.CancelRun(pb.CancelRunRequest(id=run.id))
         end = await ended(room.stub, run.id)
         assert end.state == "cancelled"
-        await asyncio.wait_for(room.adapters.cancelled.wait(), 2)
+        await asyncio.wait_for(room.adapters.cancelled.wait(), 30)
 
 
 async def test_a_run_goes_on_after_a_restart_without_calling_a_finished_stage_again(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ async def test_leaving_a_stream_early_cancels_it_in_the_executor(behind: Behind)
         return word
 
     assert await with_client(behind, first_word) == "one"
-    await asyncio.wait_for(behind.executor.cancelled.wait(), 5)
+    await asyncio.wait_for(behind.executor.cancelled.wait(), 30)
 
 
 async def test_a_stream_that_breaks_off_raises_after_what_came(behind: Behind) -> None:

@@ -209,7 +209,7 @@ async def test_a_stranger_with_plain_nats_sees_the_cloudevent(tmp_path):
         subscription = await stranger.subscribe("catena.acme.>")
         await stranger.flush()
         await bus.publish(event(1))
-        message = await subscription.next_msg(2)
+        message = await subscription.next_msg(30)
         assert message.subject == "catena.acme.executor.run.finished.v1"
         assert message.headers["ce-type"] == "executor.run.finished"
         assert message.headers["ce-time"] == "2027-01-15T08:00:00.500000+00:00"
@@ -234,7 +234,7 @@ def test_the_embedded_broker_keeps_its_address_and_hides_its_token(tmp_path):
 @pytest.mark.parametrize("types", [["*.*.*", "trainer.job.*"], ["*.job.started", "trainer.*.started"], []])
 async def test_overlapping_types_are_refused(bus, types):
     with pytest.raises(Invalid, match="types"):
-        await asyncio.wait_for(bus.consume("router", types, Seen()), 5)
+        await asyncio.wait_for(bus.consume("router", types, Seen()), 30)
 
 
 async def test_an_address_that_is_none_is_refused():
@@ -261,6 +261,6 @@ async def test_a_newer_release_may_listen_to_other_types_under_the_same_name(tmp
 async def test_a_bus_closes_at_any_moment_of_its_connecting(tmp_path):
     async with nats_server(tmp_path) as url:
         for yields in range(60):
-            async with asyncio.timeout(5), open_bus(url, name="test"):
+            async with asyncio.timeout(30), open_bus(url, name="test"):
                 for _ in range(yields):
                     await asyncio.sleep(0)

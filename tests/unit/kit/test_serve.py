@@ -222,7 +222,7 @@ async def test_a_reader_that_stops_without_deadline_loses_its_handler_in_the_end
     ):
         recite: Any = plain.unary_stream(f"/{name('echo')}/Recite")
         call = recite(b"", metadata=(("authorization", f"Bearer {TOKEN}"),))
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), 30)
         call.cancel()
 
 
@@ -270,11 +270,11 @@ async def test_cancelling_the_caller_reaches_a_handler_parked_at_await(tmp_path:
             entered.clear()
             left.clear()
             waiting = asyncio.ensure_future(awaited(begin()))
-            await asyncio.wait_for(entered.wait(), 5)
+            await asyncio.wait_for(entered.wait(), 30)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            await asyncio.wait_for(left.wait(), 5)
+            await asyncio.wait_for(left.wait(), 30)
 
 
 async def awaited(thing: Any) -> Any:
@@ -291,9 +291,9 @@ async def test_cancelling_the_caller_reaches_a_handler_parked_at_yield(tmp_path:
     entered, left = asyncio.Event(), asyncio.Event()
     async with echo(tmp_path, stream=flood(entered, left)) as client:
         call = client.recite(b"")
-        await asyncio.wait_for(entered.wait(), 5)
+        await asyncio.wait_for(entered.wait(), 30)
         call.cancel()
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), 30)
 
 
 async def test_a_reader_that_breaks_off_ends_the_handler(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_a_reader_that_breaks_off_ends_the_handler(tmp_path: Path) -> None
     async with echo(tmp_path, stream=flood(asyncio.Event(), left)) as client:
         async for _message in client.recite(b""):
             break
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), 30)
 
 
 async def test_calls_are_counted_by_outcome_and_timed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def eventually(
-    predicate: Callable[[], bool | Awaitable[bool]], timeout_s: float = 5.0, *, every_s: float = 0.02
+    predicate: Callable[[], bool | Awaitable[bool]], timeout_s: float = 30.0, *, every_s: float = 0.02
 ) -> None:
     """Return once `predicate` holds. Raises AssertionError after `timeout_s`."""
     loop = asyncio.get_running_loop()
