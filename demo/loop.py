@@ -178,18 +178,22 @@ def show(lesson: Lesson, stopped: dict[str, Any], console: Console) -> None:
         f"{SKILL}: held-out accuracy {lesson.before:.2f} before, [bold]{lesson.after:.2f}[/bold] after "
         f"({lesson.promotion['candidate']} {lesson.promotion['state']}: {lesson.promotion.get('reason', '')})"
     )
-    console.print(
-        f"old skills with the adapter on: {retained(lesson)[0]:.3f} before, {retained(lesson)[1]:.3f} after; "
-        f"through auto: {lesson.old_before:.2f} before, {lesson.old_after:.2f} after"
+    kept = ", ".join(
+        f"{where} {before:.3f} before, {after:.3f} after" for where, (before, after) in old(lesson).items()
     )
+    console.print(f"old skills: {kept}")
     console.print(
         f"{SPOILED_SKILL}, half of its corrections wrong: [bold]{stopped['state']}[/bold] ({stopped.get('reason', '')})"
     )
 
 
-def retained(lesson: Lesson) -> tuple[float, float]:
-    """Accuracy on old skills as the trainer measured it, without and with the adapter."""
-    return lesson.evaluation.get("base_retention", 0.0), lesson.evaluation.get("retention", 0.0)
+def old(lesson: Lesson) -> dict[str, tuple[float, float]]:
+    """Accuracy on the old skills, before and after: as users met it, and as the trainer measured base and adapter."""
+    measured = lesson.evaluation
+    return {
+        "through auto": (lesson.old_before, lesson.old_after),
+        "with the adapter on": (measured.get("base_retention", 0.0), measured.get("retention", 0.0)),
+    }
 
 
 def failures(lesson: Lesson, stopped: dict[str, Any]) -> list[str]:
@@ -199,9 +203,11 @@ def failures(lesson: Lesson, stopped: dict[str, Any]) -> list[str]:
         wrong.append(f"the adapter for {SKILL} was {lesson.promotion['state']}, not promoted")
     if lesson.after < 0.8:
         wrong.append(f"{SKILL} reached {lesson.after:.2f}, not 0.80")
-    before, after = retained(lesson)
-    if after < before - RETAINED:
-        wrong.append(f"the adapter lost old skills: {before:.3f} before, {after:.3f} after")
+    wrong += [
+        f"old skills were lost {where}: {before:.3f} before, {after:.3f} after"
+        for where, (before, after) in old(lesson).items()
+        if after < before - RETAINED
+    ]
     if stopped["state"] != "rejected":
         wrong.append(f"the adapter from wrong corrections was {stopped['state']}, not rejected")
     return wrong

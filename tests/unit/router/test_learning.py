@@ -111,6 +111,46 @@ def test_what_is_old_gives_way_when_a_model_gets_worse():
     assert quick < 0.4
 
 
+def test_a_flood_of_complaints_about_one_skill_says_little_of_the_others():
+    seen = warm_up(6)
+    simulated = Simulated(random.Random(7))
+    flood = [replace(simulated.run(sequential(LARGE), "add", 0.0)[0], domain="swapcase", score=0.0) for _ in range(400)]
+    before, after = learn(seen, CATALOGUE, KINDS), learn(seen + flood, CATALOGUE, KINDS)
+    first, second = (
+        [one.predict(sequential(LARGE), skill).quality.mean for skill in SKILLS[:-1]] for one in (before, after)
+    )
+    assert mean(second) == pytest.approx(mean(first), abs=0.07)
+    assert second == pytest.approx(first, abs=0.2)
+    assert after.predict(sequential(LARGE), "swapcase").quality.mean < 0.05
+
+
+def test_two_models_that_err_alike_do_not_vouch_for_each_other():
+    cascade = build(Shape.CASCADE, SHAPES[Shape.CASCADE])
+    alone = sequential(LARGE)
+    simulated = Simulated(random.Random(8))
+    seen = warm_up(9)
+    seen += [replace(simulated.run(alone, "fact", 0.0)[0], score=0.0) for _ in range(6)]
+    for _ in range(60):
+        one, _ = simulated.run(replace(cascade, settings=replace(cascade.settings, threshold=1.0)), "fact", 0.0)
+        seen.append(replace(one, stages=tuple(replace(stage, digest="unknown") for stage in one.stages)))
+    kinds = Kinds()
+    assert learn(seen, CATALOGUE, kinds).predict(sequential(SMALL), "fact").quality.mean < 0.3
+
+
+def test_a_cascade_answers_for_no_more_than_its_gate_lets_pass():
+    cascade = build(Shape.CASCADE, SHAPES[Shape.CASCADE])
+    simulated = Simulated(random.Random(10))
+    unlucky = [replace(simulated.run(cascade, "first", 2.0)[0], score=0.0) for _ in range(8)]
+    knowledge = learn(warm_up(11) + unlucky, CATALOGUE, KINDS)
+    strict = replace(cascade, settings=replace(cascade.settings, threshold=1.0))
+    lost = [
+        knowledge.compose(p, "upper").quality.mean - knowledge.predict(p, "upper").quality.mean
+        for p in (cascade, strict)
+    ]
+    assert lost[0] > 0.0
+    assert lost[1] == pytest.approx(0.0, abs=0.002)
+
+
 def test_a_model_that_fails_loses_its_promise():
     def failing(number):
         stage = StageOutcome(name="main", role=Role.MAIN, model=LARGE, failed=True)

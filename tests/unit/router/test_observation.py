@@ -2,7 +2,7 @@ import pytest
 
 from catena.plan.build import ShapeConfig, build, sequential
 from catena.plan.model import Role, Shape
-from catena.router.core.observation import Observation, StageOutcome, facts_of, family_of
+from catena.router.core.observation import Mode, Observation, StageOutcome, facts_of, family_of
 from catena.router.core.verdicts import outweighs, verdict_of
 
 pytestmark = pytest.mark.unit
@@ -58,6 +58,13 @@ def test_a_vote_without_a_winner_says_nothing_of_its_members():
 def test_the_one_member_that_was_kept_is_the_one_that_was_judged():
     members = [stage(Role.MEMBER, d, d, kept=d == "b") for d in "abc"]
     assert [label for label, _ in labels(VOTE, members, 1.0)] == [0.0, 1.0, 0.0]
+
+
+def test_a_voter_with_a_temperature_of_its_own_tells_nothing_of_the_models_plain_answers():
+    warm = build(Shape.CONSENSUS, ShapeConfig(members=["a", "b", "b"], temperatures=[0.0, 0.0, 0.7]))
+    stages = tuple(StageOutcome(name=s.name, role=s.role, model=s.model, digest="x") for s in warm.stages)
+    one = Observation(execution_id="x", time_s=0.0, configuration_id="c", plan=warm, stages=stages, score=1.0)
+    assert [fact.mode for fact in facts_of(one)] == [Mode.PLAIN, Mode.PLAIN, Mode.SAMPLE]
 
 
 def test_a_failed_call_is_not_judged():

@@ -46,11 +46,10 @@ class Silent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """log-odds of being right = level + slope x log-odds of the confidence; `rate` of right answers behind it."""
+    """log-odds of being right = level + slope x log-odds of the confidence."""
 
     level: float = 0.0
     slope: float = 1.0
-    rate: float = 0.5
 
     def right(self, confidences: Array, shift: float = 0.0) -> Array:
         """Probability that answers of these confidences are right, the log-odds shifted."""
@@ -76,8 +75,7 @@ def fit_curve(confidences: Array, labels: Array, weights: Array, domains: Sequen
         slope = design.T @ (weights * (labels - p)) - ridge * (beta - prior)
         curvature = (design * (weights * p * (1.0 - p))[:, None]).T @ design + np.diag(ridge)
         beta = beta + np.clip(np.linalg.solve(curvature, slope), -3.0, 3.0)
-    rate = (float(weights @ labels) + 1.0) / (float(weights.sum()) + 2.0)
-    return Curve(level=float(beta[0]), slope=max(float(beta[1]), 0.0), rate=rate)
+    return Curve(level=float(beta[0]), slope=max(float(beta[1]), 0.0))
 
 
 def rate_of(judged: Judged, silent: Silent, start: Amount, *, usual: float, trust: float) -> Amount:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from catena.plan.expect import Amount, Bonds, Call, Z, expect, share
+from catena.plan.expect import Amount, Bonds, Call, Gate, Z, expect, share
 from catena.plan.model import Interval, Plan, Prediction, Role, Shape, Stage
 from catena.router.core.catalogue import Catalogue
 from catena.router.core.gates import Opening, gate, opening
@@ -90,7 +90,8 @@ class Knowledge:
         composed = self.compose(plan, domain, length)
         cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
         reliable = {s.model: self.skill(s.model, Mode.PLAIN, domain).reliability for s in plan.stages}
-        mean = min(max(composed.quality.mean + self.offset(plan, domain), 0.0), 1.0) * math.prod(reliable.values())
+        moved = self.offset(plan, domain) * self.exposure(plan, domain)
+        mean = min(max(composed.quality.mean + moved, 0.0), 1.0) * math.prod(reliable.values())
         return Prediction(
             quality=share(Amount(mean, math.hypot(deviation(composed.quality), self._doubt(plan, domain)))),
             cost_usd=_scaled(composed.cost_usd, cost, self.cost_reach.factor),
@@ -100,12 +101,8 @@ class Knowledge:
     def compose(self, plan: Plan, domain: str, length: Length = ANY_LENGTH) -> Prediction:
         """The same from the parts alone."""
         calls = [self._call(plan, stage, domain, length) for stage in plan.stages]
-        first = None
-        if plan.shape is Shape.CASCADE:
-            expected = self._opening(plan.of(Role.FAST)[0].model, domain)
-            first = gate(expected, plan.settings.threshold) if expected is not None else None
         gain = GAIN_WITH_MEMORY * self._able(plan.main_model) if domain in self.kinds.needs_memory else 0.0
-        return expect(plan, calls, gate=first, bonds=Bonds(search_gain=gain))
+        return expect(plan, calls, gate=self._gate(plan, domain), bonds=Bonds(search_gain=gain))
 
     def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
         """What is known of a model in a mode; of one never seen, what is assumed."""
@@ -119,6 +116,11 @@ class Knowledge:
         ladder = ((str(plan.shape), ALL), (str(plan.shape), domain), (family, ALL), (family, domain))
         return sum(self.offsets.get(where, 0.0) for where in ladder)
 
+    def exposure(self, plan: Plan, domain: str) -> float:
+        """Share of the answers that can be other than their parts say: of a cascade those that its gate lets pass."""
+        first = self._gate(plan, domain)
+        return first.kept if first is not None else 1.0
+
     def runs_judged(self, plan: Plan, domain: str) -> float:
         """Judged outcomes, faded with age, on which the quality rests directly."""
         if plan.shape in EXACT:
@@ -131,6 +133,12 @@ class Knowledge:
         elsewhere = [amount.mean for name, amount in quality.by_domain.items() if name not in self.kinds.needs_memory]
         return sum(elsewhere) / len(elsewhere) if elsewhere else quality.overall.mean
 
+    def _gate(self, plan: Plan, domain: str) -> Gate | None:
+        if plan.shape is not Shape.CASCADE:
+            return None
+        expected = self._opening(plan.of(Role.FAST)[0].model, domain)
+        return gate(expected, plan.settings.threshold) if expected is not None else None
+
     def _opening(self, model: str, domain: str) -> Opening | None:
         if (model, domain) not in self.openings:
             self.openings[model, domain] = opening(self.skill(model, Mode.PLAIN, domain), domain)
@@ -141,11 +149,11 @@ class Knowledge:
             return 0.0
         family = family_of(plan)
         whole, here = self.judged.get((family, ALL), 0.0), self.judged.get((family, domain), 0.0)
-        part = GATE_DOUBT if plan.shape is Shape.CASCADE else 1.0
+        part = GATE_DOUBT * self.exposure(plan, domain) if plan.shape is Shape.CASCADE else 1.0
         return part * math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
 
     def _call(self, plan: Plan, stage: Stage, domain: str, length: Length) -> Call:
-        mode = mode_of(plan.shape, stage.role)
+        mode = mode_of(plan.shape, stage)
         able = self.skills.get((stage.model, QUALITY_OF[mode])) or self.skill(stage.model, Mode.PLAIN, domain)
         read, written, taken = self._effort(stage.model, mode, domain, length)
         card = self.catalogue.card(stage.model)

@@ -20,12 +20,13 @@ _NOISE, _USUAL = 0.16, 3.0
 
 
 class Chain(NamedTuple):
-    """A judged run of a chain: its faded weight and how much better it did than was expected so far."""
+    """A judged run of a chain: its faded weight, its exposure, how much better it did than was expected so far."""
 
     shape: str
     family: str
     domain: str
     weight: float
+    exposure: float
     left: float
 
 
@@ -93,7 +94,14 @@ def _correct_quality(
     """Learn offsets level by level, each from what the levels above leave over."""
     newest = len(observations) - 1
     chains = [
-        Chain(str(o.plan.shape), family_of(o.plan), o.domain, 0.5 ** ((newest - n) / half_life), o.score - told)
+        Chain(
+            shape=str(o.plan.shape),
+            family=family_of(o.plan),
+            domain=o.domain,
+            weight=0.5 ** ((newest - n) / half_life),
+            exposure=knowledge.exposure(o.plan, o.domain),
+            left=o.score - told,
+        )
         for n, (o, told) in enumerate(zip(observations, (p.quality.mean for p in composed), strict=True))
         if o.score is not None and o.plan.shape not in EXACT
     ]
@@ -101,13 +109,15 @@ def _correct_quality(
         sums: dict[Where, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for chain in chains:
             tally = sums[where(chain)]
-            tally[0] += chain.weight
-            tally[1] += chain.weight * chain.left
+            tally[0] += chain.weight * chain.exposure**2
+            tally[1] += chain.weight * chain.exposure * chain.left
         for place, (weight, left) in sums.items():
-            surprise = left**2 / (weight * _NOISE)
+            surprise = left**2 / max(weight * _NOISE, 1e-9)
             knowledge.offsets[place] = left / (weight + runs * min(1.0, _USUAL / max(surprise, 1e-9)))
             knowledge.judged[place] = weight
-        chains = [chain._replace(left=chain.left - knowledge.offsets[where(chain)]) for chain in chains]
+        chains = [
+            chain._replace(left=chain.left - chain.exposure * knowledge.offsets[where(chain)]) for chain in chains
+        ]
 
 
 def _correct_effort(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from catena.plan.model import Plan, Role, Shape
+from catena.plan.model import Plan, Role, Shape, Stage
 
 TRUSTED = ("feedback", "exact", "tests", "judge")
 """Sources of scores that say whether an answer is right, best first; a failed `schema` check says that it is not."""
@@ -18,6 +18,7 @@ class Mode(StrEnum):
     DRAFT = "draft"
     REFINE = "refine"
     SEARCH = "search"
+    SAMPLE = "sample"
     SPECULATE = "speculate"
     VERIFY = "verify"
     JUDGE = "judge"
@@ -28,9 +29,10 @@ QUALITY_OF = {mode: mode for mode in Mode} | {
     Mode.SPECULATE: Mode.PLAIN,
     Mode.REFINE: Mode.PLAIN,
     Mode.SEARCH: Mode.PLAIN,
+    Mode.SAMPLE: Mode.PLAIN,
     Mode.JUDGE: Mode.PLAIN,
 }
-"""The mode whose accuracy a call starts from; what refining or searching adds is composed and corrected."""
+"""The mode whose accuracy a call starts from; what refining, searching or warmth changes is composed and corrected."""
 
 _MODES = {
     (Shape.DRAFT_REFINE, Role.DRAFT): Mode.DRAFT,
@@ -91,9 +93,13 @@ class Fact:
     inferred: bool = False
 
 
-def mode_of(shape: Shape, role: Role) -> Mode:
-    """What a stage of this role in this shape asks its model for."""
-    return Mode.JUDGE if role is Role.JUDGE else _MODES.get((shape, role), Mode.PLAIN)
+def mode_of(shape: Shape, stage: Stage) -> Mode:
+    """What this stage of such a shape asks its model for; a warm voter's answer says little of the model itself."""
+    if stage.role is Role.JUDGE:
+        return Mode.JUDGE
+    if stage.role is Role.MEMBER and (stage.temperature or 0.0) > 0.0:
+        return Mode.SAMPLE
+    return _MODES.get((shape, stage.role), Mode.PLAIN)
 
 
 def family_of(plan: Plan) -> str:
@@ -105,9 +111,11 @@ def facts_of(observation: Observation) -> list[Fact]:
     """Every call with what the execution's score says of it."""
     shape, score = observation.plan.shape, observation.score
     spoken = None if score is None else answer_of(shape, observation.stages)
+    planned = {stage.name: stage for stage in observation.plan.stages}
     facts: list[Fact] = []
     for stage in observation.stages:
-        mode = mode_of(shape, stage.role)
+        known = planned.get(stage.name) or Stage(name=stage.name, role=stage.role, model=stage.model)
+        mode = mode_of(shape, known)
         fact = Fact(stage=stage, mode=mode)
         if spoken is not None and score is not None and not stage.failed and mode is not Mode.JUDGE:
             if stage is spoken or (stage.digest and stage.digest == spoken.digest):

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,9 @@ from catena.plan.model import Role
 from catena.router.core.observation import Fact, Mode, Observation, StageOutcome, agreement, facts_of
 
 Key = tuple[str, Mode]
+ALL = "*"
+STANDING_CALLS, WORTH_HEARING = 4.0, 0.5
+"""What a prior counts in judged answers; the rate in a domain above which a better model's word counts."""
 TELLING = 4.0
 """Times the share of equal answers: how far an answer that differs from a right one counts as wrong, at most fully."""
 
@@ -63,7 +66,7 @@ def samples_of(
 ) -> dict[Key, list[Sample]]:
     """Every call by model and mode, the newest weighing 1. `prior`: a model's accuracy before anything is known."""
     told = [(observation, facts_of(observation)) for observation in observations]
-    standing = _standing([fact for _, facts in told for fact in facts], prior)
+    standing = _standing([(observation.domain, fact) for observation, facts in told for fact in facts], prior)
     agreed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for observation in observations:
         same, pairs = agreement(observation)
@@ -83,30 +86,60 @@ def samples_of(
                     domain=domain,
                     chars=observation.chars,
                     weight=weight * (telling if fact.inferred else 1.0),
-                    seconded=_seconded(stage, observation.stages, standing) if telling >= 0.5 else None,
+                    seconded=_seconded(stage, observation, standing) if telling >= 0.5 else None,
                     threshold=observation.plan.settings.threshold if stage.role is Role.FAST else None,
                 )
             )
     return samples
 
 
-def _standing(facts: Sequence[Fact], prior: Callable[[str], float]) -> dict[str, float]:
-    """How often each model was right so far, drawn to its prior."""
-    sums: dict[str, list[float]] = {}
-    for fact in facts:
-        tally = sums.setdefault(fact.stage.model, [0.0, 0.0])
+def across(told: Iterable[tuple[float, float]], worth: float, *, prior: float, calls: float) -> tuple[float, float]:
+    """The mean over domains, not over answers, drawn to a prior that counts `calls`; and the answers it rests on.
+
+    `told`: per domain how many answers were judged and the share of right ones. A domain counts `worth` answers at
+    most, as random effects do (DerSimonian and Laird, Controlled Clinical Trials 7, 1986): a thousand complaints about
+    one skill say little of the others.
+    """
+    right, judged = calls * prior, calls
+    for weight, share in told:
+        counted = weight * worth / (weight + worth)
+        right += counted * share
+        judged += counted
+    return right / judged, judged
+
+
+def _standing(facts: Sequence[tuple[str, Fact]], prior: Callable[[str], float]) -> dict[tuple[str, str], float]:
+    """How often each model was right so far, over all domains (`ALL`) drawn to its prior, in each drawn to that."""
+    sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    for domain, fact in facts:
+        tally = sums[fact.stage.model][domain]
         if fact.label is not None:
             tally[0] += 1.0
             tally[1] += fact.label
-    return {model: (right + 4.0 * prior(model)) / (judged + 4.0) for model, (judged, right) in sums.items()}
+    rates = {}
+    for model, domains in sums.items():
+        told = [(judged, right / judged) for judged, right in domains.values() if judged]
+        whole, _ = across(told, STANDING_CALLS, prior=prior(model), calls=STANDING_CALLS)
+        rates[model, ALL] = whole
+        for domain, (judged, right) in domains.items():
+            rates[model, domain] = (right + STANDING_CALLS * whole) / (judged + STANDING_CALLS)
+    return rates
 
 
-def _seconded(stage: StageOutcome, others: Sequence[StageOutcome], standing: Mapping[str, float]) -> bool | None:
-    own = standing[stage.model]
-    known = [o for o in others if o.digest and not o.failed and standing[o.model] > own]
+def _seconded(stage: StageOutcome, observation: Observation, standing: Mapping[tuple[str, str], float]) -> bool | None:
+    """None also where the better model is itself more often wrong than right: two may err alike."""
+    able = {other.model: standing[other.model, ALL] for other in observation.stages}
+    known = [
+        other
+        for other in observation.stages
+        if other.digest
+        and not other.failed
+        and able[other.model] > able[stage.model]
+        and standing[other.model, observation.domain] > WORTH_HEARING
+    ]
     if not known or not stage.digest or stage.failed:
         return None
-    return max(known, key=lambda other: standing[other.model]).digest == stage.digest
+    return max(known, key=lambda other: able[other.model]).digest == stage.digest
 
 
 def level(samples: Sequence[Sample], values: Sequence[float], prior: Amount) -> Level:

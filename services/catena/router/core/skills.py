@@ -16,7 +16,7 @@ import numpy as np
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array, Curve, Judged, Silent, fit_curve, log_odds, logit, rate_of
 from catena.router.core.observation import Mode
-from catena.router.core.samples import Key, Level, Line, Sample, level, line
+from catena.router.core.samples import Key, Level, Line, Sample, across, level, line
 
 QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mode.DRAFT}
 """Modes whose answers tell how good the model is alone; lossless speculation says what the model would have said."""
@@ -52,9 +52,10 @@ class Skill:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What unjudged answers go by: the curve of confidences, and log-odds with and without a second."""
+    """What unjudged answers go by: the curve of confidences at its usual rate; log-odds with and without a second."""
 
     curve: Curve
+    usual: float
     seconded: float
     alone: float
 
@@ -81,13 +82,14 @@ def fit_skills(
     for (model, mode), seen in samples.items():
         if mode in QUALITY_MODES:
             pooled[model, QUALITY_MODES[mode]].extend(seen)
-    overall = {key: _overall(seen, prior(key[0], "")) for key, seen in pooled.items()}
-    harder = difficulty(pooled, {key: amount.mean for key, amount in overall.items()}, frozenset(needs_memory))
+    apart = frozenset(needs_memory)
+    overall = {key: _overall(seen, prior(key[0], ""), apart) for key, seen in pooled.items()}
+    harder = difficulty(pooled, {key: amount.mean for key, amount in overall.items()}, apart)
     skills = {}
     for key, seen in samples.items():
         skill = _figures(seen)
         if key in pooled:
-            _judge(skill, pooled[key], overall[key], harder, partial(prior, key[0]))
+            _judge(skill, pooled[key], overall[key], harder, partial(prior, key[0]), apart)
         skills[key] = skill
     return skills
 
@@ -129,14 +131,21 @@ def unseen(accuracy: float, *, latency_ms: float = 1000.0) -> Skill:
     )
 
 
-def _overall(samples: Sequence[Sample], prior: float) -> Amount:
-    right, judged = prior * PRIOR_CALLS, PRIOR_CALLS
-    for sample in samples:
-        if sample.fact.label is not None:
-            right += sample.weight * sample.fact.label
-            judged += sample.weight
-    mean = right / judged
+def _overall(samples: Sequence[Sample], prior: float, apart: frozenset[str]) -> Amount:
+    """How often the model is right in a domain not met yet."""
+    told = [tally for domain, tally in _told(samples).items() if domain not in apart]
+    mean, judged = across(told, likeness(told), prior=prior, calls=PRIOR_CALLS)
     return Amount(mean, math.sqrt(mean * (1.0 - mean) / (judged + 1.0)))
+
+
+def _told(samples: Sequence[Sample]) -> dict[str | None, tuple[float, float]]:
+    """By domain: weight of the judged answers, and the share of them that was right."""
+    sums: dict[str | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for sample in samples:
+        if sample.fact.label is not None and sample.weight > 0.0:
+            sums[sample.domain][0] += sample.weight
+            sums[sample.domain][1] += sample.weight * sample.fact.label
+    return {domain: (weight, right / weight) for domain, (weight, right) in sums.items()}
 
 
 def _figures(samples: Sequence[Sample]) -> Skill:
@@ -162,6 +171,7 @@ def _judge(
     overall: Amount,
     harder: Mapping[str, float],
     prior: Callable[[str], float],
+    apart: frozenset[str],
 ) -> None:
     """Fill in how often it is right, overall and by domain, and how that hangs on its confidence."""
     hints = _hints(samples)
@@ -174,23 +184,23 @@ def _judge(
             by_domain[sample.domain].append(sample)
     trust = SILENT_WEIGHT * skill.judged / (skill.judged + SILENT_HALF)
     split = {domain: _split(by_domain.get(domain, ()), hints) for domain in {*by_domain, *harder}}
-    worth = likeness([judged for judged, _ in split.values()])
+    told = {domain: judged for domain, (judged, _) in split.items() if judged.weight > 0.0 and domain not in apart}
+    worth = likeness([(judged.weight, judged.right / judged.weight) for judged in told.values()])
     rates = {}
     for domain, (judged, silent) in split.items():
         own = prior(domain)
         start = shifted(overall.mean, harder.get(domain, 0.0)) if own == prior("") else own
-        rates[domain] = rate_of(judged, silent, Amount(start, worth), usual=hints.curve.rate, trust=trust)
+        rates[domain] = rate_of(judged, silent, Amount(start, worth), usual=hints.usual, trust=trust)
         skill.judged_in[domain] = judged.weight
     skill.quality = Level(overall=overall, by_domain=rates)
 
 
-def likeness(judged: Sequence[Judged]) -> float:
+def likeness(seen: Sequence[tuple[float, float]]) -> float:
     """How many answers of a domain the rate over all domains is worth: few when the domains differ.
 
     The prior strength of a beta-binomial by moments (Casella, American Statistician 39, 1985), within
     `LEAST_CALLS` and `DOMAIN_CALLS`.
     """
-    seen = [(each.weight, each.right / each.weight) for each in judged if each.weight > 0.0]
     total = sum(weight for weight, _ in seen)
     if len(seen) < 2:
         return DOMAIN_CALLS
@@ -235,7 +245,8 @@ def _hints(samples: Sequence[Sample]) -> Hints:
         right = sum(weight * label for weight, label in seen)
         return logit((SECOND_CALLS * start + right) / (SECOND_CALLS + sum(weight for weight, _ in seen)))
 
-    return Hints(curve, rate(True, SECONDED), rate(False, ALONE))
+    usual, _ = across(_told([s for s, _ in sure]).values(), DOMAIN_CALLS, prior=0.5, calls=PRIOR_CALLS)
+    return Hints(curve, usual, rate(True, SECONDED), rate(False, ALONE))
 
 
 def _confidences(samples: Sequence[Sample]) -> dict[str, Array]:
