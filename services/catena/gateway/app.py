@@ -21,6 +21,7 @@ from catena.gateway.core.keys import Gateway
 from catena.gateway.drivers.keys import METADATA, KeyStore, development_secret, first_key
 from catena.gateway.drivers.web import open_web
 from catena.gateway.handlers.asking import Asking, Baseline
+from catena.gateway.handlers.exchange import Reader
 from catena.gateway.handlers.grpc import GatewayHandlers, by_key
 from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.keys import KeyRoutes
@@ -44,11 +45,13 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         gateway = await _known(keys, house, config.admin_key, world)
         asking = await _asking(chassis, config, gateway)
         _keep_up(chassis, config, keys, asking)
+        reader = Reader(max_bytes=config.max_body_bytes)
         front = Front(
             asking=asking,
             models=ModelList(executor=asking.executor),
-            passage=Passage(ways=await _ways(chassis, asking.executor), max_body_bytes=config.max_body_bytes),
-            keys=KeyRoutes(world=world, gateway=gateway, save=keys.save),
+            reader=reader,
+            passage=Passage(ways=await _ways(chassis, asking.executor), reader=reader),
+            keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
             cors_origins=config.cors_origins,
         )

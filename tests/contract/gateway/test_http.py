@@ -138,6 +138,38 @@ async def test_what_is_no_json_request_is_refused(behind: Behind, raw: bytes) ->
         assert (await answer.json())["error"]["code"] in ("bad_json", "bad_request", "too_deep")
 
 
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [("POST", "/v1/completions"), ("POST", "/v1/feedback"), ("POST", "/v1/keys"), ("PUT", "/v1/pipelines")],
+)
+@pytest.mark.parametrize("told", [True, False], ids=["with its length", "in chunks"])
+async def test_every_route_refuses_a_body_that_is_too_long(behind: Behind, verb: str, path: str, told: bool) -> None:
+    async def in_chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 1000
+
+    headers = {"Authorization": f"Bearer {behind.key}", "Content-Type": "application/json"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.request(verb, f"{behind.url}{path}", data=b" " * 30_000 if told else in_chunks()) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(("verb", "path"), [("POST", "/v1/keys"), ("PUT", "/v1/pipelines")])
+@pytest.mark.parametrize(("raw", "code"), [(b"{", "bad_json"), (b"[1]", "bad_request"), (b"\xff", "bad_json")])
+async def test_every_route_says_in_the_same_words_what_is_no_request(
+    behind: Behind, verb: str, path: str, raw: bytes, code: str
+) -> None:
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http,
+        http.request(verb, f"{behind.url}{path}", data=raw) as answer,
+    ):
+        told = await answer.json()
+    assert (answer.status, told["error"]["code"]) == (400, code)
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+
+
 async def test_models_name_their_parents(behind: Behind) -> None:
     listed = {model.id: model for model in (await client(behind).models.list()).data}
     assert set(listed) == {"auto", "base", "base@code"}

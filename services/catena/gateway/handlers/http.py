@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -24,6 +24,7 @@ from catena.gateway.core.keys import Key
 from catena.gateway.handlers import openai, sse
 from catena.gateway.handlers.asking import Asking, Question, deepest
 from catena.gateway.handlers.context import read_context
+from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage
@@ -31,7 +32,6 @@ from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import CatenaError, Invalid, Missing
 from catena.kit.telemetry import span, trace_id
 
-Body = TypeVar("Body")
 Handler = Callable[[Request, Key], Awaitable[Response]]
 log = structlog.get_logger()
 
@@ -63,6 +63,7 @@ class Front:
     """The routes and what they ask."""
 
     asking: Asking
+    reader: Reader
     models: ModelList
     passage: Passage
     keys: KeyRoutes
@@ -116,7 +117,7 @@ class Front:
     async def complete(self, request: Request, key: Key, *, chat: bool) -> Response:
         """Chat completions and completions, plain and streamed."""
         kind: type[openai.ChatBody | openai.CompletionBody] = openai.ChatBody if chat else openai.CompletionBody
-        body = await self.read(request, kind)
+        body = await self.reader.read(request, kind)
         question = Question(
             key=key,
             choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
@@ -148,7 +149,7 @@ class Front:
 
     async def embed(self, request: Request, key: Key) -> Response:
         """Embeddings, as floats or base64."""
-        body = await self.read(request, openai.EmbeddingBody)
+        body = await self.reader.read(request, openai.EmbeddingBody)
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not texts:
             raise Invalid("`input` is empty; give at least one text", code="missing_input")
@@ -178,7 +179,7 @@ class Front:
 
     async def feedback(self, request: Request, _: Key) -> Response:
         """Feedback; answered once the learner has committed it."""
-        body = await self.read(request, FeedbackBody)
+        body = await self.reader.read(request, FeedbackBody)
         told = learner_pb2.Feedback(
             execution_id=execution_of(body.execution_id or body.id),
             score=None if body.score is None else openai.within("score", body.score, 0.0, 1.0),
@@ -194,7 +195,7 @@ class Front:
 
     async def predict(self, request: Request, key: Key) -> Response:
         """A pipeline or model on one input: `{model_id, data, parameters}` to `{result, latency}` in milliseconds."""
-        body = await self.read(request, PredictBody)
+        body = await self.reader.read(request, PredictBody)
         now_s = self.asking.world.clock.now()
         self.asking.gateway.admit(key, now_s)
         wanted = executor_pb2.PredictRequest(
@@ -220,26 +221,10 @@ class Front:
         """Whether the gateway is up."""
         return json_response({"status": "ok"})
 
-    async def read(self, request: Request, kind: type[Body]) -> Body:
-        """The body as `kind`. Raises Invalid (`body_too_large`, `bad_json`, `bad_request`)."""
-        return decode(await self.passage.body(request), kind)
-
 
 def request_of(body: openai.ChatBody | openai.CompletionBody) -> types_pb2.ChatRequest:
     """What is asked, for the executor."""
     return openai.chat_request(body) if isinstance(body, openai.ChatBody) else openai.completion_request(body)
-
-
-def decode(raw: bytes, kind: type[Body]) -> Body:
-    """JSON as `kind`. Raises Invalid that quotes what does not fit, never the body."""
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Invalid(f"the body is not JSON: {error}", code="bad_json") from None
-    except RecursionError:
-        raise Invalid("the body is nested too deeply; flatten it", code="too_deep") from None
 
 
 def bearer(request: Request) -> str:
@@ -263,30 +248,3 @@ def thumbs_of(thumbs: int | str | None) -> int:
     with suppress(KeyError):
         return known[thumbs]
     raise Invalid(f"thumbs {thumbs!r} is neither up nor down", code="bad_parameter")
-
-
-def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`data` as JSON."""
-    return Response(msgspec.json.encode(data), status, headers, "application/json")
-
-
-def error_response(error: CatenaError) -> Response:
-    """An OpenAI-shaped error, with Retry-After where waiting helps."""
-    headers = {"x-catena-trace-id": trace_id()}
-    if error.retry_after_s:
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return json_response(openai.error_json(error), status=openai.error_status(error), headers=headers)
-
-
-async def http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors (unknown path, wrong method) in the same shape."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        told: CatenaError = Invalid(f"{request.method} is not served at {request.url.path}", code="method_not_allowed")
-    elif error.status_code == 404:
-        told = Missing(f"nothing is served at {request.url.path}; see the README", code="unknown_path")
-    else:
-        told = Invalid(str(error.detail), code="bad_request")
-    response = error_response(told)
-    response.status_code = error.status_code
-    return response

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from catena.gateway.core.keys import Gateway, Key, digest_of, new_secret
+from catena.gateway.handlers.exchange import Reader, json_response
 from catena.kit.clock import World
 from catena.kit.errors import Denied, Invalid
 
@@ -30,21 +31,19 @@ class KeyRoutes:
 
     world: World
     gateway: Gateway
+    reader: Reader
     save: Callable[[Key], Awaitable[None]]
 
     async def list(self, _: Request, key: Key) -> Response:
         """Every key of the caller's tenant; an administrator of `shared` sees all."""
         admin(key)
         seen = [other for other in self.gateway.everyone() if key.tenant in ("shared", other.tenant)]
-        return answer({"data": [self._json(other) for other in seen]})
+        return json_response({"data": [self._json(other) for other in seen]})
 
     async def create(self, request: Request, key: Key) -> Response:
         """A new key."""
         admin(key)
-        try:
-            body = msgspec.json.decode(await request.body(), type=KeyBody)
-        except msgspec.DecodeError as error:
-            raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
+        body = await self.reader.read(request, KeyBody)
         if key.tenant not in ("shared", body.tenant):
             raise Denied(f"a key of tenant {key.tenant!r} makes no keys for {body.tenant!r}", code="not_your_tenant")
         if body.role not in ("user", "admin"):
@@ -60,14 +59,14 @@ class KeyRoutes:
         )
         await self.save(made)
         self.gateway.put(made)
-        return answer({**self._json(made), "key": secret})
+        return json_response({**self._json(made), "key": secret})
 
     async def revoke(self, request: Request, key: Key) -> Response:
         """Stop admitting a key."""
         admin(key)
         gone = self.gateway.revoke(request.path_params["id"])
         await self.save(gone)
-        return answer(self._json(gone))
+        return json_response(self._json(gone))
 
     def _json(self, key: Key) -> dict[str, Any]:
         told = {name: getattr(key, name) for name in ("id", *KeyBody.__struct_fields__, "active", "created_s")}
@@ -78,8 +77,3 @@ def admin(key: Key) -> None:
     """Raises Denied unless the key is an administrator's."""
     if key.role != "admin":
         raise Denied("this needs a key in role admin", code="not_admin")
-
-
-def answer(data: dict[str, Any]) -> Response:
-    """`data` as JSON."""
-    return Response(msgspec.json.encode(data), media_type="application/json")

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from starlette.requests import Request
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from catena.api.executor.v1 import executor_pb2
 from catena.gateway.core.keys import Key
+from catena.gateway.handlers.exchange import Reader, decode
 from catena.kit.errors import Invalid
 
 
@@ -31,41 +31,21 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
-    """The ways, and the largest body that is read."""
+    """The ways, and how bodies are read."""
 
     ways: Sequence[Way]
-    max_body_bytes: int
+    reader: Reader
 
     async def call(self, way: Way, request: Request, _: Key) -> Response:
         """Body, query and path as the room's request; its answer as JSON. Raises Invalid (`bad_request`)."""
-        raw = await self.body(request) if way.verb in ("POST", "PUT") else b""
-        try:
-            fields = msgspec.json.decode(raw) if raw else {}
-        except msgspec.DecodeError as error:
-            raise Invalid(f"the body is not JSON: {error}", code="bad_json") from None
-        if not isinstance(fields, dict):
-            raise Invalid("the body is no JSON object", code="bad_request")
+        raw = await self.reader.raw(request) if way.verb in ("POST", "PUT") else b""
+        fields = decode(raw, dict[str, Any]) if raw else {}
         fields |= {**request.query_params, **request.path_params}
         try:
             wanted = json_format.ParseDict(fields, way.request())
         except json_format.ParseError as error:
             raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
         return Response(message_json(await way.call(wanted)), media_type="application/json")
-
-    async def body(self, request: Request) -> bytes:
-        """The whole body. Raises Invalid (`body_too_large`) as soon as it is known to be too large."""
-        limit = self.max_body_bytes
-        too_large = Invalid(f"the body is larger than {limit} bytes (gateway.max_body_bytes)", code="body_too_large")
-        length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limit:
-            raise too_large
-        pieces, size = [], 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > limit:
-                raise too_large
-            pieces.append(piece)
-        return b"".join(pieces)
 
     def predicted(self, done: executor_pb2.PredictResponse) -> dict[str, Any]:
         """`{result, latency}` and the steps."""
