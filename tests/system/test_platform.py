@@ -161,6 +161,20 @@ async def test_prompts_and_secrets_stay_out_of_logs(desk: Desk, running: Platfor
     assert (running.home / "keys" / "service.token").read_text() not in logs
 
 
+async def test_a_run_submitted_over_http_ends_in_the_background_with_its_answer(desk: Desk) -> None:
+    whole = await desk.ask(REVERSE, Row(name="large", model="demo-large"))
+    body = {"model": "demo-large", "messages": [{"role": "user", "content": REVERSE.text}], "temperature": 0}
+    run = (await desk.call("POST", "/v1/runs", body))["run"]
+
+    async def ended() -> bool:
+        run.update((await desk.call("GET", f"/v1/runs/{run['id']}"))["run"])
+        return run["state"] not in ("queued", "running")
+
+    await eventually(ended, timeout_s=60)
+    assert run["state"] == "succeeded"
+    assert run["result"]["choices"][0]["message"]["content"] == whole.text
+
+
 async def test_the_platform_lists_bases_as_models(desk: Desk) -> None:
     listed = {model.id for model in (await desk.openai.models.list()).data}
     assert {"auto", "demo-small", "demo-large"} <= listed

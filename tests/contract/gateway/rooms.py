@@ -29,6 +29,7 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
     asked: list[executor_pb2.RunRequest] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    runs: dict[str, executor_pb2.Run] = field(default_factory=dict)
 
     async def Run(self, request: executor_pb2.RunRequest, context: Any) -> AsyncIterator[executor_pb2.RunResponse]:
         self.asked.append(request)
@@ -68,6 +69,24 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
             model=model,
             plan=request.plan,
         )
+
+    async def SubmitRun(self, request: executor_pb2.SubmitRunRequest, context: Any) -> executor_pb2.SubmitRunResponse:
+        self.asked.append(request.run)
+        self.tenants.append(caller().tenant)
+        if request.run.plan.pipeline == "nothing":
+            raise Missing("unknown pipeline 'nothing'; there is none yet", code="unknown_pipeline")
+        id_ = f"r-{request.run.request_id or len(self.asked)}"
+        run = self.runs.setdefault(id_, executor_pb2.Run(id=id_, state="queued", created_s=1.0))
+        return executor_pb2.SubmitRunResponse(run=run)
+
+    async def GetRun(self, request: executor_pb2.GetRunRequest, context: Any) -> executor_pb2.GetRunResponse:
+        if request.id not in self.runs:
+            raise Missing(f"unknown run {request.id!r}", code="unknown_run")
+        return executor_pb2.GetRunResponse(run=self.runs[request.id])
+
+    async def CancelRun(self, request: executor_pb2.CancelRunRequest, context: Any) -> executor_pb2.CancelRunResponse:
+        self.runs[request.id].state = "cancelled"
+        return executor_pb2.CancelRunResponse(run=self.runs[request.id])
 
     async def ListModels(self, request: Any, context: Any) -> executor_pb2.ListModelsResponse:
         adapter = executor_pb2.Model(name="base@code", provider="local", parent="base")

@@ -85,6 +85,19 @@ class Asking:
         finally:
             self._count(question, finished, 1000 * (self.world.clock.monotonic() - started))
 
+    async def submit(self, question: Question, request_id: str) -> executor_pb2.Run:
+        """The run, stored for the background; the same for every repeat of a `request_id` that is not empty."""
+        self.gateway.admit(question.key, self.world.clock.now())
+        with within(self.timeout_s):
+            run = executor_pb2.RunRequest(
+                plan=await self.plan(question),
+                request=question.request,
+                context=question.context,
+                no_cache=question.no_cache,
+                request_id=request_id,
+            )
+            return (await self.executor.SubmitRun(executor_pb2.SubmitRunRequest(run=run))).run
+
     def _count(self, question: Question, finished: executor_pb2.Finished | None, duration_ms: float) -> None:
         done = finished or executor_pb2.Finished()
         tokens = done.usage.input_tokens + done.usage.output_tokens

@@ -77,16 +77,8 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def SubmitRun(self, request: gateway_pb2.SubmitRunRequest, context: Any) -> gateway_pb2.SubmitRunResponse:
         """Accepts a conversation to answer in the background."""
-        question = self._question(request.chat, context, stream=False)
-        self._admit(context)
-        run = executor_pb2.RunRequest(
-            plan=await self.asking.plan(question),
-            request=question.request,
-            context=question.context,
-            request_id=request.request_id,
-        )
-        accepted = await self.asking.executor.SubmitRun(executor_pb2.SubmitRunRequest(run=run))
-        return gateway_pb2.SubmitRunResponse(run=accepted.run)
+        run = await self.asking.submit(self._question(request.chat, context, stream=False), request.request_id)
+        return gateway_pb2.SubmitRunResponse(run=run)
 
     async def GetRun(self, request: gateway_pb2.GetRunRequest, context: Any) -> gateway_pb2.GetRunResponse:
         """Tells where a background run stands."""

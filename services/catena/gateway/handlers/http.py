@@ -27,7 +27,7 @@ from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
-from catena.gateway.handlers.passage import Passage
+from catena.gateway.handlers.passage import Passage, message_json
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import CatenaError, Invalid, Missing
 from catena.kit.telemetry import span, trace_id
@@ -75,6 +75,7 @@ class Front:
         routes = [
             Route("/v1/chat/completions", self.guarded(partial(self.complete, chat=True)), methods=["POST"]),
             Route("/v1/completions", self.guarded(partial(self.complete, chat=False)), methods=["POST"]),
+            Route("/v1/runs", self.guarded(self.submit), methods=["POST"]),
             Route("/v1/embeddings", self.guarded(self.embed), methods=["POST"]),
             Route("/v1/models", self.guarded(self.list_models)),
             Route("/v1/models/{name:path}", self.guarded(self.get_model)),
@@ -118,14 +119,7 @@ class Front:
         """Chat completions and completions, plain and streamed."""
         kind: type[openai.ChatBody | openai.CompletionBody] = openai.ChatBody if chat else openai.CompletionBody
         body = await self.reader.read(request, kind)
-        question = Question(
-            key=key,
-            choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
-            request=request_of(body),
-            context=read_context(request.headers, body.metadata or {}, body.user),
-            stream=bool(body.stream),
-            no_cache="no-cache" in request.headers.get("cache-control", ""),
-        )
+        question = question_of(request, key, body)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = sse.Chunks(model=body.model, chat=chat, usage=usage, created_s=int(self.asking.world.clock.now()))
@@ -146,6 +140,16 @@ class Front:
             "catena": openai.told_json(finished, trace),
         }
         return json_response(answer, headers=openai.told_headers(finished, trace))
+
+    async def submit(self, request: Request, key: Key) -> Response:
+        """A chat completion, or a pipeline, for the background: 202 and the run, once it is stored."""
+        body = await self.reader.read(request, openai.ChatBody)
+        if body.stream:
+            raise Invalid("a background run is not streamed; leave `stream` out and poll the run", code="bad_parameter")
+        question = question_of(request, key, body)
+        run = await self.asking.submit(question, request.headers.get("idempotency-key", ""))
+        told = message_json(executor_pb2.SubmitRunResponse(run=run))
+        return Response(told, 202, {"location": f"/v1/runs/{run.id}"}, "application/json")
 
     async def embed(self, request: Request, key: Key) -> Response:
         """Embeddings, as floats or base64."""
@@ -220,6 +224,18 @@ class Front:
     async def health(self, _: Request) -> Response:
         """Whether the gateway is up."""
         return json_response({"status": "ok"})
+
+
+def question_of(request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody) -> Question:
+    """What body and headers ask together. Raises Invalid."""
+    return Question(
+        key=key,
+        choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
+        request=request_of(body),
+        context=read_context(request.headers, body.metadata or {}, body.user),
+        stream=bool(body.stream),
+        no_cache="no-cache" in request.headers.get("cache-control", ""),
+    )
 
 
 def request_of(body: openai.ChatBody | openai.CompletionBody) -> types_pb2.ChatRequest:
