@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from catena.kit.serve import Admit, Limits, Server, open_server
 from catena.kit.store import Migration, Store, open_store
 from catena.kit.telemetry import span
 
+TOKEN = "service.token"
 AddService = Callable[[grpc.aio.Server], None]
 log = structlog.get_logger()
 
@@ -156,12 +158,17 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
 
 def service_token(house: House) -> str:
     """What rooms show each other: as configured, else the one kept, and made once, in `home/keys/service.token`."""
-    if house.auth.service_token:
-        return house.auth.service_token
-    path = house.folder("keys") / "service.token"
-    with contextlib.suppress(FileExistsError), open(path, "x", opener=_private) as file:
-        file.write(secrets.token_urlsafe(32))
-    return path.read_text().strip()
+    if not house.auth.service_token:
+        path = house.folder("keys") / TOKEN
+        with contextlib.suppress(FileExistsError), open(path, "x", opener=_private) as file:
+            file.write(secrets.token_urlsafe(32))
+    return kept_token(house)
+
+
+def kept_token(house: House) -> str:
+    """The same for a visitor, who makes nothing: empty where no room has run yet."""
+    path = Path(house.home) / "keys" / TOKEN
+    return house.auth.service_token or (path.read_text().strip() if path.exists() else "")
 
 
 def _private(path: str, flags: int) -> int:

@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from catena.kit.caller import SHARED, Caller, as_caller
-from catena.kit.chassis import service_token
+from catena.kit.chassis import kept_token
 from catena.kit.config import House
 from catena.kit.dial import dial
-from catena.kit.errors import CatenaError, Missing
+from catena.kit.errors import CatenaError, Missing, Unavailable
 from catena.sdk.client import AsyncCatena
 
 Stub = TypeVar("Stub")
@@ -52,17 +52,37 @@ class Terminal:
     async def room(
         self, name: str, stub: Callable[[grpc.aio.Channel], Stub], tenant: str = SHARED
     ) -> AsyncIterator[Stub]:
-        """A stub of a room of the running platform, with the service token of its home, asking for `tenant`."""
-        async with dial(self.house.address(name), token=service_token(self.house)) as channel:
+        """A stub of a room of the running platform, with the service token of its home, asking for `tenant`.
+
+        Raises Unavailable (`no_platform`) where none runs.
+        """
+        await self._check(name)
+        async with dial(self.house.address(name), token=kept_token(self.house)) as channel:
             with as_caller(Caller(tenant)):
                 yield stub(channel)
 
-    def gateway(self) -> AsyncCatena:
-        """The gateway with the development key of this home. Raises Missing when there is none."""
+    @asynccontextmanager
+    async def gateway(self) -> AsyncIterator[AsyncCatena]:
+        """The gateway with the development key of this home.
+
+        Raises Unavailable (`no_platform`) where none runs, Missing (`no_key`) where it keeps no such key.
+        """
+        await self._check("gateway")
         path = Path(self.house.home) / "keys" / "development.key"
         if not path.exists():
-            raise Missing(f"no development key at {path}; start the platform with `catena up`", code="no_key")
-        return AsyncCatena(self.house.address("gateway"), key=path.read_text().strip())
+            raise Missing(f"no development key at {path}; only `profile: development` keeps one", code="no_key")
+        async with AsyncCatena(self.house.address("gateway"), key=path.read_text().strip()) as catena:
+            yield catena
+
+    async def _check(self, room: str) -> None:
+        """Raise Unavailable (`no_platform`) where nobody listens; a command leaves no trace of its own there."""
+        address = self.house.address(room)
+        if not kept_token(self.house) or not await listens(address):
+            raise Unavailable(
+                f"no platform runs in {self.house.home}: no {room} at {address}; "
+                "start one with `catena up`, or name another's configuration with --config",
+                code="no_platform",
+            )
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Rows as a table, or as a JSON list of objects."""
@@ -90,6 +110,18 @@ class Terminal:
         """A line for people; nothing in JSON mode. `markup`: rich's, for texts that hold no data."""
         if not self.plain:
             self.console.print(text, soft_wrap=True, highlight=False, markup=markup)
+
+
+async def listens(address: str) -> bool:
+    """Whether somebody accepts at a room's unix socket; of any other address the first call tells."""
+    if not address.startswith("unix:"):
+        return True
+    try:
+        _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def cell(value: Any) -> str:

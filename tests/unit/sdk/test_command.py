@@ -1,6 +1,7 @@
 """The `catena` command without a platform: its help, its complaints and what it prints."""
 
 import json
+import socket
 
 import pytest
 import typer
@@ -111,22 +112,41 @@ def test_the_configuration_of_the_folder_is_taken_without_being_named(catena, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "cure"),
     [
-        (("models",), "unavailable", "is executor running?"),
-        (("jobs", "list"), "unavailable", "is trainer running?"),
-        (("chat", "hello"), "no_key", "start the platform with `catena up`"),
+        (("models",), "no_platform", "start one with `catena up`"),
+        (("jobs", "list"), "no_platform", "no trainer at unix:"),
+        (("adapters", "resident"), "no_platform", "start one with `catena up`"),
+        (("features", "get", "user/1", "age"), "no_platform", "start one with `catena up`"),
+        (("memory", "search", "x"), "no_platform", "start one with `catena up`"),
+        (("route", "explain", "x"), "no_platform", "start one with `catena up`"),
+        (("chat", "hello"), "no_platform", "start one with `catena up`"),
         (("trace", "abc"), "unknown_trace", "no spans of trace 'abc'"),
         (("events",), "unavailable", "run `catena up` or set bus.url"),
         (("jobs", "create", "absent.yaml"), "bad_job", "absent.yaml"),
         (("features", "set", "user/1", "age"), "bad_value", "name=value"),
     ],
 )
-def test_without_a_platform_a_command_says_so_with_a_code_and_status_1(catena, arguments, code, cure):
+def test_without_a_platform_a_command_says_so_and_leaves_nothing_behind(catena, tmp_path, arguments, code, cure):
     for mode in ((), ("--json",)):
         told = catena(*mode, *arguments)
         assert told.exit_code == 1
         assert told.stderr.startswith(code)
         assert cure in told.stderr
         assert told.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("chat", "hello")], ids=" ".join)
+def test_a_platform_that_was_stopped_or_killed_is_told_from_one_that_runs(catena, tmp_path, arguments):
+    for kept in ("keys/service.token", "keys/development.key"):
+        (tmp_path / "home" / kept).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / kept).write_text("secret")
+    (tmp_path / "home" / "run").mkdir()
+    for room in ("gateway", "executor"):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(tmp_path / "home" / "run" / f"{room}.sock"))
+    told = catena(*arguments)
+    assert (told.exit_code, told.stderr.split()[0]) == (1, "no_platform")
+    assert f"no platform runs in {tmp_path / 'home'}" in told.stderr
 
 
 def test_a_file_that_is_no_text_is_named(catena, tmp_path):

@@ -1,6 +1,7 @@
 """`catena events`."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,7 +55,7 @@ def events(
         terminal.console.print(told, highlight=False, soft_wrap=True)
 
     async def work() -> None:
-        url = nats_server.url(terminal.house.folder(), terminal.house.bus.url)
+        url = nats_server.url(Path(terminal.house.home), terminal.house.bus.url)
         async with open_bus(url, name="cli") as bus:
             await bus.ensure_streams()  # an absent broker is told of, one that is lost later is waited for
             await bus.watch([type_] if type_ else list(BODIES), show, since_now=not all_)

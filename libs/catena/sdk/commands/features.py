@@ -29,8 +29,9 @@ def set_(
     kind, _, id_ = entity.partition("/")
 
     async def work() -> None:
+        request = features_pb2.SetRequest(values=[value_of(kind, id_, value) for value in values])
         async with terminal.room("features", features_pb2_grpc.FeaturesServiceStub, tenant) as features:
-            told = await features.Set(features_pb2.SetRequest(values=[value_of(kind, id_, v) for v in values]))
+            told = await features.Set(request)
         _show(terminal, told.values)
 
     terminal.run(work())

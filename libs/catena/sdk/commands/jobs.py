@@ -63,8 +63,9 @@ def create(context: typer.Context, spec: Spec) -> None:
     terminal: Terminal = context.obj
 
     async def work() -> None:
+        request = trainer_pb2.CreateJobRequest(spec=read_spec(spec))
         async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
-            told = await trainer.CreateJob(trainer_pb2.CreateJobRequest(spec=read_spec(spec)))
+            told = await trainer.CreateJob(request)
         terminal.message(told.job)
 
     terminal.run(work())
@@ -76,8 +77,9 @@ def plan(context: typer.Context, spec: Spec) -> None:
     terminal: Terminal = context.obj
 
     async def work() -> None:
+        request = trainer_pb2.PlanJobRequest(spec=read_spec(spec))
         async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
-            told = await trainer.PlanJob(trainer_pb2.PlanJobRequest(spec=read_spec(spec)))
+            told = await trainer.PlanJob(request)
         rows = [
             ("optimiser steps", told.steps),
             ("rows", told.rows),

@@ -29,9 +29,9 @@ def put(
 
     async def work() -> None:
         embedded = unchanged = 0
+        documents = [document_of(file) for file in files]  # read first: one that is no text leaves nothing half done
         async with terminal.room("memory", memory_pb2_grpc.MemoryServiceStub, tenant) as memory:
-            for file in track(files, "storing", console=terminal.console, disable=terminal.plain):
-                document = memory_pb2.Document(id=str(file), path=str(file), title=file.name, text=text_of(file))
+            for document in track(documents, "storing", console=terminal.console, disable=terminal.plain):
                 request = memory_pb2.PutDocumentsRequest(collection=collection, documents=[document])
                 told = await memory.PutDocuments(request, timeout=PUT_TIMEOUT_S)
                 embedded += told.chunks_embedded
@@ -87,6 +87,11 @@ def sops(
         terminal.table("Procedures", ("priority", "procedure", "category", "triggers", "steps"), listed)
 
     terminal.run(work())
+
+
+def document_of(file: Path) -> memory_pb2.Document:
+    """A file as a document. Raises Invalid (`no_text`)."""
+    return memory_pb2.Document(id=str(file), path=str(file), title=file.name, text=text_of(file))
 
 
 def text_of(file: Path) -> str:
