@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
@@ -21,6 +21,9 @@ ROOMS = ("gateway", "router", "executor", "adapters", "trainer", "memory", "feat
 PREFIX = "CATENA__"
 SECRETS = ("token", "secret", "password", "key")
 LOGIN = re.compile(r"://\S*@")
+
+FilePath = Annotated[str, msgspec.Meta(description="a path; within the file, relative to the file's folder")]
+PathOrName = Annotated[str, msgspec.Meta(description="the same where something lies there, else a name left as it is")]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +75,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """
 
     name: str
-    path: str = ""
+    path: PathOrName = ""
     provider: str = "local"
     base_url: str = ""
     api_key_env: str = ""
@@ -91,14 +94,14 @@ class House(Section, frozen=True, kw_only=True):
     `catena.plan` gives it its meaning.
     """
 
-    home: str = "./.catena"
+    home: FilePath = "./.catena"
     profile: Literal["development", "staging", "production"] = "development"
     drain_s: float = 5.0
     bus: BusConfig = BusConfig()
     sql: SqlConfig = SqlConfig()
     auth: AuthConfig = AuthConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
-    embedding: str = ""
+    embedding: FilePath = ""
     addresses: dict[str, str] = msgspec.field(default_factory=dict)
     models: list[ModelConfig] = msgspec.field(default_factory=list)
     pipelines: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
@@ -142,25 +145,30 @@ HOUSE_KEYS = frozenset(House.__struct_fields__)
 def load(path: Path | None, room: str, kind: type[Room], environ: Environ | None = None) -> tuple[House, Room]:
     """Read the file (absent or None: all defaults), apply overrides, and return the house and this room's section.
 
-    Relative paths inside (`home`, `embedding`, a model's `path`) are taken from the file's folder.
+    Relative paths inside (fields of type `FilePath` and `PathOrName`) are taken from the file's folder.
     Raises Invalid, naming the key, when a key is unknown or a value has the wrong type.
     """
-    tree = read_tree(path, os.environ if environ is None else environ)
+    tree = {} if path is None else read_file(path, room, kind)
+    override(tree, os.environ if environ is None else environ)
     house = convert({k: v for k, v in tree.items() if k in HOUSE_KEYS}, House, "")
     section = convert(tree.get(room, {}), kind, room)
     return house, section
 
 
-def read_tree(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration as nested dictionaries: file, then `CATENA__A__B=value` overrides (values are YAML)."""
-    tree: dict[str, Any] = {}
-    if path is not None:
-        if not path.exists():
-            raise Invalid(f"no configuration file at {path}; name one with --config", code="no_config")
-        tree = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(tree, dict):
-            raise Invalid(f"{path} holds a {type(tree).__name__}; write a mapping of sections", code="bad_config")
-        _root_paths(tree, path.resolve().parent)
+def read_file(path: Path, room: str, kind: type[Section]) -> dict[str, Any]:
+    """The file as nested dictionaries, the paths of the house and of this room's section made absolute."""
+    if not path.exists():
+        raise Invalid(f"no configuration file at {path}; name one with --config", code="no_config")
+    tree: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(tree, dict):
+        raise Invalid(f"{path} holds a {type(tree).__name__}; write a mapping of sections", code="bad_config")
+    folder = path.resolve().parent
+    tree = _rooted(tree, House, folder)
+    return tree | {room: _rooted(tree[room], kind, folder)} if room in tree else tree
+
+
+def override(tree: dict[str, Any], environ: Environ) -> None:
+    """Apply `CATENA__A__B=value` (values are YAML; their paths are those of the shell)."""
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIX):
             _put(tree, [part.lower() for part in name[len(PREFIX) :].split("__")], yaml.safe_load(value), name)
@@ -168,7 +176,6 @@ def read_tree(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     if unknown:
         allowed = ", ".join(sorted(HOUSE_KEYS | set(ROOMS)))
         raise Invalid(f"unknown configuration key {sorted(unknown)[0]!r}; known: {allowed}", code="bad_config")
-    return tree
 
 
 def convert(value: Any, kind: type[Room], where: str) -> Room:
@@ -205,13 +212,17 @@ def _is_secret(name: str) -> bool:
     return name.endswith(SECRETS)
 
 
-def _root_paths(tree: dict[str, Any], folder: Path) -> None:
-    for key in ("home", "embedding"):
-        if isinstance(tree.get(key), str) and tree[key]:
-            tree[key] = str(folder / tree[key])
-    for model in tree.get("models") or []:
-        if isinstance(model, dict) and isinstance(model.get("path"), str) and (folder / model["path"]).exists():
-            model["path"] = str(folder / model["path"])
+def _rooted(value: Any, kind: Any, folder: Path) -> Any:
+    """`value`, its relative paths taken from `folder`; what does not have the form of `kind` is left to `convert`."""
+    if isinstance(value, str) and value and kind in (FilePath, PathOrName):
+        path = folder / value
+        return str(path) if kind == FilePath or path.exists() else value
+    if isinstance(value, list) and get_origin(kind) is list:
+        return [_rooted(item, get_args(kind)[0], folder) for item in value]
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+        kinds = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        return {name: _rooted(item, kinds.get(name), folder) for name, item in value.items()}
+    return value
 
 
 def _put(tree: dict[str, Any], parts: list[str], value: Any, name: str) -> None:

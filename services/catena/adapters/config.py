@@ -1,6 +1,6 @@
 """What can be set of the adapters."""
 
-from catena.kit.config import Section
+from catena.kit.config import FilePath, Section
 
 
 class AdaptersConfig(Section, frozen=True, kw_only=True):
@@ -34,8 +34,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     kv_bytes: int = 1 << 30
     prefill_tokens: int = 512
     coalesce_ms: float = 25.0
-    trusted_keys: str = ""
+    trusted_keys: FilePath = ""
     require_signature: bool = True
     hub: bool = False
-    library: str = ""
+    library: FilePath = ""
     warm: bool = True

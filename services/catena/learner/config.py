@@ -2,7 +2,7 @@
 
 import msgspec
 
-from catena.kit.config import Section
+from catena.kit.config import FilePath, Section
 
 
 class RecipeConfig(Section, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     good_score: float = 0.9
     verifiers: list[str] = msgspec.field(default_factory=lambda: ["exact", "tests"])
     capsule_score: float = 0.85
-    retention_path: str = ""
+    retention_path: FilePath = ""
     canary_share: float = 0.5
     canary_outcomes: int = 2000
     alpha: float = 0.05

@@ -1,6 +1,6 @@
 """Settings of the memory room; every one has a default that works on a laptop."""
 
-from catena.kit.config import Section
+from catena.kit.config import FilePath, Section
 
 
 class MemoryConfig(Section, frozen=True):
@@ -15,7 +15,7 @@ class MemoryConfig(Section, frozen=True):
     `max_document_bytes`: refused above it; 4 MiB.
     """
 
-    sops: str = ""
+    sops: FilePath = ""
     language: str = "english"
     candidates: int = 100
     text_fusion: str = "dbsf"

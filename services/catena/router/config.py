@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from catena.kit.config import Section
+from catena.kit.config import PathOrName, Section
 
 Objective = Literal["cost", "latency", "quality", "balanced"]
 
@@ -50,7 +50,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     """
 
     threshold: float = 0.85
-    embedding: str = ""
+    embedding: PathOrName = ""
     domains: list[DomainConfig] = msgspec.field(default_factory=list)
     objective: Objective = "balanced"
     weights: WeightsConfig = WeightsConfig()

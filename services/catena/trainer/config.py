@@ -1,6 +1,6 @@
 """Settings of the trainer room; every one has a default that works on a laptop."""
 
-from catena.kit.config import Section
+from catena.kit.config import FilePath, Section
 
 
 class TrainerConfig(Section, frozen=True, kw_only=True):
@@ -27,5 +27,5 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
     event_s: float = 2.0
     eval_rows: int = 200
     max_data_bytes: int = 256 * 1024 * 1024
-    data_folder: str = ""
+    data_folder: FilePath = ""
     keep_folders: int = 20
