@@ -19,11 +19,15 @@ Value = TypeVar("Value", int, float)
 # Names only: no character that a regular expression would act upon, but for dots, which PEFT lets match themselves.
 MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\Z", re.ASCII)
 TEXT = (str, type(None))
+# What PEFT writes where no task was named: the class of the base, and where AutoPeftModel would import it from.
+MAPPING = {
+    "base_model_class": re.compile(r"[A-Za-z0-9]+ForCausalLM\Z", re.ASCII),
+    "parent_library": re.compile(r"transformers\.models\.[a-z0-9_]+\.modeling_[a-z0-9_]+\Z", re.ASCII),
+}
 # Values with which each key does nothing; from PEFT's own saved configurations.
 INERT: dict[str, tuple[object, ...]] = {
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
-    "auto_mapping": (None,),
     "bias": ("none",),
     "corda_config": (None,),
     "ensure_weight_tying": (False,),
@@ -122,6 +126,9 @@ def read_config(raw: bytes, *, max_rank: int, max_alpha: float) -> LoraConfig:
 def _check_inert(key: str, value: object) -> None:
     if key in USED:
         return
+    if key == "auto_mapping":
+        _check_mapping(value)
+        return
     if key in IGNORED_TEXT:
         if not isinstance(value, TEXT) or len(value or "") > 1000:
             raise _bad(f"{key} {_said(value)}; a short text or null is meant")
@@ -131,6 +138,18 @@ def _check_inert(key: str, value: object) -> None:
     if not any(type(value) is type(inert) and value == inert for inert in INERT[key]):
         wanted = " or ".join(_said(inert) for inert in INERT[key])
         raise _bad(f"{key} is {_said(value)}; only {wanted} is served, export the adapter without it")
+
+
+def _check_mapping(value: object) -> None:
+    """A causal language model of transformers is what is served anyway; any other is another task, or a trap."""
+    if value is None:
+        return
+    if (
+        not isinstance(value, dict)
+        or value.keys() != MAPPING.keys()
+        or not all(isinstance(value[key], str) and form.match(value[key]) for key, form in MAPPING.items())
+    ):
+        raise _bad(f"auto_mapping is {_said(value)}; only a causal language model of transformers is served")
 
 
 def _targets(value: object) -> frozenset[str]:

@@ -6,6 +6,8 @@ from catena.artifacts.lora import LoraConfig, read_config
 from catena.kit.errors import Invalid
 from tests.unit.artifacts.folders import peft_config
 
+LLAMA = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+
 
 def read(**changes: object) -> LoraConfig:
     return read_config(json.dumps(peft_config(**changes)).encode(), max_rank=64, max_alpha=256)
@@ -15,6 +17,12 @@ def read(**changes: object) -> LoraConfig:
     ("key", "value"),
     [
         ("auto_mapping", {"base_model_class": "LlamaForCausalLM", "parent_library": "os"}),
+        ("auto_mapping", LLAMA | {"base_model_class": "LlamaForSequenceClassification"}),
+        ("auto_mapping", LLAMA | {"parent_library": "transformers.models.llama.modeling_llama\n"}),
+        ("auto_mapping", LLAMA | {"base_model_class": ["LlamaForCausalLM"]}),
+        ("auto_mapping", LLAMA | {"custom_code": "evil"}),
+        ("auto_mapping", {"base_model_class": "LlamaForCausalLM"}),
+        ("auto_mapping", "LlamaForCausalLM"),
         ("megatron_config", {"tensor_model_parallel_size": 1}),
         ("megatron_core", "evil_module"),
         ("layer_replication", [[0, 2], [1, 3]]),
@@ -103,6 +111,10 @@ def test_what_is_not_strict_json_is_refused(raw: bytes) -> None:
     with pytest.raises(Invalid) as caught:
         read_config(raw, max_rank=64, max_alpha=64)
     assert caught.value.code == "adapter_bad_config"
+
+
+def test_a_folder_that_names_no_task_but_a_causal_base_is_read_as_one_that_names_it() -> None:
+    assert read(task_type=None, auto_mapping=LLAMA) == read()
 
 
 def test_patterns_are_matched_as_peft_matches_them() -> None:
