@@ -18,6 +18,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.config import GatewayConfig
 from catena.gateway.core.figures import Figures
 from catena.gateway.core.keys import Gateway
+from catena.gateway.drivers.exported import export
 from catena.gateway.drivers.keys import METADATA, KeyStore, development_secret, first_key
 from catena.gateway.drivers.web import open_web
 from catena.gateway.handlers.asking import Asking, Baseline
@@ -45,6 +46,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         gateway = await _known(keys, house, config.admin_key, world)
         asking = await _asking(chassis, config, gateway)
         _keep_up(chassis, config, keys, asking)
+        export(asking.figures, world.clock)
         reader = Reader(max_bytes=config.max_body_bytes)
         front = Front(
             asking=asking,

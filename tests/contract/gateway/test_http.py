@@ -8,8 +8,10 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from catena.kit.errors import Denied
+from catena.kit.telemetry import open_admin
 from catena.kit.testing import eventually
 from catena.sdk.client import AsyncCatena
 from tests.contract.gateway.rooms import Behind, gateway_with_rooms
@@ -214,6 +216,21 @@ async def test_the_dashboard_counts_the_requests_that_were_sent(behind: Behind) 
     assert (view["requests"], view["failures"]) == (4, 1)
     assert view["by_model"] == {"base": 3, "nothing": 1}
     assert view["saved_percent"] == 0.0
+
+
+async def test_prometheus_reads_what_was_saved_under_both_names(behind: Behind) -> None:
+    for _ in range(2):
+        await client(behind).chat.completions.create(**hello())
+    async with (
+        open_admin(0, dict) as port,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://127.0.0.1:{port}/metrics") as told,
+    ):
+        families = {family.name: family for family in text_string_to_metric_families(await told.text())}
+    saved_usd = 2 * (3 * (1.0 + 4.0) / 1e6 - 0.001)  # three tokens in and out at the base's price, less the cost told
+    for name in ("alora_cost_savings_usd", "catena_gateway_cost_savings_usd"):
+        told_usd = {sample.labels["time_window"]: sample.value for sample in families[name].samples}
+        assert told_usd == {"1h": pytest.approx(saved_usd), "total": pytest.approx(saved_usd)}
 
 
 async def test_a_new_key_has_its_tenant_and_limits_until_it_is_revoked(behind: Behind) -> None:

@@ -1,4 +1,7 @@
+import math
 from dataclasses import replace
+
+import pytest
 
 from catena.gateway.core.figures import Ended, Figures, saved_percent
 
@@ -42,6 +45,16 @@ def test_latency_quantiles_leave_failures_out() -> None:
     figures.count(replace(ONE, duration_ms=9000.0, ok=False))
     (point,) = figures.view(NOW)["latency"]["small"]
     assert (point["p50"], point["p99"]) == (20.0, 30.0)
+
+
+def test_what_was_saved_is_told_for_the_last_hour_and_for_all() -> None:
+    figures = Figures()
+    figures.count(ONE)
+    figures.count(replace(ONE, at_s=NOW + 3000, cost_usd=2.0))
+    assert figures.saved_usd(NOW + 3000, 3600.0) == pytest.approx(0.9 - 1.0)
+    assert figures.saved_usd(NOW + 4000, 3600.0) == pytest.approx(-1.0)
+    assert figures.saved_usd(NOW + 90_000, 3600.0) == 0.0
+    assert figures.saved_usd(NOW + 90_000, math.inf) == pytest.approx(-0.1)
 
 
 def test_savings_lie_between_nothing_and_all() -> None:

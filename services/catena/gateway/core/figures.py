@@ -1,5 +1,6 @@
 """What the dashboard shows: counted in memory as requests end, over a sliding hour and since the start."""
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,12 @@ class Figures:
     def tell(self, at_s: float, what: str, details: dict[str, Any]) -> None:
         """Take in something worth showing: a job, a promotion, an experiment."""
         self.news.appendleft({"at_s": at_s, "what": what, **details})
+
+    def saved_usd(self, now_s: float, window_s: float) -> float:
+        """USD less than on the baseline, over the last `window_s` seconds: at most an hour, or `inf` for all."""
+        if window_s == math.inf:
+            return self.baseline_usd - self.cost_usd
+        return math.fsum(one.baseline_usd - one.cost_usd for one in self.recent if one.at_s >= now_s - window_s)
 
     def view(self, now_s: float) -> dict[str, Any]:
         """Everything that the page draws, as plain data."""
