@@ -6,9 +6,14 @@ PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar on -c const
 BUF := node_modules/.bin/buf
 EMBEDDER := .catena-cache/minilm-int8
 SOURCES := libs services demo benchmarks tests
+# The first container engine that answers; a client without its daemon does not.
+ENGINE ?= $(shell for one in docker podman; do $$one version >/dev/null 2>&1 && echo $$one && break; done)
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TORCH_IMAGES := image-adapters image-trainer
+ROOM_IMAGES := image-gateway image-router image-executor image-memory image-features image-learner $(TORCH_IMAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint fmt proto models clean bench-platform
+.PHONY: help demo up test lint fmt proto models clean bench-platform images chart engine image-models $(ROOM_IMAGES)
 
 help: ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +48,20 @@ test: $(VENV)/.dev $(EMBEDDER)/config.json ## Run every test that needs no GPU, 
 
 bench-platform: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the platform itself costs
 	@$(BIN)/python -m benchmarks.platform
+
+images: $(ROOM_IMAGES) image-models ## Build every image with docker or podman; TAG=... names them, image-ROOM builds one
+
+$(ROOM_IMAGES): image-%: engine
+	$(ENGINE) build -f docker/$(if $(filter $@,$(TORCH_IMAGES)),torch,service).Dockerfile --build-arg SERVICE=$* -t catena-$*:$(TAG) .
+
+image-models: engine $(EMBEDDER)/config.json
+	$(ENGINE) build -f docker/models.Dockerfile -t catena-models:$(TAG) .
+
+engine:
+	@test -n "$(ENGINE)" || { echo "no container engine answers; install and start docker or podman, or name one: make images ENGINE=..."; exit 1; }
+
+chart: $(VENV)/.dev $(EMBEDDER)/config.json ## Lint and render the Helm chart, validate it, and run its containers as processes
+	@$(BIN)/python -m pytest tests/chart
 
 lint: $(VENV)/.dev $(VENV)/.proto $(BUF) ## Check form, types, import laws, sizes, protos and stubs
 	$(BIN)/ruff check $(wildcard $(SOURCES))

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -101,6 +103,33 @@ def test_a_room_accepts_its_configuration_from_compose(room: str) -> None:
     assert house.auth.service_token == "word"
     others = [other for other in ROOMS if other not in (room, "gateway")]
     assert [house.address(other) for other in others] == [f"{other}:50051" for other in others]
+
+
+def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """What make answers, whoever runs this test by make."""
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+
+
+def test_make_images_builds_every_room_from_its_file_and_the_models() -> None:
+    planned = make("--dry-run", "images", "ENGINE=docker", "TAG=1.2.3").stdout
+    for room in ROOMS:
+        wanted = "torch" if room in TORCH else "service"
+        file = f"docker/{wanted}.Dockerfile"
+        assert f"docker build -f {file} --build-arg SERVICE={room} -t catena-{room}:1.2.3 ." in planned
+    assert "docker build -f docker/models.Dockerfile -t catena-models:1.2.3 ." in planned
+
+
+def test_make_images_says_what_is_missing_before_it_starts() -> None:
+    told = make("images", "ENGINE=")
+    assert told.returncode == 2
+    assert "install and start docker or podman" in told.stdout
+    assert "build" not in told.stdout
+
+
+def test_make_images_names_the_images_as_the_chart_does() -> None:
+    chart = yaml.safe_load((ROOT / "helm" / "catena" / "Chart.yaml").read_text())
+    assert f"-t catena-router:{chart['appVersion']} ." in make("--dry-run", "image-router", "ENGINE=docker").stdout
 
 
 def test_every_word_that_compose_asks_for_is_in_the_example() -> None:
