@@ -89,6 +89,18 @@ async def test_feedback_is_its_tenants_own(library):
         assert refused.value.code == "unknown_feedback"
 
 
+async def test_all_that_was_told_of_an_execution_is_found_by_it(library):
+    for id_, at_s in (("late", 9.0), ("early", 3.0)):
+        await library.keep_feedback("acme", told(id_, execution_id="e1", created_s=at_s))
+    await library.keep_feedback("acme", told("elsewhere", execution_id="e2"))
+    await library.keep_feedback("other", told("theirs", execution_id="e1"))
+    assert [feedback.id for feedback in await library.feedback_on("acme", "e1")] == ["early", "late"]
+    assert await library.feedback_on("acme", "e1") == [
+        told(id_, execution_id="e1", created_s=at_s, request_id=id_) for id_, at_s in (("early", 3.0), ("late", 9.0))
+    ]
+    assert await library.feedback_on("acme", "e3") == []
+
+
 async def test_a_repeated_request_gives_the_first_feedback_and_no_second_event(library):
     assert await library.keep_feedback("acme", told("f1", request_id="r")) == "f1"
     assert await library.keep_feedback("acme", told("f2", request_id="r", correction="other")) == "f1"

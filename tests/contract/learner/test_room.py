@@ -102,6 +102,26 @@ async def test_corrections_become_a_job_a_canary_and_a_promotion(loop):
     )
 
 
+async def test_feedback_that_overtakes_its_execution_waits_for_that_alone(loop):
+    loop.executor.late = {"e-18", "e-19"}
+    await loop.ask(
+        "RecordFeedback", pb.RecordFeedbackRequest(feedback=pb.Feedback(execution_id="no-7", correction="x"))
+    )
+    await loop.correct(18, 19, *range(18))
+
+    async def the_others_are_collected() -> bool:
+        datasets = (await loop.ask("ListDatasets", pb.ListDatasetsRequest())).datasets
+        return [one.rows for one in datasets] == [18]
+
+    await eventually(the_others_are_collected)
+    loop.executor.late.clear()
+    for number in (18, 19):
+        await loop.tell("executor.execution.completed", events_pb2.ExecutionCompleted(execution_id=f"e-{number}"))
+    await eventually(lambda: len(loop.trainer.jobs) == 1)
+    (job,) = loop.trainer.jobs.values()
+    assert len(job.spec.sources[0].jsonl.splitlines()) == 20
+
+
 @pytest.mark.parametrize(
     ("room", "step"),
     [

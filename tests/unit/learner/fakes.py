@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from catena.kit.clock import ManualClock, World, still_world
+from catena.kit.clock import World, still_world
 from catena.kit.errors import Conflict, Missing
 from catena.learner.core.judging import prompt_digest
 from catena.learner.core.learner import Learner, Rooms, Rules
@@ -19,7 +19,7 @@ from catena.learner.core.records import (
 )
 
 BASE = "base"
-Kind = Literal["feedback", "dataset", "job", "verdict"]
+Kind = Literal["execution", "feedback", "dataset", "job", "verdict"]
 
 
 class Crash(Exception):
@@ -81,6 +81,10 @@ class MemoryLibrary:
         if (tenant, id_) not in self._feedback:
             raise Missing(f"no feedback {id_!r}", code="unknown_feedback")
         return self._feedback[tenant, id_]
+
+    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
+        same = [f for (owner, _), f in self._feedback.items() if (owner, f.execution_id) == (tenant, execution_id)]
+        return sorted(same, key=lambda f: (f.created_s, f.id))
 
     async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
         fresh = (tenant, source) not in self._sources
@@ -310,11 +314,22 @@ class Bench:
         rooms = Rooms(executions=self.executions, training=self.trainer, routing=self.router, registry=self.registry)
         return Learner(self.library, rooms, self.rules, self.world)
 
-    async def say(self, prompt: str, task: str = "swap", *, correction: str = "right", thumbs: int = 0) -> str:
-        """Feedback on an execution of that prompt; at least once: again after a crash, with the same request id."""
+    def run(self, prompt: str, task: str = "swap") -> str:
+        """An execution of that prompt is recorded, which is then told; its id."""
         execution = Execution(id=f"e-{prompt}", prompt=prompt, answer="wrong", task=task)
-        self.executions.known[execution.id] = execution
-        told = Feedback(id="", execution_id=execution.id, correction=correction, request_id=f"r-{prompt}")
+        if execution.id not in self.executions.known:
+            self.executions.known[execution.id] = execution
+            self.library.news.append(News("execution", self.tenant, execution.id))
+        return execution.id
+
+    async def say(self, prompt: str, task: str = "swap", *, correction: str = "right", thumbs: int = 0) -> str:
+        """Feedback on a recorded execution of that prompt; its id."""
+        self.run(prompt, task)
+        return await self.say_early(prompt, correction=correction, thumbs=thumbs)
+
+    async def say_early(self, prompt: str, *, correction: str = "right", thumbs: int = 0) -> str:
+        """Feedback whether or not there is a record; at least once: again after a crash, with the same request id."""
+        told = Feedback(id="", execution_id=f"e-{prompt}", correction=correction, request_id=f"r-{prompt}")
         try:
             return await self.learner.record(self.tenant, told, thumbs)
         except Crash:
@@ -325,6 +340,8 @@ class Bench:
         """Hand one event over once."""
         if news.kind == "feedback":
             await self.learner.learn_from(news.tenant, news.id)
+        elif news.kind == "execution":
+            await self.learner.learn_from_execution(news.tenant, news.id, [])
         elif news.kind == "dataset":
             await self.learner.train(news.id)
         elif news.kind == "job":
@@ -372,7 +389,3 @@ class Bench:
 
     def history_of(self, id_: str) -> list[str]:
         return self.library.history[id_]
-
-    def wait(self, seconds: float) -> None:
-        assert isinstance(self.world.clock, ManualClock)
-        self.world.clock.advance(seconds)

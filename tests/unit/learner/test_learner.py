@@ -4,7 +4,7 @@ import pytest
 
 from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.learner.core.judging import rows_of
-from catena.learner.core.learner import PATIENCE_S, Capsule, Rules
+from catena.learner.core.learner import Capsule, Rules
 from catena.learner.core.records import Execution, Feedback, JobResult, Verdict
 from tests.unit.learner.fakes import Bench, News
 
@@ -94,15 +94,33 @@ async def test_tasks_and_tenants_are_gathered_apart(bench):
     assert bench.trainer.jobs == {}
 
 
-async def test_an_execution_that_is_not_recorded_yet_is_waited_for_and_then_given_up(bench):
-    told = Feedback(id="", execution_id="unheard", correction="right")
-    id_ = await bench.learner.record("acme", told, 0)
-    with pytest.raises(Unavailable) as waits:
-        await bench.learner.learn_from("acme", id_)
-    assert waits.value.code == "not_recorded_yet"
-    bench.wait(PATIENCE_S)
-    await bench.learner.learn_from("acme", id_)
+async def test_feedback_that_overtook_its_execution_is_learnt_from_once_that_is_recorded(bench):
+    await bench.say_early("late")
+    await bench.say("punctual")
+    await bench.settle()
+    (dataset,) = await bench.learner.datasets("acme")
+    assert [sample.prompt for sample in await bench.library.samples(dataset.id)] == ["punctual"]
+    bench.run("late")
+    await bench.settle()
+    assert len(bench.trainer.jobs) == 1
+    assert sorted(sample.prompt for sample in await bench.library.samples(dataset.id)) == ["late", "punctual"]
+
+
+async def test_feedback_on_what_was_never_run_holds_nobody_up_and_teaches_nothing(bench):
+    unheard = await bench.say_early("never run")
+    await bench.learner.learn_from("acme", unheard)
     assert await bench.learner.datasets("acme") == []
+
+
+@pytest.mark.parametrize("praise_first", [False, True])
+async def test_a_correction_wins_over_a_verifiers_praise_whichever_comes_first(bench, praise_first):
+    praised = bench.run("p"), [("exact", 1.0)]
+    if praise_first:
+        await bench.learner.learn_from_execution("acme", *praised)
+    await bench.learner.learn_from("acme", await bench.say_early("p", correction="right"))
+    await bench.learner.learn_from_execution("acme", *praised)
+    (dataset,) = await bench.learner.datasets("acme")
+    assert [sample.completion for sample in await bench.library.samples(dataset.id)] == ["right"]
 
 
 async def test_feedback_told_again_after_its_data_set_was_frozen_starts_no_other(bench):
@@ -193,7 +211,7 @@ async def test_a_trainer_that_is_down_leaves_the_promotion_for_the_next_delivery
 async def test_a_job_that_had_ended_before_it_was_noted_goes_on_at_once(bench):
     await bench.say("a")
     await bench.say("b")
-    for news in bench.library.news[:2]:
+    for news in list(bench.library.news):
         await bench.deliver(news)
     (dataset,) = await bench.learner.datasets("acme")
     job = await bench.trainer.start(dataset, rows_of(await bench.library.samples(dataset.id)))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from catena.kit.errors import CatenaError, Conflict, Unavailable
-from catena.learner.core.learner import PATIENCE_S
 from catena.learner.core.records import ENDED
 from tests.unit.learner.fakes import Bench, Crash, News
 
@@ -132,6 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.bench = Bench()
         self.count = 0
+        self.early = {}
         self.heard = set()
 
     def run(self, work):
@@ -164,6 +164,18 @@ class AnyOrder(RuleBasedStateMachine):
     def correct(self, task):
         self.count += 1
         self.run(self.bench.say(f"{task} {self.count}", task))
+
+    @rule(task=st.sampled_from(["swap", "rot13"]))
+    def correct_early(self, task):
+        self.count += 1
+        self.early[f"{task} {self.count}"] = task
+        self.run(self.bench.say_early(f"{task} {self.count}"))
+
+    @precondition(lambda self: self.early)
+    @rule(choice=st.integers(0, 99))
+    def record(self, choice):
+        prompt = list(self.early)[choice % len(self.early)]
+        self.bench.run(prompt, self.early.pop(prompt))
 
     @rule(choice=st.integers(0, 1 << 30), crash=st.integers(0, 6))
     def deliver(self, choice, crash):
@@ -228,7 +240,8 @@ class AnyOrder(RuleBasedStateMachine):
     def quiesce(self):
         """Everything ends, and every event that was never acknowledged comes; no other comes again."""
         self.bench.fuse.at = 0
-        self.bench.wait(PATIENCE_S)
+        for prompt, task in self.early.items():
+            self.bench.run(prompt, task)
         for _ in range(200):
             for news in self.events():
                 if news not in self.heard:

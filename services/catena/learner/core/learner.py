@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from catena.kit.clock import World
-from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
+from catena.kit.errors import Conflict, Invalid, Missing
 from catena.learner.core.judging import domain_of, enough, rows_of, sample_of, scored
 from catena.learner.core.ports import Executions, Library, Registry, Routing, Training
 from catena.learner.core.records import ENDED, Dataset, Feedback, JobResult, Promotion, PromotionState, Sample, Verdict
 
 EXAMPLES = 60
-PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +67,33 @@ class Learner:
         return await self._library.keep_feedback(tenant, scored(stamped, thumbs))
 
     async def learn_from(self, tenant: str, feedback_id: str) -> None:
-        """Make a sample of feedback that teaches something.
+        """Make a sample of feedback that teaches something; `learn_from_execution` does if it overtook its execution.
 
-        Raises Unavailable while the execution is not recorded yet, for the first `PATIENCE_S` seconds.
+        That which names an execution that never was is thus never learnt from, and nobody waits for it.
         """
-        feedback = await self._library.feedback(tenant, feedback_id)
+        await self._learn_from(tenant, await self._library.feedback(tenant, feedback_id))
+
+    async def learn_from_execution(self, tenant: str, execution_id: str, scores: Sequence[tuple[str, float]]) -> None:
+        """Make samples of an execution, once it is recorded; `scores` as (source, value).
+
+        Of the feedback that came before its record; where nobody said anything, if trusted verifiers judged it good.
+        """
+        told = await self._library.feedback_on(tenant, execution_id)
+        for feedback in told:
+            await self._learn_from(tenant, feedback)
+        good = [value for source, value in scores if source in self._rules.verifiers]
+        if not told and good and min(good) > self._rules.good_score:
+            praise = Feedback(id="", execution_id=execution_id, score=min(good))
+            await self._learn_from(tenant, praise, source=f"execution {execution_id}")
+
+    async def _learn_from(self, tenant: str, feedback: Feedback, source: str = "") -> None:
         praised = feedback.score is not None and feedback.score > self._rules.good_score
         if not feedback.correction and not praised:
             return
         execution = await self._rooms.executions.execution(feedback.execution_id)
-        if execution is None:
-            if self._world.clock.now() - feedback.created_s < PATIENCE_S:
-                raise Unavailable(f"execution {feedback.execution_id} is not recorded yet", code="not_recorded_yet")
-            return
-        sample = sample_of(feedback, execution, self._rules.good_score)
+        sample = sample_of(feedback, execution, self._rules.good_score) if execution else None
         if sample is not None:
-            await self._collect(tenant, f"feedback {feedback_id}", [sample], self._rules.threshold)
-
-    async def learn_from_execution(self, tenant: str, execution_id: str, scores: Sequence[tuple[str, float]]) -> None:
-        """Make a sample of an execution that trusted verifiers judged good; `scores` as (source, value)."""
-        good = [value for source, value in scores if source in self._rules.verifiers]
-        if not good or min(good) <= self._rules.good_score:
-            return
-        execution = await self._rooms.executions.execution(execution_id)
-        if execution is None:
-            return
-        praise = Feedback(id="", execution_id=execution_id, score=min(good))
-        sample = sample_of(praise, execution, self._rules.good_score)
-        if sample is not None:
-            await self._collect(tenant, f"execution {execution_id}", [sample], self._rules.threshold)
+            await self._collect(tenant, source or f"feedback {feedback.id}", [sample], self._rules.threshold)
 
     async def take(self, tenant: str, capsules: Sequence[Capsule]) -> tuple[int, int]:
         """Add capsules' tasks to the data set of their domain; how many were taken and refused."""

@@ -17,6 +17,10 @@ class Library(Protocol):
         """One piece. Raises Missing."""
         ...
 
+    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
+        """What was told of an execution so far, oldest first."""
+        ...
+
     async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
         """Add samples to the collecting data sets of their tasks, once for each source; those that still collect."""
         ...

@@ -85,6 +85,7 @@ PROMOTIONS = sa.Table(
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("updated_s", sa.Float, nullable=False),
 )
+FEEDBACK_COLUMNS = [FEEDBACK.c[field.name] for field in fields(Feedback)]
 SAMPLE_COLUMNS = [SAMPLES.c[field.name] for field in fields(Sample)]
 
 
@@ -118,13 +119,19 @@ class SqlLibrary:
 
     async def feedback(self, tenant: str, id_: str) -> Feedback:
         """One piece. Raises Missing."""
-        columns = [FEEDBACK.c[field.name] for field in fields(Feedback)]
+        query = sa.select(*FEEDBACK_COLUMNS).where(FEEDBACK.c.tenant == tenant, FEEDBACK.c.id == id_)
         async with self._store.connect() as conn:
-            query = sa.select(*columns).where(FEEDBACK.c.tenant == tenant, FEEDBACK.c.id == id_)
             row = (await conn.execute(query)).mappings().first()
         if row is None:
             raise Missing(f"no feedback {id_!r}", code="unknown_feedback")
         return Feedback(**row)
+
+    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
+        """What was told of an execution so far, oldest first."""
+        same = sa.and_(FEEDBACK.c.tenant == tenant, FEEDBACK.c.execution_id == execution_id)
+        query = sa.select(*FEEDBACK_COLUMNS).where(same).order_by(FEEDBACK.c.created_s, FEEDBACK.c.id)
+        async with self._store.connect() as conn:
+            return [Feedback(**row) for row in (await conn.execute(query)).mappings()]
 
     async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
         """Add samples; a later one about the same prompt replaces the earlier. A repeated source adds nothing."""

@@ -28,7 +28,7 @@ class Hearing:
         await self.learner.learn_from(event.tenant, told.feedback_id)
 
     async def execution(self, event: Event) -> None:
-        """An execution, with what verifiers made of it."""
+        """An execution that is recorded now, with what verifiers made of it."""
         told = events_pb2.ExecutionCompleted.FromString(event.data)
         scores = [(score.source, score.value) for score in told.scores]
         await self.learner.learn_from_execution(event.tenant, told.execution_id, scores)
