@@ -98,7 +98,8 @@ def _background(
         records, records_days=config.records_days, texts_days=config.texts_days, every_s=FORGET_EVERY_S
     )
     chassis.background(forgetting, "retention")
-    chassis.consume("executor-feedback", ["learner.feedback.recorded"], _scoring(records))
+    # Scores may come in any order; one on what was never run waits its ten seconds beside the others.
+    chassis.consume("executor-feedback", ["learner.feedback.recorded"], _scoring(records), in_flight=16)
     chassis.watch(["adapters.adapter.*"], _forgetting(catalogue, cache))
 
 
