@@ -36,7 +36,7 @@ demo: $(VENV)/.base $(EMBEDDER)/config.json ## Set everything up and run the tou
 	@$(BIN)/python -m demo
 
 up: $(VENV)/.base $(EMBEDDER)/config.json ## Run the platform and stay; Ctrl-C stops it
-	@$(BIN)/catena up --config demo/catena.yaml
+	@$(BIN)/catena --config demo/catena.yaml up
 
 models: $(VENV)/.base $(EMBEDDER)/config.json ## Train the demo's two base models anew
 	@$(BIN)/python -m demo.train_models
