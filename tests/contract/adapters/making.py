@@ -6,7 +6,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from catena.adapters.core.work import Module, Part
 from catena.artifacts import manifest
@@ -17,6 +27,41 @@ from demo import tokenizer
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONTEXT = 256
 UNSEALED = Rules(require_manifest=False, require_signature=False)
+
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5]}
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "llama3": (LlamaConfig, {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64}}),
+    "biased": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "untied": (LlamaConfig, {"tie_word_embeddings": False}),
+    "mistral": (MistralConfig, {"sliding_window": 9}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": (Qwen3Config, {"head_dim": 32}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "head_dim": 32,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "phi3": (Phi3Config, {"sliding_window": 10, "tie_word_embeddings": False}),
+    "phi4-mini": (
+        Phi3Config,
+        {
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": LONG
+            | {"long_factor": [3.0] * 6, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128},
+        },
+    ),
+    "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0]}),
+}
+"""Small random configurations of every family that the engine runs."""
 
 
 def make_base(
@@ -36,14 +81,11 @@ def make_base(
         "bos_token_id": tokenizer.BOS,
         "eos_token_id": tokenizer.END,
     }
-    if kind == "qwen3":
-        model: Any = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=32))
-    else:
-        biased = {"attention_bias": True, "mlp_bias": True} if kind == "biased" else {}
-        model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=kind != "untied", **biased))
+    family, own = FAMILIES[kind]
+    model: Any = AutoModelForCausalLM.from_config(family(**sizes | own))
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.2)
+        if name.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, mean=parameter.data.mean().item(), std=0.2)
     model.save_pretrained(folder)
     tokenizer.build(CONTEXT).save_pretrained(folder)
     return folder
@@ -53,7 +95,7 @@ def make_adapter(base: Path, folder: Path, *, seed: int = 1, **config: Any) -> P
     """A PEFT adapter with random factors, saved by PEFT; `config` goes to LoraConfig."""
     settings = {"r": 8, "lora_alpha": 16, "target_modules": ALL, "task_type": "CAUSAL_LM"} | config
     torch.manual_seed(seed)
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             std = 0.3 if "magnitude" in name else 0.15
@@ -74,7 +116,7 @@ def part_of(base: Path, adapter: Path, weight: float = 1.0) -> Part:
 
 def peft_logits(base: Path, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
     """The reference: transformers and PEFT, one sequence alone, (T, V) in fp32."""
-    model: Any = LlamaForCausalLM.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():

@@ -9,8 +9,9 @@ from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.lora import Adapter, Stacks
-from tests.contract.adapters.making import CONTEXT, make_adapter, make_base, part_of, peft_logits, prompts
+from tests.contract.adapters.making import CONTEXT, FAMILIES, make_adapter, make_base, part_of, peft_logits, prompts
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
@@ -46,15 +47,14 @@ class Runner:
             segments.append(Segment(at, at + len(feeds[slot]), slot, starts[slot]))
             at += len(feeds[slot])
         span = max(positions[:singles], default=-1) + 1
-        positions_T = torch.tensor(positions)
         step = Step(
             tokens_T=torch.tensor(tokens),
-            positions_T=positions_T,
+            positions_T=torch.tensor(positions),
             slots_T=torch.tensor(slots),
             singles=singles,
             single_slots_N=None,
-            mask_N11L=(torch.arange(span) <= positions_T[:singles, None])[:, None, None],
             span=span,
+            even=False,
             segments=segments,
             wanted_W=None,
         )
@@ -158,15 +158,44 @@ def test_bytes_are_those_of_the_factors(base: Path, tmp_path: Path) -> None:
     assert adapter.bytes == 2 * 4 * ((64 + 64) + (128 + 64)) * 4
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "biased", "untied"])
-def test_other_llama_like_bases_equal_transformers(tmp_path: Path, kind: str) -> None:
-    base = make_base(tmp_path, kind=kind)
-    text = prompts(1, 20)[0]
-    with torch.no_grad():
-        wanted = AutoModelForCausalLM.from_pretrained(base)(torch.tensor([text])).logits[0]
-    runner = Runner(opened(base))
-    first = runner.run([text[:12]], [0], [None])[0]
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_bases_of_every_family_and_their_adapters_equal_transformers_and_peft(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base", kind=kind)
+    fused = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]} if kind.startswith("phi") else {}
+    folder = make_adapter(base, tmp_path / "adapter", **fused)
+    decoder = opened(base)
+    adapter = read_adapter("a", [part_of(base, folder)], decoder)
+    text = prompts(1, 24)[0]
+    runner = Runner(decoder)
+    chunks = [
+        runner.run([text[at:stop]] * 2, [at, at], [adapter, None])
+        for at, stop in ((0, 12), (12, 20), *((n, n + 1) for n in range(20, len(text))))
+    ]
 
-    rest = runner.run([text[12:]], [12], [None])[0]
+    for row, wanted in enumerate((folder, None)):
+        assert_close(torch.cat([chunk[row] for chunk in chunks]), peft_logits(base, wanted, text))
 
-    assert_close(torch.cat((first, rest)), wanted)
+
+def test_wide_layers_whose_factors_are_kept_apart_equal_peft(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", width=512, layers=1)
+    folders = [make_adapter(base, tmp_path / str(r), seed=r, r=r) for r in (16, 64)]
+    folders.append(make_adapter(base, tmp_path / "few", r=64, target_modules=["v_proj", "up_proj", "down_proj"]))
+    decoder = opened(base)
+    adapters = [read_adapter(str(n), [part_of(base, folder)], decoder) for n, folder in enumerate(folders)]
+    text = prompts(1, 9)[0]
+
+    got = Runner(decoder).run([text] * 4, [0] * 4, [*adapters, None])
+
+    for row, folder in zip(got, [*folders, None], strict=True):
+        assert_close(row, peft_logits(base, folder, text))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_products_equal_plain_ones(dtype: str) -> None:
+    torch.manual_seed(0)
+    weight_OI, bias_O, x_TI = (torch.randn(*size).to(getattr(torch, dtype)) for size in ((70, 33), (70,), (5, 33)))
+    linear = Linear(weight_OI, bias_O)
+    wanted = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
+    assert torch.allclose(linear(x_TI), wanted, rtol=1e-5 if dtype == "float32" else 1e-2, atol=1e-4)
+    assert torch.equal(linear.weight(), weight_OI)
+    assert linear.bytes == (70 * 33 + 70) * weight_OI.element_size()

@@ -187,7 +187,7 @@ async def test_bases_are_listed_with_their_facts(room: Room) -> None:
     assert [base.name for base in bases] == ["demo-large", "demo-small"]
     small = bases[1]
     assert (small.architecture, small.resident, small.dtype) == ("LlamaForCausalLM", True, "float32")
-    assert small.bytes == 4 * small.parameters
+    assert 4 * small.parameters <= small.bytes <= 5 * small.parameters  # a tied head may be held packed, too
     assert len(small.digest) == 64
 
 

@@ -17,7 +17,7 @@ from catena.adapters.drivers.engine.lora import SITE_OF, Adapter, Block, Site
 from catena.kit.errors import Invalid
 
 PREFIX = "base_model.model."
-PATH = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj\Z")
+PATH = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(qkv|q|k|v|o|gate_up|gate|up|down)_proj\Z")
 
 
 def read_adapter(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
@@ -44,7 +44,7 @@ class _Factors:
         match = PATH.match(module.path)
         if match is None:
             raise Invalid(
-                f"the adapter changes {module.path!r}; only the blocks' seven projections are served",
+                f"the adapter changes {module.path!r}; only the blocks' projections are served",
                 code="unsupported_adapter",
             )
         self.layer, self.name = int(match[1]), match[2]
@@ -84,12 +84,8 @@ def _site(found: Sequence[_Factors], decoder: Decoder) -> Site:
     a_RI = torch.cat([factors.a_RI for factors in found])
     if all(factors.magnitude_O is None for factors in found):
         return Site(a_RI, tuple(blocks))
-    weight_OI, bias_O = (
-        (layer.qkv_OD, layer.qkv_bias_O),
-        (layer.o_DO, layer.o_bias_D),
-        (layer.gate_up_FD, layer.gate_up_bias_F),
-        (layer.down_DF, layer.down_bias_D),
-    )[found[0].site]
+    linear = layer.sites[found[0].site]
+    weight_OI, bias_O = linear.weight(), linear.bias_O
     norm_O = torch.ones_like(weight_OI[:, 0])
     for factors, block in zip(found, blocks, strict=True):
         rows = slice(block.out, block.out + block.b_OR.shape[0])

@@ -165,17 +165,14 @@ class Batch:
         positions_T = torch.tensor(positions, device=device)
         slots_T = torch.tensor(slots, device=device)
         span = max(positions[:singles], default=-1) + 1
-        mask = None
-        if any(position + 1 != span for position in positions[:singles]):
-            mask = (torch.arange(span, device=device) <= positions_T[:singles, None])[:, None, None]
         step = Step(
             tokens_T=torch.tensor(tokens, device=device),
             positions_T=positions_T,
             slots_T=slots_T,
             singles=singles,
             single_slots_N=None if slots[:singles] == list(range(singles)) else slots_T[:singles],
-            mask_N11L=mask,
             span=span,
+            even=all(position + 1 == span for position in positions[:singles]),
             segments=segments,
             wanted_W=None if len(wanted) == len(tokens) else torch.tensor(wanted, device=device, dtype=torch.long),
         )

@@ -1,37 +1,67 @@
 """The forward pass of Llama-like decoders over a packed step: rows of many requests, one token or many each.
 
-Legend of shapes: T packed tokens, D width, H query heads, K key heads, G = H / K, E head size, F feed-forward,
-V vocabulary, L tokens of a key-value row, W rows whose logits are wanted, N rows that feed one token.
+Legend of shapes: T packed tokens, D width, H query heads, K key heads, G = H / K, E head size, R the part of a head
+that rotates, F feed-forward, V vocabulary, L tokens of a key-value row, W rows whose logits are wanted, N rows that
+feed one token.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.lora import LoraStep
 from catena.adapters.drivers.engine.shape import Shape
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+}
 
 
 @dataclass(slots=True, kw_only=True)
 class Layer:
-    """One block's weights; q, k and v are stacked, and so are gate and up."""
+    """One block's weights; q, k and v are stacked, and so are gate and up.
+
+    `norm_attended_D` and `norm_fed_D` come before the additions, where an architecture has them. `window` is how far
+    back its attention sees, 0: to the start. `turn` says which of the rotations is its own.
+    """
 
     norm_in_D: Tensor
-    qkv_OD: Tensor
-    qkv_bias_O: Tensor | None
+    qkv: Linear
     q_norm_E: Tensor | None
     k_norm_E: Tensor | None
-    o_DO: Tensor
-    o_bias_D: Tensor | None
+    o: Linear
+    norm_attended_D: Tensor | None
     norm_mlp_D: Tensor
-    gate_up_FD: Tensor
-    gate_up_bias_F: Tensor | None
-    down_DF: Tensor
-    down_bias_D: Tensor | None
+    gate_up: Linear
+    down: Linear
+    norm_fed_D: Tensor | None
+    window: int = 0
+    turn: int = 0
+
+    @property
+    def sites(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """The products that adapters may change."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """What comes before and after the layers.
+
+    `turns` holds pairs of cosines and sines by position, (P, R); the first half of each sine is stored negated.
+    """
+
+    embed_VD: Tensor
+    norm_D: Tensor
+    head: Linear
+    turns: Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +78,8 @@ class Segment:
 class Step:
     """One forward pass. The first `singles` packed tokens are one per row; `segments` hold the others.
 
-    `single_slots_N` is None when the singles' slots are 0, 1, 2 and so on. `mask_N11L` is True where a single may look.
+    `single_slots_N` is None when the singles' slots are 0, 1, 2 and so on; `span` is how many tokens the longest of
+    them sees; `even` says that all of them see as many.
     """
 
     tokens_T: Tensor
@@ -56,53 +87,80 @@ class Step:
     slots_T: Tensor
     singles: int
     single_slots_N: Tensor | None
-    mask_N11L: Tensor | None
     span: int
+    even: bool
     segments: Sequence[Segment]
     wanted_W: Tensor | None
+    _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+
+    def single_mask(self, window: int) -> Tensor | None:
+        """True where a single may look, (N, 1, 1, L); None: everywhere."""
+        if (-1, window) not in self._masks:
+            self._masks[-1, window] = self._single_mask(window)
+        return self._masks[-1, window]
+
+    def segment_mask(self, number: int, window: int) -> Tensor | None:
+        """True where a segment's tokens may look, (T, L); None: each at all before it and itself, from the start."""
+        if (number, window) not in self._masks:
+            segment = self.segments[number]
+            count, stop = segment.end - segment.begin, segment.start + segment.end - segment.begin
+            mask_TL = None
+            if segment.start or 0 < window < stop:
+                mask_TL = torch.ones(count, stop, dtype=torch.bool, device=self.tokens_T.device).tril(segment.start)
+                mask_TL = mask_TL.triu(segment.start - window + 1) if window else mask_TL
+            self._masks[number, window] = mask_TL
+        return self._masks[number, window]
+
+    def _single_mask(self, window: int) -> Tensor | None:
+        if self.even and not 0 < window < self.span:
+            return None
+        places_L = torch.arange(self.span, device=self.tokens_T.device)
+        positions_N1 = self.positions_T[: self.singles, None]
+        mask_NL = places_L <= positions_N1
+        if window:
+            mask_NL &= places_L > positions_N1 - window
+        return mask_NL[:, None, None]
 
 
 class Decoder:
     """A base's weights and its forward pass; holds no state of any request."""
 
-    def __init__(self, shape: Shape, layers: Sequence[Layer], ends: "Ends") -> None:
-        """Take weights that `bases` has read."""
+    def __init__(self, shape: Shape, layers: Sequence[Layer], ends: Ends) -> None:
+        """Take weights that `base_weights` has read."""
         self.shape = shape
         self.layers = layers
         self.ends = ends
-        self._scale = shape.head**-0.5
+        self._activate = ACTIVATIONS[shape.activation]
 
     @torch.inference_mode()
     def forward(self, step: Step, kv: KvSlab, lora: LoraStep | None) -> Tensor:
         """Logits of the wanted rows in fp32, (W, V), after writing the step's keys and values into `kv`."""
         shape, ends = self.shape, self.ends
         x_TD = functional.embedding(step.tokens_T, ends.embed_VD)
-        cos_T1E = ends.cos_PE[step.positions_T].unsqueeze(1)
-        sin_T1E = ends.sin_PE[step.positions_T].unsqueeze(1)
-        width = (shape.width,)
+        if shape.embed_scale != 1.0:
+            x_TD = x_TD * torch.tensor(shape.embed_scale, dtype=shape.dtype)
+        turns = [(cos_PR[step.positions_T, None], sin_PR[step.positions_T, None]) for cos_PR, sin_PR in ends.turns]
         for index, layer in enumerate(self.layers):
-            h_TD = functional.rms_norm(x_TD, width, layer.norm_in_D, shape.epsilon)
-            qkv_TO = functional.linear(h_TD, layer.qkv_OD, layer.qkv_bias_O)
-            if lora is not None:
-                lora.add(qkv_TO, h_TD, index, 0)
-            heads_TO = self._attend(index, layer, qkv_TO, (cos_T1E, sin_T1E), step, kv)
-            y_TD = functional.linear(heads_TO, layer.o_DO, layer.o_bias_D)
-            if lora is not None:
-                lora.add(y_TD, heads_TO, index, 1)
+            h_TD = self._norm(x_TD, layer.norm_in_D)
+            qkv_TO = _through(layer.qkv, h_TD, lora, index, 0)
+            heads_TO = self._attend(index, layer, qkv_TO, turns[layer.turn], step, kv)
+            y_TD = _through(layer.o, heads_TO, lora, index, 1)
+            if layer.norm_attended_D is not None:
+                y_TD = self._norm(y_TD, layer.norm_attended_D)
             x_TD = x_TD + y_TD
-            h_TD = functional.rms_norm(x_TD, width, layer.norm_mlp_D, shape.epsilon)
-            both_TF = functional.linear(h_TD, layer.gate_up_FD, layer.gate_up_bias_F)
-            if lora is not None:
-                lora.add(both_TF, h_TD, index, 2)
-            m_TF = functional.silu(both_TF[:, : shape.feed_forward]).mul_(both_TF[:, shape.feed_forward :])
-            y_TD = functional.linear(m_TF, layer.down_DF, layer.down_bias_D)
-            if lora is not None:
-                lora.add(y_TD, m_TF, index, 3)
+            h_TD = self._norm(x_TD, layer.norm_mlp_D)
+            both_TF = _through(layer.gate_up, h_TD, lora, index, 2)
+            m_TF = self._activate(both_TF[:, : shape.feed_forward]).mul_(both_TF[:, shape.feed_forward :])
+            y_TD = _through(layer.down, m_TF, lora, index, 3)
+            if layer.norm_fed_D is not None:
+                y_TD = self._norm(y_TD, layer.norm_fed_D)
             x_TD = x_TD + y_TD
         if step.wanted_W is not None:
             x_TD = x_TD.index_select(0, step.wanted_W)
-        x_TD = functional.rms_norm(x_TD, width, ends.norm_D, shape.epsilon)
-        return functional.linear(x_TD, ends.head_VD).float()
+        return ends.head(self._norm(x_TD, ends.norm_D)).float()
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, weight.shape, weight, self.shape.epsilon)
 
     def _attend(
         self, index: int, layer: Layer, qkv_TO: Tensor, turn: tuple[Tensor, Tensor], step: Step, kv: KvSlab
@@ -112,56 +170,57 @@ class Decoder:
         turned = shape.heads + shape.key_heads
         qk_TXE = all_TXE[:, :turned]
         if layer.q_norm_E is not None and layer.k_norm_E is not None:
-            size = (shape.head,)
-            q_THE = functional.rms_norm(qk_TXE[:, : shape.heads], size, layer.q_norm_E, shape.epsilon)
-            k_TKE = functional.rms_norm(qk_TXE[:, shape.heads :], size, layer.k_norm_E, shape.epsilon)
+            q_THE = self._norm(qk_TXE[:, : shape.heads], layer.q_norm_E)
+            k_TKE = self._norm(qk_TXE[:, shape.heads :], layer.k_norm_E)
             qk_TXE = torch.cat((q_THE, k_TKE), dim=1)
-        # Rotation of halves: the sine's first half is stored negated, so a roll does for the swap.
-        qk_TXE = (qk_TXE * turn[0]).addcmul_(qk_TXE.roll(shape.head // 2, -1), turn[1])
+        qk_TXE = _turned(qk_TXE, shape.turned, turn)
         kv_TXE = torch.cat((qk_TXE[:, shape.heads :], all_TXE[:, turned:]), dim=1)
         kv.write(index, step.slots_T, step.positions_T, kv_TXE)
         q_THE = qk_TXE[:, : shape.heads]
         parts = []
         if step.singles:
-            parts.append(self._attend_singles(index, q_THE[: step.singles], step, kv))
-        parts += [self._attend_segment(index, q_THE, segment, kv) for segment in step.segments]
+            parts.append(self._attend_singles(index, layer.window, q_THE[: step.singles], step, kv))
+        for number, segment in enumerate(step.segments):
+            mask_TL = step.segment_mask(number, layer.window)
+            parts.append(self._attend_segment(index, q_THE[segment.begin : segment.end], segment, mask_TL, kv))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_singles(self, index: int, q_NHE: Tensor, step: Step, kv: KvSlab) -> Tensor:
+    def _attend_singles(self, index: int, window: int, q_NHE: Tensor, step: Step, kv: KvSlab) -> Tensor:
         shape, n = self.shape, step.singles
         keys_NKLE, values_NKLE = kv.read(index, n, step.single_slots_N, step.span)
         q_NKGE = q_NHE.reshape(n, shape.key_heads, shape.heads // shape.key_heads, shape.head)
         out_NKGE = functional.scaled_dot_product_attention(
-            q_NKGE, keys_NKLE, values_NKLE, attn_mask=step.mask_N11L, scale=self._scale
+            q_NKGE, keys_NKLE, values_NKLE, attn_mask=step.single_mask(window), scale=shape.scale
         )
         return out_NKGE.reshape(n, shape.heads * shape.head)
 
-    def _attend_segment(self, index: int, q_THE: Tensor, segment: Segment, kv: KvSlab) -> Tensor:
+    def _attend_segment(
+        self, index: int, q_THE: Tensor, segment: Segment, mask_TL: Tensor | None, kv: KvSlab
+    ) -> Tensor:
         shape, count = self.shape, segment.end - segment.begin
-        stop = segment.start + count
-        keys_1KLE, values_1KLE = kv.row(index, segment.slot, stop)
-        q_1HTE = q_THE[segment.begin : segment.end].transpose(0, 1).unsqueeze(0)
-        mask_TL = None
-        if segment.start:
-            mask_TL = torch.ones(count, stop, dtype=torch.bool, device=q_THE.device).tril(segment.start)
+        keys_1KLE, values_1KLE = kv.row(index, segment.slot, segment.start + count)
         out_1HTE = functional.scaled_dot_product_attention(
-            q_1HTE,
+            q_THE.transpose(0, 1).unsqueeze(0),
             keys_1KLE,
             values_1KLE,
             attn_mask=mask_TL,
             is_causal=mask_TL is None,
-            scale=self._scale,
+            scale=shape.scale,
             enable_gqa=shape.heads != shape.key_heads,
         )
         return out_1HTE[0].transpose(0, 1).reshape(count, shape.heads * shape.head)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """What comes before and after the layers. `cos_PE`, `sin_PE` are by position; the sine's first half is negated."""
+def _through(linear: Linear, x_TI: Tensor, lora: LoraStep | None, layer: int, site: int) -> Tensor:
+    """A product with what the rows' adapters add to it."""
+    y_TO = linear(x_TI)
+    if lora is not None:
+        lora.add(y_TO, x_TI, layer, site)
+    return y_TO
 
-    embed_VD: Tensor
-    norm_D: Tensor
-    head_VD: Tensor
-    cos_PE: Tensor
-    sin_PE: Tensor
+
+def _turned(qk_TXE: Tensor, part: int, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries and keys rotated by halves; the sine's first half is negated, so a roll does for the swap."""
+    if part < qk_TXE.shape[-1]:
+        return torch.cat((_turned(qk_TXE[..., :part], part, turn), qk_TXE[..., part:]), dim=-1)
+    return (qk_TXE * turn[0]).addcmul_(qk_TXE.roll(part // 2, -1), turn[1])

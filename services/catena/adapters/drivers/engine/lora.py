@@ -13,9 +13,13 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.shape import Shape
 
-SITE_OF = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
+SITE_OF = {"qkv": 0, "q": 0, "k": 0, "v": 0, "o": 1, "gate_up": 2, "gate": 2, "up": 2, "down": 3}
 KEEP_STEPS = 64
 """How many steps an adapter that no row uses stays stacked: it is likely to come back."""
+
+
+SMALL = 32_768
+"""Weights of an adapter's B factors in one site up to which one product, zeros among them, beats several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +94,44 @@ class LoraStep:
         stacked = self._stacks.sites.get((layer, site))
         if stacked is None:
             return
-        a_AIR, b_ARO = stacked.a_AIR, stacked.b_ARO
+        a_AIR = stacked.a_AIR
         if self._whole >= 0:
-            y_TO.addmm_(x_TI @ a_AIR[self._whole], b_ARO[self._whole])
+            h_TR = x_TI @ a_AIR[self._whole]
+            for part in stacked.parts:
+                part.of(y_TO).addmm_(h_TR[:, part.ranks], part.b_ARO[self._whole])
         elif self._gather is not None and self._source is not None and self._rows is not None:
             count = a_AIR.shape[0]
             x_AMI = x_TI.index_select(0, self._gather).view(count, -1, x_TI.shape[1])
-            d_AMO = torch.bmm(torch.bmm(x_AMI, a_AIR), b_ARO)
-            y_TO.index_add_(0, self._rows, d_AMO.view(-1, y_TO.shape[1]).index_select(0, self._source))
+            h_AMR = torch.bmm(x_AMI, a_AIR)
+            for part in stacked.parts:
+                d_SO = torch.bmm(h_AMR[..., part.ranks], part.b_ARO).view(-1, part.b_ARO.shape[2])
+                part.of(y_TO).index_add_(0, self._rows, d_SO.index_select(0, self._source))
         else:
             for place, rows in self._loops:
-                y_TO.index_add_(0, rows, x_TI.index_select(0, rows) @ a_AIR[place] @ b_ARO[place])
+                h_MR = x_TI.index_select(0, rows) @ a_AIR[place]
+                for part in stacked.parts:
+                    part.of(y_TO).index_add_(0, rows, h_MR[:, part.ranks] @ part.b_ARO[place])
         if stacked.norm_AO is not None and stacked.shift_AO is not None and self._adapter_T is not None:
             # Index -1, the base alone, is the last row: ones and zeros.
             y_TO.mul_(stacked.norm_AO[self._adapter_T]).add_(stacked.shift_AO[self._adapter_T])
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The B factors of one layer of a site: what they read of the ranks, and the outputs that they add to."""
+
+    ranks: slice
+    outs: slice
+    b_ARO: Tensor
+
+    def of(self, y_TO: Tensor) -> Tensor:
+        return y_TO[:, self.outs]
+
+
 @dataclass(slots=True)
 class _Stacked:
     a_AIR: Tensor
-    b_ARO: Tensor
+    parts: Sequence[_Part]
     norm_AO: Tensor | None
     shift_AO: Tensor | None
 
@@ -162,22 +184,53 @@ class Stacks:
         self.dora = any(site.norm_AO is not None for site in self.sites.values())
 
     def _stack(self, sites: Sequence[Site | None], kind: int) -> _Stacked:
-        outputs = self._outputs[kind]
-        rank = max(site.a_RI.shape[0] for site in sites if site is not None)
-        inputs = next(site.a_RI.shape[1] for site in sites if site is not None)
-        a_AIR = torch.zeros(len(sites), inputs, rank, dtype=self._dtype, device=self.device)
-        b_ARO = torch.zeros(len(sites), rank, outputs, dtype=self._dtype, device=self.device)
-        scaled = any(site is not None and site.norm_O is not None for site in sites)
+        outputs, present = self._outputs[kind], [site for site in sites if site is not None]
+        inputs = present[0].a_RI.shape[1]
+        layout = _layout(present, outputs)
+        ranks = max(ranks.stop for ranks, _ in layout.values())
+        a_AIR = self._zeros(len(sites), inputs, ranks)
+        parts = {
+            at: _Part(ranks, outs, self._zeros(len(sites), ranks.stop - ranks.start, outs.stop - outs.start))
+            for at, (ranks, outs) in layout.items()
+        }
+        scaled = any(site.norm_O is not None for site in present)
         norm_AO = torch.ones(len(sites) + 1, outputs, dtype=self._dtype, device=self.device) if scaled else None
         shift_AO = torch.zeros_like(norm_AO) if norm_AO is not None else None
         for place, site in enumerate(sites):
             if site is None:
                 continue
-            a_AIR[place, :, : site.a_RI.shape[0]] = site.a_RI.T
+            taken = dict.fromkeys(parts, 0)
             for block in site.blocks:
-                out, ranks = block.b_OR.shape
-                b_ARO[place, block.rank : block.rank + ranks, block.out : block.out + out] = block.b_OR.T
+                at = block.out if block.out in parts else 0
+                part, rank, out = parts[at], block.b_OR.shape[1], block.out - parts[at].outs.start
+                begin = part.ranks.start + taken[at]
+                a_AIR[place, :, begin : begin + rank] = site.a_RI[block.rank : block.rank + rank].T
+                part.b_ARO[place, taken[at] : taken[at] + rank, out : out + block.b_OR.shape[0]] = block.b_OR.T
+                taken[at] += rank
             if norm_AO is not None and shift_AO is not None and site.norm_O is not None and site.shift_O is not None:
                 norm_AO[place] = site.norm_O
                 shift_AO[place] = site.shift_O
-        return _Stacked(a_AIR, b_ARO, norm_AO, shift_AO)
+        return _Stacked(a_AIR, list(parts.values()), norm_AO, shift_AO)
+
+    def _zeros(self, *sizes: int) -> Tensor:
+        return torch.zeros(*sizes, dtype=self._dtype, device=self.device)
+
+
+def _layout(sites: Sequence[Site], outputs: int) -> dict[int, tuple[slice, slice]]:
+    """Ranks and outputs of a site's parts, by first output: one a layer, or one for all where that is little more."""
+    widths: dict[int, tuple[int, int]] = {}
+    whole = 0
+    for site in sites:
+        ranks: dict[int, int] = {}
+        for block in site.blocks:
+            ranks[block.out] = ranks.get(block.out, 0) + block.b_OR.shape[1]
+            widths[block.out] = (0, block.b_OR.shape[0]) if block.out not in widths else widths[block.out]
+        widths |= {out: (max(widths[out][0], rank), widths[out][1]) for out, rank in ranks.items()}
+        whole = max(whole, sum(ranks.values()))
+    if whole * outputs <= SMALL:
+        return {0: (slice(0, whole), slice(0, outputs))}
+    layout, begin = {}, 0
+    for out, (rank, width) in sorted(widths.items()):
+        layout[out] = slice(begin, begin + rank), slice(out, out + width)
+        begin += rank
+    return layout

@@ -39,8 +39,8 @@ def whole_logits(decoder: Decoder, tokens: list[int], adapter: Adapter | None) -
         slots_T=torch.zeros(count, dtype=torch.long, device=device),
         singles=0,
         single_slots_N=None,
-        mask_N11L=None,
         span=0,
+        even=True,
         segments=[Segment(0, count, 0, 0)],
         wanted_W=None,
     )

@@ -9,7 +9,8 @@ import torch
 class Shape:
     """`key_heads` keep keys and values, `head` is a head's size, `context` the most tokens of prompt and answer.
 
-    `dtype` and `device` are those of the weights.
+    `turned` is how much of a head rotates with its position; `scale` multiplies the attention's scores, `embed_scale`
+    the embeddings. `dtype` and `device` are those of the weights.
     """
 
     layers: int
@@ -17,7 +18,11 @@ class Shape:
     heads: int
     key_heads: int
     head: int
+    turned: int
+    scale: float
+    embed_scale: float
     feed_forward: int
+    activation: str
     vocabulary: int
     epsilon: float
     context: int
