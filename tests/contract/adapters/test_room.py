@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -211,6 +212,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "demo-large", "temperature": float("nan")}, "bad_sampling"),
     ({"model": "demo-large", "top_p": 1.5}, "bad_sampling"),
     ({"model": "demo-large", "n": 99}, "bad_sampling"),
+    ({"model": "demo-large", "min_p": -1.0}, "bad_sampling"),
+    ({"model": "demo-large", "repetition_penalty": float("nan")}, "bad_sampling"),
+    ({"model": "demo-large", "logit_bias": {5: 200.0}}, "bad_sampling"),
+    ({"model": "demo-large", "logit_bias": {9999: 1.0}}, "bad_sampling"),
     ({"model": "demo-large", "text": "x" * 5000}, "context_length_exceeded"),
 ]
 
@@ -221,13 +226,62 @@ async def test_bad_questions_are_refused_with_a_code(room: Room, change: dict[st
 
 
 async def test_what_this_engine_cannot_do_is_said(room: Room) -> None:
-    schema, tools, empty = question("demo-small"), question("demo-small"), question("demo-small")
-    schema.request.json_schema.update({"type": "object"})
+    tools, empty = question("demo-small"), question("demo-small")
     tools.request.tools.add(name="search")
     empty.request.ClearField("messages")
-    codes = [(await refusal(room, request)).code for request in (schema, tools, empty)]
+    codes = [(await refusal(room, request)).code for request in (tools, empty)]
 
-    assert codes == ["json_schema_unsupported", "tools_unsupported", "bad_request"]
+    assert codes == ["tools_unsupported", "bad_request"]
+
+
+async def test_answers_look_as_they_were_asked_to(room: Room) -> None:
+    text, struct, regex, choice = (question("demo-large", temperature=1.0, max_tokens=200) for _ in range(4))
+    wanted = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 99}}}
+    wanted |= {"required": ["n"], "additionalProperties": False}
+    text.request.json_schema_text = json.dumps(wanted)
+    struct.request.json_schema.update(wanted)
+    regex.request.regex = "[xyz]{5}"
+    choice.request.choices.extend(["left", "right"])
+
+    told = [await room.stream(asked) for asked in (text, struct, regex, choice)]
+
+    for answer in told[:2]:
+        assert 1 <= json.loads(text_of(answer))["n"] <= 99
+    assert re.fullmatch("[xyz]{5}", text_of(told[2]))
+    assert text_of(told[3]) in ("left", "right")
+    assert {answer[-2].deltas[-1].finish_reason for answer in told} == {"stop"}
+
+
+async def test_draws_follow_the_sampling_that_travels_with_them(room: Room) -> None:
+    plain = question("demo-large", max_tokens=8)
+    only, keep, biased = (question("demo-large", temperature=2.0, max_tokens=8) for _ in range(3))
+    only.request.sampling.top_k = 1
+    keep.request.sampling.min_p = 1.0
+    biased.request.sampling.logit_bias[ord("q")] = 100.0
+    shy = question("demo-large", max_tokens=30)
+    shy.request.sampling.repetition_penalty = 50.0
+
+    texts = [text_of(await room.stream(asked)) for asked in (plain, only, keep, biased, shy)]
+
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[3] == "q" * 8
+    assert len(set(texts[4])) == len(texts[4])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("json_schema_text", '{"type": "nonsense"}', "bad_schema"),
+        ("json_schema_text", "{", "bad_schema"),
+        ("regex", "a(", "bad_regex"),
+        ("regex", "a" * 300_000, "bad_constraint"),
+    ],
+)
+async def test_constraints_that_cannot_be_compiled_are_refused(room: Room, field: str, value: str, code: str) -> None:
+    asked = question("demo-small")
+    setattr(asked.request, field, value)
+
+    assert (await refusal(room, asked)).code == code
 
 
 async def test_unsigned_and_strangely_signed_adapters_are_refused(house: House) -> None:

@@ -1,7 +1,16 @@
 import random
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from catena.adapters.core.work import Sampling
 from catena.adapters.drivers.engine.sampling import Draw, accept, agree, draw_of, penalise, pick, probabilities
@@ -42,6 +51,69 @@ def test_penalties_follow_the_counts() -> None:
 
     assert got.tolist() == [[0.0, -2.0, 0.0, -1.5], [0.0] * 4]
     assert logits.abs().sum() == 0
+
+
+def chain(settings: dict[str, float]) -> list[Any]:
+    """Transformers' own processors for these settings, in the order in which its `generate` applies them."""
+    made = {
+        "repetition": RepetitionPenaltyLogitsProcessor,
+        "temperature": TemperatureLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+        "min_p": MinPLogitsWarper,
+    }
+    return [kind(settings[name]) for name, kind in made.items() if name in settings]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 5000},
+        {"top_p": 0.3},
+        {"top_p": 0.97},
+        {"min_p": 0.02},
+        {"min_p": 1.0},
+        {"repetition": 1.7},
+        {"repetition": 0.6},
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "repetition": 1.3},
+        {"temperature": 1.9, "top_k": 50, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_draws_are_distributed_as_transformers_processors_say(settings: dict[str, float]) -> None:
+    torch.manual_seed(4)
+    logits, seen = 4 * torch.randn(6, 300), torch.randint(0, 300, (6, 40))
+    wanted = logits
+    for processor in chain(settings):
+        wanted = processor(seen, wanted)
+    rows = [draw(**settings, prompt=ids[:25], counts=Counter(ids[25:])) for ids in seen.tolist()]
+
+    got = probabilities(penalise(logits, rows), rows)
+
+    assert torch.equal(got > 0, wanted > -torch.inf)
+    assert torch.allclose(got, torch.softmax(wanted, -1), atol=1e-6)
+
+
+def test_rows_keep_their_own_settings_in_one_batch() -> None:
+    torch.manual_seed(5)
+    logits = 3 * torch.randn(5, 100)
+    rows = [draw(), draw(top_k=3), draw(top_k=40, min_p=0.2), draw(0.0, top_k=2), draw(0.5, 0.7)]
+
+    together = probabilities(logits, rows)
+
+    for row, alone in enumerate(rows):
+        assert torch.allclose(together[row], probabilities(logits[row : row + 1], [alone])[0])
+    assert (together[1] > 0).sum() == 3
+
+
+def test_biases_are_added_before_penalties() -> None:
+    logits = torch.tensor([[1.0, 1.0, -1.0, 0.0]])
+
+    got = penalise(logits, [draw(bias=((0, 3.0), (2, -100.0)), repetition=2.0, presence=0.5, counts={0: 1})])
+
+    assert got.tolist() == [[1.5, 1.0, -101.0, 0.0]]
 
 
 def test_streams_of_one_seed_differ_and_repeat() -> None:

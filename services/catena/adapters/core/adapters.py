@@ -76,6 +76,7 @@ class Adapters:
                 sampling=self._seeded(question),
                 draft=draft.weights if draft is not None else None,
                 draft_tokens=question.draft_tokens or DRAFT_TOKENS,
+                constraint=question.constraint,
             )
             async with aclosing(self._engine.submit(work)) as pieces:
                 async for piece in pieces:

@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from catena.adapters.core.work import Done, Message, Sampling
+from catena.adapters.core.work import Constraint, Done, Message, Sampling
 from catena.kit.errors import Invalid
 
 MAX_ANSWERS = 16
 MAX_TOP = 20
 MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_TOP_K = 1 << 20
+MAX_CONSTRAINT_CHARS = 200_000
+"""Enough for a schema of thousands of properties; one that is longer would hold up the others' prompts."""
 MAX_DRAFT_TOKENS = 16
 DRAFT_TOKENS = 5
 DEFAULTS = Sampling()
@@ -25,6 +29,7 @@ class Question:
     sampling: Sampling = DEFAULTS
     draft_model: str = ""
     draft_tokens: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +46,12 @@ def check(question: Question) -> None:
         raise Invalid("give either messages or a prompt", code="bad_request")
     if question.draft_tokens > MAX_DRAFT_TOKENS:
         raise Invalid(f"draft_tokens {question.draft_tokens} > {MAX_DRAFT_TOKENS}; draft fewer at a time")
-    sampling = question.sampling
+    _check_sampling(question.sampling)
+    if question.constraint is not None:
+        _check_constraint(question.constraint)
+
+
+def _check_sampling(sampling: Sampling) -> None:
     if sampling.temperature is not None:
         _within("temperature", sampling.temperature, 0.0, 2.0)
     _within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
@@ -54,6 +64,29 @@ def check(question: Question) -> None:
         raise Invalid("top_p 0 leaves no token; use temperature 0 for the likeliest", code="bad_sampling")
     if any(not stop for stop in sampling.stop):
         raise Invalid("a stop text is empty; leave it out", code="bad_sampling")
+    _within("top_k", sampling.top_k, 0, MAX_TOP_K)
+    _within("min_p", sampling.min_p, 0.0, 1.0)
+    # Written so that NaN, which compares with nothing, is refused too.
+    if not 0.0 < sampling.repetition_penalty < math.inf:
+        raise Invalid(
+            f"repetition_penalty {sampling.repetition_penalty:g} is not above 0; use 1 for none", code="bad_sampling"
+        )
+    _within("number of logit_bias tokens", len(sampling.logit_bias), 0, MAX_BIASES)
+    for token, bias in sampling.logit_bias:
+        _within("logit_bias token", token, 0, math.inf)
+        _within(f"logit_bias of token {token}", bias, -100.0, 100.0)
+
+
+def _check_constraint(asked: Constraint) -> None:
+    if [bool(asked.json_schema), bool(asked.regex), bool(asked.choices)].count(True) != 1:
+        raise Invalid("constrain an answer by one of a JSON schema, a regex and choices", code="bad_constraint")
+    chars = len(asked.json_schema) + len(asked.regex) + sum(map(len, asked.choices))
+    if chars > MAX_CONSTRAINT_CHARS:
+        raise Invalid(
+            f"the constraint has {chars} characters > {MAX_CONSTRAINT_CHARS}; shorten it", code="bad_constraint"
+        )
+    if any(not choice for choice in asked.choices):
+        raise Invalid("a choice is empty; leave it out", code="bad_constraint")
 
 
 def _within(what: str, value: float, low: float, high: float) -> None:

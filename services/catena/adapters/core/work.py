@@ -14,6 +14,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. `max_tokens` 0: as many as the context leaves; `temperature` None: the model's default.
 
     `seed` None: the engine draws one. `top` is how many alternatives come with each token's log-probability.
+    `top_k` 0: all tokens. `logit_bias`: token numbers with what is added to their logits.
     """
 
     max_tokens: int = 0
@@ -26,6 +27,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top: int = 0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer must look like; one of the three is set. `json_schema` is JSON text, its properties in order."""
+
+    json_schema: str = ""
+    regex: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +49,10 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time."""
+    """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time.
+
+    `constraint` None: free text.
+    """
 
     weights: Weights
     messages: tuple[Message, ...] = ()
@@ -44,6 +60,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     draft: Weights | None = None
     draft_tokens: int = 5
+    constraint: Constraint | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf import json_format
 
 from catena.adapters.core import refs
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
 from catena.adapters.core.ports import Engine, Registry
 from catena.adapters.core.records import AdapterRecord, BaseRecord
-from catena.adapters.core.work import BaseFacts, Message, Piece, Sampling, TokenLogprob
+from catena.adapters.core.work import BaseFacts, Constraint, Message, Piece, Sampling, TokenLogprob
 from catena.adapters.handlers.figures import Figures
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer
@@ -142,13 +143,8 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
 
 def question_of(request: pb.GenerateRequest) -> Question:
-    """What is asked. Raises Invalid for what this engine cannot do: tools, images, constrained output."""
+    """What is asked. Raises Invalid for what this engine cannot do: tools, images."""
     asked = request.request
-    if asked.HasField("json_schema"):
-        raise Invalid(
-            "this engine cannot constrain its output to a JSON schema; ask without one and check the answer",
-            code="json_schema_unsupported",
-        )
     if asked.tools and asked.tool_choice != "none":
         raise Invalid("local models take no tools; ask without them or use an outside model", code="tools_unsupported")
     for message in asked.messages:
@@ -163,7 +159,19 @@ def question_of(request: pb.GenerateRequest) -> Question:
         sampling=sampling_of(asked.sampling),
         draft_model=request.draft_model,
         draft_tokens=request.draft_tokens,
+        constraint=constraint_of(asked),
     )
+
+
+def constraint_of(asked: types.ChatRequest) -> Constraint | None:
+    """What the answer must look like; None: free text."""
+    schema = asked.json_schema_text
+    if not schema and asked.HasField("json_schema"):
+        # A Struct has no order of keys; sorted, it is at least the same every time.
+        schema = json_format.MessageToJson(asked.json_schema, indent=None, sort_keys=True)
+    if not schema and not asked.regex and not asked.choices:
+        return None
+    return Constraint(json_schema=schema, regex=asked.regex, choices=tuple(asked.choices))
 
 
 def sampling_of(given: types.Sampling) -> Sampling:
@@ -179,6 +187,10 @@ def sampling_of(given: types.Sampling) -> Sampling:
         top=given.top_logprobs,
         presence_penalty=given.presence_penalty,
         frequency_penalty=given.frequency_penalty,
+        top_k=given.top_k,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty if given.HasField("repetition_penalty") else 1.0,
+        logit_bias=tuple(sorted(given.logit_bias.items())),
     )
 
 

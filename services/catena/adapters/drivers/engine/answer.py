@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from catena.adapters.core.work import Done, Piece, TokenLogprob, Work
 from catena.adapters.drivers.engine.text import StopWatch, Text
+from catena.kit.errors import CatenaError
 
 Tops = Sequence[tuple[int, float]]
 
@@ -70,7 +71,7 @@ class Answer:
 
 
 class Generation:
-    """All answers to one request. `now` gives monotonic seconds; `tell` takes what is to be sent."""
+    """All answers to one request. `now` gives monotonic seconds; `error` is set when it cannot go on."""
 
     def __init__(self, call: int, work: Work, prompt_tokens: int, text: Text, now: Callable[[], float]) -> None:
         """Begin the clock."""
@@ -78,12 +79,17 @@ class Generation:
         self.call = call
         self.work = work
         self.prompt_tokens = prompt_tokens
+        self.error: CatenaError | None = None
         self.answers = [Answer(i, text, sampling.stop, sampling.logprobs) for i in range(sampling.n)]
         self.drafted = self.accepted = self.draft_input = self.draft_output = 0
         self._now = now
         self._began_s = now()
         self._first_s = 0.0
         self._sent_s = -math.inf
+
+    def fail(self, error: CatenaError) -> None:
+        """One of the answers cannot be finished, so none is given."""
+        self.error = self.error or error
 
     @property
     def finished(self) -> bool:

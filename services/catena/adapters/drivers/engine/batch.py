@@ -3,6 +3,7 @@
 Rows of any adapter, of none, drafts and verifications share each step's single forward pass.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -180,6 +181,7 @@ class Batch:
 
     @torch.inference_mode()
     def _draw(self, logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]]) -> list[Row]:
+        _constrain(logits_WV, spans)
         best: list[int] = logits_WV.argmax(-1).tolist()
         drawn = self._draw_plain(logits_WV, best, spans)
         moved: list[tuple[Row, list[int], int]] = []
@@ -198,9 +200,7 @@ class Batch:
     ) -> dict[int, int]:
         """Tokens of rows that draw one and are not simply greedy, by place among the wanted logits."""
         chosen = [
-            (row, begin)
-            for row, begin, end in spans
-            if end - begin == 1 and (not row.draw.greedy or (row.draw.penalised and row.draw.counts))
+            (row, begin) for row, begin, end in spans if end - begin == 1 and (not row.draw.greedy or row.draw.shifts)
         ]
         if not chosen:
             return {}
@@ -242,16 +242,29 @@ class Batch:
         values: list[float] = logs_MV.gather(1, torch.tensor(chosen, device=device)[:, None])[:, 0].tolist()
         at = 0
         for row, tokens, _ in moved:
-            going = True
+            going, before = True, row.answer.written
             for token in tokens:
                 if going:
                     tops = _tops(logs_MV[at], row.draw.top) if row.draw.top else ()
                     going = row.take(token, values[at], tops)
-                    self.tokens += 1
                 at += 1
             row.cached = min(row.cached, len(row.tokens) - 1)
+            going = going and row.take_forced()
+            self.tokens += row.answer.written - before
             if not going:
                 self.remove(row)
+
+
+def _constrain(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]]) -> None:
+    """Mask what the rows' grammars forbid, so that all that follows, log-probabilities too, is as within the grammar.
+
+    A draft is masked like its target, and each drafted token is verified under the mask of its own place: speculation
+    stays lossless.
+    """
+    for row, begin, end in spans:
+        target = row.target if isinstance(row, Draft) else row
+        if target.grammar is not None:
+            target.grammar.constrain(logits_WV[begin:end], row.proposal)
 
 
 def _length(row: Row | Draft) -> int:
@@ -264,4 +277,5 @@ def _longest(turns: Sequence[Turn]) -> int:
 
 def _tops(logs_V: Tensor, count: int) -> list[tuple[int, float]]:
     values, tokens = logs_V.topk(min(count, logs_V.shape[0]))
-    return list(zip(tokens.tolist(), values.tolist(), strict=True))
+    # What a grammar forbids is no alternative.
+    return [pair for pair in zip(tokens.tolist(), values.tolist(), strict=True) if pair[1] > -math.inf]

@@ -4,7 +4,7 @@ One thread owns all rows, so nothing here is locked; weights are read elsewhere 
 """
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -14,6 +14,7 @@ from catena.adapters.drivers.engine.answer import Generation
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings
+from catena.adapters.drivers.engine.grammar import Grammar
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.rows import Draft, Row
 from catena.adapters.drivers.engine.sampling import draw_of
@@ -64,10 +65,10 @@ class Loop:
                 if held.batch.busy:
                     self._step(name, held)
 
-    def submit(self, call: int, work: Work, tokens: list[int]) -> None:
-        """Queue a generation whose prompt is `tokens`, or fail it."""
+    def submit(self, call: int, work: Work, tokens: list[int], grammars: Sequence[Grammar] = ()) -> None:
+        """Queue a generation whose prompt is `tokens`, or fail it; `grammars` are of its answers, empty: free text."""
         try:
-            self._submit(call, work, tokens)
+            self._submit(call, work, tokens, grammars)
         except CatenaError as error:
             self._tell(failed(call, error))
 
@@ -95,7 +96,7 @@ class Loop:
         held.batch.stacks.forget(weights.adapter)
         return adapter.bytes
 
-    def _submit(self, call: int, work: Work, tokens: list[int]) -> None:
+    def _submit(self, call: int, work: Work, tokens: list[int], grammars: Sequence[Grammar]) -> None:
         held, adapter = self._find(work.weights)
         asked, context = work.sampling, held.decoder.shape.context
         if len(tokens) >= context:
@@ -120,7 +121,8 @@ class Loop:
                 prompt=len(tokens),
                 limit=limit,
                 adapter=adapter,
-                draw=draw_of(asked, held.text.temperature, str(answer.index)),
+                draw=draw_of(asked, held.text.temperature, str(answer.index), tokens),
+                grammar=grammars[answer.index] if grammars else None,
                 twin=rows[0] if rows else None,
             )
             rows.append(row)
@@ -138,7 +140,8 @@ class Loop:
                 code="draft_mismatch",
             )
         for row in rows:
-            if row.draw.penalised:
+            # Verification compares what was drafted with the model's own logits, which biases and penalties change.
+            if row.draw.penalised or row.draw.bias:
                 continue
             row.draft = Draft(
                 target=row,
@@ -186,6 +189,10 @@ class Loop:
             held.batch.add(draft)
 
     def _hand_out(self, generation: Generation) -> None:
+        if generation.error is not None:
+            self.cancel(generation.call)
+            self._tell(failed(generation.call, generation.error))
+            return
         pieces = generation.collect(self._settings.coalesce_s)
         if pieces:
             self._tell(Output(generation.call, pieces))

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from catena.adapters.drivers.engine.answer import Answer, Generation, Tops
+from catena.adapters.drivers.engine.grammar import Grammar
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.sampling import Draw
+from catena.kit.errors import Invalid
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Row:
     """An answer. `tokens` is prompt and answer; the first `cached` of them have keys and values in slot `slot`.
 
-    `limit` is the most tokens it may come to. `twin` is the row of the same prompt whose keys and values it may copy.
+    `limit` is the most tokens it may come to. `grammar` None: free text. `twin` is the row of the same prompt whose
+    keys and values it may copy.
     """
 
     generation: Generation
@@ -24,6 +27,7 @@ class Row:
     limit: int
     adapter: Adapter | None
     draw: Draw
+    grammar: Grammar | None = None
     twin: "Row | None" = None
     draft: "Draft | None" = None
     slot: int = -1
@@ -61,13 +65,30 @@ class Row:
 
     def take(self, token: int, logprob: float, tops: Tops) -> bool:
         """Append a drawn token; whether the answer goes on."""
+        if self.grammar is not None:
+            self.grammar.take(token)
+            if self.grammar.error:
+                self.generation.fail(Invalid(self.grammar.error, code="constraint_failed"))
+                self.answer.close("stop")
+                return False
         self.tokens.append(token)
         if self.draw.penalised:
             self.draw.counts[token] = self.draw.counts.get(token, 0) + 1
         self.answer.take(token, logprob, tops)
+        if not self.answer.finish and self.grammar is not None and self.grammar.complete:
+            self.answer.close("stop")
         if not self.answer.finish and len(self.tokens) >= self.limit:
             self.answer.close("length")
         return not self.answer.finish
+
+    def take_forced(self) -> bool:
+        """Append what the grammar leaves no choice about; whether the answer goes on.
+
+        Certain within the grammar, it costs neither a draw nor a forward pass of its own. To be called when all drawn
+        tokens are taken and `cached` is cut back to them.
+        """
+        forced = self.grammar.forced() if self.grammar is not None else ()
+        return all(self.take(token, 0.0, ()) for token in forced)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

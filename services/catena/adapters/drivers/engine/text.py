@@ -2,13 +2,14 @@
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from catena.adapters.core.work import Message
+from catena.adapters.drivers.engine.grammar import Grammars
 from catena.adapters.drivers.engine.template import read_json, read_template
 from catena.kit.errors import Invalid
 
@@ -18,7 +19,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Text:
-    """A base's tokenizer, chat template and generation defaults."""
+    """A base's tokenizer, chat template, generation defaults, and the grammars compiled for its vocabulary."""
 
     def __init__(self, folder: Path, now: Callable[[], float]) -> None:
         """Read them from a base folder; `now`, in seconds since the epoch, is for templates that write the date.
@@ -43,6 +44,7 @@ class Text:
         vocabulary = sorted(self._fast.get_vocab(with_added_tokens=True).items())
         self.fingerprint = sha256(repr(vocabulary).encode()).hexdigest()
         self.ends, self.temperature = _defaults(folder, self._fast)
+        self.grammars = Grammars(self._fast, self.ends)
         self._texts: dict[int, str] = {}
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
@@ -73,6 +75,13 @@ class Text:
     def prompt(self, text: str) -> list[int]:
         """Raw text, after whatever token the tokenizer starts a text with."""
         return list(self._fast.encode(text, add_special_tokens=True).ids)
+
+    def check_tokens(self, numbers: Iterable[int]) -> None:
+        """Raises Invalid (`bad_sampling`) for a number that is no token of this vocabulary."""
+        for number in numbers:
+            if self._fast.id_to_token(number) is None:
+                size = self._fast.get_vocab_size(with_added_tokens=True)
+                raise Invalid(f"logit_bias names token {number}; this model has {size} tokens", code="bad_sampling")
 
     def token(self, number: int) -> str:
         """A token's own text, possibly part of a character."""

@@ -121,7 +121,9 @@ class Worker:
     def _submit(self, call: int, work: Work) -> None:
         text = self._held(work.weights.base).text
         tokens = text.chat(work.messages) if work.messages else text.prompt(work.prompt)
-        self._loop.post(lambda: self._loop.submit(call, work, tokens))
+        text.check_tokens(token for token, _ in work.sampling.logit_bias)
+        grammars = [text.grammars.compile(asked) for asked in [work.constraint] * work.sampling.n if asked is not None]
+        self._loop.post(lambda: self._loop.submit(call, work, tokens, grammars))
 
     def _load_base(self, call: int, base: BaseSource) -> None:
         held = self._loop.bases.get(base.name)
