@@ -1,9 +1,11 @@
 """The platform as its users meet it, in one process and split over PostgreSQL."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nats
 import openai
 import pytest
@@ -101,6 +103,31 @@ async def test_an_over_long_prompt_says_what_fits(desk: Desk) -> None:
             model="demo-large", messages=[{"role": "user", "content": "upper: " + "tin " * 2000}]
         )
     assert told.value.code == "context_length_exceeded"
+
+
+async def test_answers_look_as_the_official_client_asked(desk: Desk) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"word": {"type": "string", "maxLength": 8}, "length": {"type": "integer", "maximum": 99}},
+        "required": ["word", "length"],
+        "additionalProperties": False,
+    }
+    format_ = {"type": "json_schema", "json_schema": {"name": "word", "schema": schema, "strict": True}}
+    turns = [{"role": "user", "content": "reverse: stone"}]
+    ask = desk.openai.chat.completions.create
+    for model in ("demo-small", "demo-large"):
+        answer = await ask(model=model, messages=turns, response_format=format_)
+        assert answer.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
+    chosen = await ask(
+        model="demo-large", messages=turns, extra_body={"structured_outputs": {"choice": ["enots", "other"]}}
+    )
+    assert chosen.choices[0].message.content == "enots"
+
+    format_["json_schema"]["schema"] = {"type": "array", "uniqueItems": True}
+    with pytest.raises(openai.BadRequestError) as told:
+        await ask(model="demo-large", messages=turns, response_format=format_)
+    assert told.value.code == "bad_schema"
 
 
 async def test_a_cap_that_no_plan_meets_says_by_how_much(desk: Desk) -> None:

@@ -91,19 +91,42 @@ async def test_requests_say_all_that_was_asked() -> None:
         Message(role="assistant", tool_calls=(ToolCall(id="c", name="f", arguments="{}"),)),
         Message(role="tool", content="42", tool_call_id="c"),
     )
-    sampling = Sampling(max_tokens=5, temperature=0.0, seed=1, stop=("x",), logprobs=True, top_logprobs=2, n=2)
-    asked = ChatRequest(messages=turns, sampling=sampling, json_schema={"type": "object"})
+    sampling = Sampling(
+        **{"max_tokens": 5, "temperature": 0.0, "seed": 1, "stop": ("x",), "logprobs": True, "top_logprobs": 2, "n": 2},
+        **{"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2, "logit_bias": ((50256, -100.0),)},
+    )
+    asked = ChatRequest(messages=turns, sampling=sampling, json_schema={"type": "string"})
     async with provider("well") as (far, model, server):
         await heard(far, model, asked)
     body = server.bodies[0]
     assert body["messages"][0]["content"][1]["image_url"] == {"url": "data:image/png;base64,AA==", "detail": "low"}
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
     assert body["messages"][2]["tool_call_id"] == "c"
-    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "string"}
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (7, 0.1, 1.2)
+    assert body["logit_bias"] == {"50256": -100.0}
     told = {name: body[name] for name in ("max_tokens", "temperature", "seed", "stop", "logprobs", "top_logprobs", "n")}
     assert told == {
         "max_tokens": 5, "temperature": 0.0, "seed": 1, "stop": ["x"], "logprobs": True, "top_logprobs": 2, "n": 2
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, {}),
+        ({"json_schema": {"type": "object"}}, {"response_format": {"type": "json_object"}}),
+        ({"regex": "[ab]+"}, {"structured_outputs": {"regex": "[ab]+"}}),
+        ({"choices": ("yes", "no")}, {"structured_outputs": {"choice": ["yes", "no"]}}),
+    ],
+    ids=["nothing", "any object", "regex", "choices"],
+)
+async def test_constraints_go_out_in_the_words_of_openai_or_vllm(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    async with provider("well") as (far, model, server):
+        await heard(far, model, ChatRequest(messages=(Message(role="user", content="hi"),), **asked))
+    body = server.bodies[0]
+    assert {name: body[name] for name in ("response_format", "structured_outputs") if name in body} == sent
+    assert not {"top_k", "min_p", "repetition_penalty", "logit_bias"} & body.keys()
 
 
 @pytest.mark.parametrize(

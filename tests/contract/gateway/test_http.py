@@ -1,6 +1,7 @@
 """The gateway as clients see it: the official OpenAI client, plain HTTP and the SDK, over scripted rooms."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,29 @@ async def test_the_official_client_gets_an_answer_with_its_account(behind: Behin
     assert raw.headers["x-catena-execution-id"] == told["execution_id"] == "e-1"
     assert behind.router.asked == []
     assert behind.executor.tenants == ["default"]
+
+
+async def test_what_vllm_adds_to_openai_travels_to_the_executor(behind: Behind) -> None:
+    schema = {"type": "object", "properties": {"zeta": {"type": "string"}, "alpha": {"type": "integer"}}}
+    format_ = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    more = {"top_k": 5, "min_p": 0.25, "repetition_penalty": 1.5}
+    ask = client(behind).chat.completions.create
+    await ask(**hello(), response_format=format_, logit_bias={"7": -50}, extra_body=more)
+    await ask(**hello(), response_format={"type": "json_object"}, extra_body={"top_k": -1})
+    for asked in ({"regex": "a+"}, {"choice": ["yes", "no"]}, {"json": schema}, {"json": json.dumps(schema)}):
+        await client(behind).completions.create(model="base", prompt="go", extra_body={"structured_outputs": asked})
+
+    requests = [asked.request for asked in behind.executor.asked]
+    sampling = requests[0].sampling
+    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.25, 1.5)
+    assert dict(sampling.logit_bias) == {7: -50.0}
+    assert requests[1].sampling.top_k == 0
+    assert not requests[1].sampling.HasField("repetition_penalty")
+    texts = [request.json_schema_text for request in requests]
+    assert [list(json.loads(text).get("properties", {})) for text in texts if text] == [
+        ["zeta", "alpha"], [], ["zeta", "alpha"], ["zeta", "alpha"]
+    ]  # fmt: skip
+    assert (requests[2].regex, list(requests[3].choices)) == ("a+", ["yes", "no"])
 
 
 async def test_a_stream_ends_with_usage_account_and_done(behind: Behind) -> None:
@@ -105,6 +129,16 @@ async def test_auto_and_forced_strategies_ask_the_router_with_their_context(behi
         ({"temperature": 9}, {}, 400, "bad_parameter"),
         ({"max_tokens": -1}, {}, 400, "bad_parameter"),
         ({"n": 99}, {}, 400, "bad_parameter"),
+        ({"top_k": -2}, {}, 400, "bad_parameter"),
+        ({"min_p": 1.5}, {}, 400, "bad_parameter"),
+        ({"repetition_penalty": 0}, {}, 400, "bad_parameter"),
+        ({"logit_bias": {"5": -101}}, {}, 400, "bad_parameter"),
+        ({"logit_bias": {"-5": 1}}, {}, 400, "bad_parameter"),
+        ({"logit_bias": {"five": 1}}, {}, 400, "bad_request"),
+        ({"response_format": {"type": "json_schema"}}, {}, 400, "bad_response_format"),
+        ({"structured_outputs": {}}, {}, 400, "bad_structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, {}, 400, "bad_structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, {}, 400, "bad_request"),
         ({}, {"X-Pipeline-Type": "tree"}, 400, "unknown_pipeline_type"),
         ({}, {"X-Catena-Max-Cost": "-1"}, 400, "bad_cap"),
         ({}, {"X-Catena-Max-Latency": "nan"}, 400, "bad_cap"),

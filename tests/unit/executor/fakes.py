@@ -216,8 +216,8 @@ async def no_sleep(seconds: float) -> None:
 def errand(plan: Plan, text: str = "question", **more: Any) -> Errand:
     """One question for a plan."""
     sampling = more.pop("sampling", Sampling())
-    schema = more.pop("json_schema", None)
-    request = ChatRequest(messages=(Message(role="user", content=text),), sampling=sampling, json_schema=schema)
+    shape = {name: more.pop(name) for name in ("json_schema", "regex", "choices") if name in more}
+    request = ChatRequest(messages=(Message(role="user", content=text),), sampling=sampling, **shape)
     more.setdefault("context", Context())
     more.setdefault("left_s", 30.0)
     return Errand(tenant=more.pop("tenant", "acme"), plan=plan, request=more.pop("request", request), **more)

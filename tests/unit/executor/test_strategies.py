@@ -96,6 +96,12 @@ async def test_cascade_passes_doubtful_answers_on_and_says_why(
     assert finished.cost_usd == pytest.approx(sum(one.cost_usd for one in finished.stages))
 
 
+async def test_cascade_asks_on_when_the_answer_is_none_of_the_choices() -> None:
+    finished, _ = await bed(small="maybe", large="yes").run(CASCADE, choices=("yes", "no"))
+    assert finished.choices[0].text == "yes"
+    assert ("schema", 1.0) in [(score.source, score.value) for score in finished.scores]
+
+
 async def test_cascade_asks_on_when_the_answer_misses_the_schema() -> None:
     schema = {"type": "object", "required": ["a"]}
     finished, _ = await bed(small="{}", large='{"a":1}').run(CASCADE, json_schema=schema)

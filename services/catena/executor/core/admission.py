@@ -13,6 +13,9 @@ from catena.plan.model import Plan
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_ANSWERS = 16
+MOST_TOP_K = 1 << 20
+LEAST_REPETITION = 1e-6
+"""At 0 every repeated token would be infinitely likely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,8 @@ def check_request(request: ChatRequest) -> None:
         if message.role not in ROLES:
             raise Invalid(f"message role {message.role!r}; use one of {', '.join(ROLES)}", code="bad_role")
     check_sampling(request.sampling)
+    if [request.json_schema is not None, bool(request.regex), bool(request.choices)].count(True) > 1:
+        raise Invalid("a JSON schema, a regex and choices exclude each other; give one", code="bad_constraint")
     if request.json_schema is not None:
         check_schema(request.json_schema)
 
@@ -82,6 +87,10 @@ def check_sampling(sampling: Sampling) -> None:
         ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
         ("n", float(sampling.n), 1.0, float(MOST_ANSWERS)),
         ("top_logprobs", float(sampling.top_logprobs), 0.0, 20.0),
+        ("top_k", float(sampling.top_k), 0.0, float(MOST_TOP_K)),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, LEAST_REPETITION, 1e6),
+        *((f"logit_bias of token {token}", bias, -100.0, 100.0) for token, bias in sampling.logit_bias),
     )
     for name, value, low, high in bounds:
         if value is not None:

@@ -46,7 +46,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. `max_tokens` 0: as many as the context leaves; None: the model's default."""
+    """How tokens are drawn. `max_tokens` 0: as many as the context leaves; None: the model's default.
+
+    `top_k` 0: all tokens. `logit_bias`: token numbers of the model asked, with what is added to their logits.
+    """
 
     max_tokens: int = 0
     temperature: float | None = None
@@ -58,11 +61,18 @@ class Sampling:
     top_logprobs: int = 0
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """What a model is asked: `messages`, or a raw `prompt` to continue. `json_schema` None: free text."""
+    """What a model is asked: `messages`, or a raw `prompt` to continue.
+
+    At most one of `json_schema`, `regex` and `choices` says what the answer must look like; none: free text.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
@@ -70,6 +80,13 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = ""
     json_schema: Mapping[str, Any] | None = None
+    regex: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer must look a certain way."""
+        return self.json_schema is not None or bool(self.regex) or bool(self.choices)
 
     @property
     def chars(self) -> int:

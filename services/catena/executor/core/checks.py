@@ -76,9 +76,17 @@ def is_refusal(text: str, phrases: Sequence[str] = ()) -> bool:
 
 
 def _schema(request: ChatRequest, result: Result) -> Doubt | None:
-    if request.json_schema is None or fits_schema(result.text, request.json_schema):
-        return None
-    return Doubt("schema", "does not fit the schema")
+    return Doubt("schema", "does not look as asked") if fits(request, result.text) is False else None
+
+
+def fits(request: ChatRequest, text: str) -> bool | None:
+    """Whether `text` satisfies the schema or is one of the choices; None when neither was asked for.
+
+    A regex is left to who generated under it: dialects differ, and a stranger's pattern could take for ever here.
+    """
+    if request.choices:
+        return text in request.choices
+    return None if request.json_schema is None else fits_schema(text, request.json_schema)
 
 
 def fits_schema(text: str, schema: Mapping[str, Any]) -> bool:

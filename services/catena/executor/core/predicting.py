@@ -173,7 +173,8 @@ def _strings(texts: Sequence[Any]) -> list[str]:
 def _request(asked: Inquiry) -> ChatRequest:
     """A text is a user's turn; `{messages: [...]}` and `{prompt: ...}` are themselves; anything else is read as JSON.
 
-    Parameters are OpenAI's: temperature, max_tokens, top_p, seed, stop.
+    Parameters are OpenAI's (temperature, max_tokens, top_p, seed, stop, penalties) with top_k, min_p and
+    repetition_penalty.
     """
     sampling = _sampling(asked.parameters)
     data = asked.data
@@ -200,7 +201,20 @@ def _sampling(parameters: Mapping[str, Any]) -> Sampling:
         raise Invalid(f"parameters: {error}", code="bad_parameters") from error
 
 
-SAMPLING = frozenset({"temperature", "max_tokens", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"})
+SAMPLING = frozenset(
+    {
+        "temperature",
+        "max_tokens",
+        "top_p",
+        "seed",
+        "stop",
+        "presence_penalty",
+        "frequency_penalty",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+    }
+)
 
 
 def _repeatable(parts: Parts, asked: Inquiry, pipeline: Pipeline | None) -> bool:

@@ -50,9 +50,9 @@ def with_features(request: ChatRequest, entity: str, values: Mapping[str, Any]) 
 
 
 def plain(request: ChatRequest) -> ChatRequest:
-    """`request` without tools, schema and alternatives: for drafts and judges."""
+    """`request` without tools, constraints and alternatives: for drafts and judges."""
     sampling = replace(request.sampling, n=1, logprobs=False, top_logprobs=0)
-    return replace(request, tools=(), tool_choice="", json_schema=None, sampling=sampling)
+    return replace(request, tools=(), tool_choice="", json_schema=None, regex="", choices=(), sampling=sampling)
 
 
 def one(request: ChatRequest) -> ChatRequest:

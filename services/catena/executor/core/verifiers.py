@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.chat import ChatRequest, Choice, Score
-from catena.executor.core.checks import fits_schema, is_refusal
+from catena.executor.core.checks import fits, is_refusal
 from catena.executor.core.normal import normal
 from catena.executor.core.ports import Verifier
 
 
 def schema(request: ChatRequest, choices: Sequence[Choice]) -> Score | None:
-    """1 or 0: whether the answer fits the schema that was asked for."""
-    if request.json_schema is None or not choices or choices[0].message.tool_calls:
+    """1 or 0: whether the answer fits the schema or the choices that were asked for."""
+    if not choices or choices[0].message.tool_calls:
         return None
-    return Score(value=float(fits_schema(choices[0].text, request.json_schema)), source="schema")
+    fitting = fits(request, choices[0].text)
+    return None if fitting is None else Score(value=float(fitting), source="schema")
 
 
 def refusal(request: ChatRequest, choices: Sequence[Choice]) -> Score | None:

@@ -1,5 +1,10 @@
 """Chat, usage and context: messages to the core's types and back."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
 from catena.api.types.v1 import types_pb2 as pb
 from catena.executor.core.chat import (
     ChatRequest,
@@ -16,6 +21,7 @@ from catena.executor.core.chat import (
     Usage,
 )
 from catena.executor.handlers.values import plain_struct, to_struct
+from catena.kit.errors import Invalid
 
 
 def chat_from(message: pb.ChatRequest) -> ChatRequest:
@@ -33,7 +39,9 @@ def chat_from(message: pb.ChatRequest) -> ChatRequest:
             for tool in message.tools
         ),
         tool_choice=message.tool_choice,
-        json_schema=plain_struct(message.json_schema) if message.HasField("json_schema") else None,
+        json_schema=_schema_from(message),
+        regex=message.regex,
+        choices=tuple(message.choices),
     )
 
 
@@ -52,8 +60,19 @@ def chat_to(request: ChatRequest) -> pb.ChatRequest:
             for tool in request.tools
         ],
         tool_choice=request.tool_choice,
-        json_schema=None if request.json_schema is None else to_struct(request.json_schema),
+        json_schema_text="" if request.json_schema is None else msgspec.json.encode(request.json_schema).decode(),
+        regex=request.regex,
+        choices=request.choices,
     )
+
+
+def _schema_from(message: pb.ChatRequest) -> Mapping[str, Any] | None:
+    if not message.json_schema_text:
+        return plain_struct(message.json_schema) if message.HasField("json_schema") else None
+    try:
+        return msgspec.json.decode(message.json_schema_text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Invalid(f"json_schema_text is no JSON object: {error}", code="bad_schema") from error
 
 
 def turn_from(message: pb.ChatMessage) -> Message:
@@ -90,7 +109,15 @@ def tool_call_to(call: ToolCall) -> pb.ToolCall:
     return pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments, index=call.index)
 
 
-OPTIONAL = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+OPTIONAL = (
+    "temperature",
+    "top_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_p",
+    "repetition_penalty",
+)
 
 
 def sampling_from(message: pb.Sampling) -> Sampling:
@@ -102,6 +129,8 @@ def sampling_from(message: pb.Sampling) -> Sampling:
         n=message.n or 1,
         logprobs=message.logprobs,
         top_logprobs=message.top_logprobs,
+        top_k=message.top_k,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
         **given,
     )
 
@@ -119,6 +148,10 @@ def sampling_to(sampling: Sampling) -> pb.Sampling:
         top_logprobs=sampling.top_logprobs,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias),
     )
 
 

@@ -3,6 +3,8 @@
 Shapes follow the OpenAI API reference; unknown fields of a request are ignored, wrong types refused.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from catena.kit.errors import CatenaError, Denied, Exhausted, Invalid, Missing
 from catena.kit.wire import http_status
 
 Json = dict[str, Any]
+MOST_TOKEN = 2**32 - 1
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -35,6 +38,14 @@ class ResponseFormat(msgspec.Struct, frozen=True):
 
     type: str
     json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`structured_outputs`, vLLM's extra field: one of a JSON schema, a regular expression and choices."""
+
+    json: Json | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -87,7 +98,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and completions have in common."""
+    """What chat and completions have in common; `top_k` to `structured_outputs` are vLLM's additions to OpenAI."""
 
     model: str
     max_tokens: int | None = None
@@ -99,6 +110,12 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    response_format: ResponseFormat | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -113,7 +130,6 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | Json | None = None
-    response_format: ResponseFormat | None = None
 
 
 class CompletionBody(Sampled, frozen=True, kw_only=True):
@@ -144,9 +160,7 @@ def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
         if tool.function.parameters is not None:
             offered.parameters.update(tool.function.parameters)
     request.tool_choice = tool_choice_of(body.tool_choice)
-    schema = schema_of(body.response_format)
-    if schema is not None:
-        request.json_schema.update(schema)
+    constrain(request, body)
     return request
 
 
@@ -157,7 +171,30 @@ def completion_request(body: CompletionBody) -> types_pb2.ChatRequest:
     sampling = sampling_of(body)
     sampling.logprobs = body.logprobs is not None
     sampling.top_logprobs = within("logprobs", body.logprobs or 0, 0, 20)
-    return types_pb2.ChatRequest(prompt=body.prompt, sampling=sampling)
+    request = types_pb2.ChatRequest(prompt=body.prompt, sampling=sampling)
+    constrain(request, body)
+    return request
+
+
+def constrain(request: types_pb2.ChatRequest, body: Sampled) -> None:
+    """Say what the answer must look like. Raises Invalid (`bad_response_format`, `bad_structured_outputs`)."""
+    schema = schema_of(body.response_format)
+    asked = body.structured_outputs
+    if asked is not None:
+        given = [name for name in ("json", "regex", "choice") if getattr(asked, name) not in (None, "", [])]
+        if len(given) != 1 or schema is not None:
+            raise Invalid(
+                f"`structured_outputs` has {', '.join(given) or 'nothing'}; give one of json, regex and choice, and no "
+                "`response_format` beside it",
+                code="bad_structured_outputs",
+            )
+        request.regex = asked.regex or ""
+        request.choices.extend(asked.choice or ())
+        if isinstance(asked.json, str):
+            request.json_schema_text = asked.json
+        schema = asked.json if isinstance(asked.json, dict) else None
+    if schema is not None:
+        request.json_schema_text = msgspec.json.encode(schema).decode()
 
 
 def sampling_of(body: Sampled) -> types_pb2.Sampling:
@@ -175,11 +212,27 @@ def sampling_of(body: Sampled) -> types_pb2.Sampling:
         n=within("n", 1 if body.n is None else body.n, 1, 16),
         presence_penalty=_penalty("presence_penalty", body.presence_penalty),
         frequency_penalty=_penalty("frequency_penalty", body.frequency_penalty),
+        # vLLM writes -1 for all tokens.
+        top_k=max(0, within("top_k", body.top_k or 0, -1, 1 << 20)),
+        min_p=None if body.min_p is None else within("min_p", body.min_p, 0.0, 1.0),
+        repetition_penalty=_repetition(body.repetition_penalty),
+        logit_bias={token: within(f"logit_bias[{token}]", b, -100, 100) for token, b in _biases(body.logit_bias)},
     )
 
 
 def _penalty(name: str, value: float | None) -> float | None:
     return None if value is None else within(name, value, -2.0, 2.0)
+
+
+def _repetition(value: float | None) -> float | None:
+    if value is not None and not 0.0 < value < math.inf:
+        raise Invalid(f"`repetition_penalty` {value} is not above 0; use 1 for none", code="bad_parameter")
+    return value
+
+
+def _biases(given: dict[int, float] | None) -> Iterable[tuple[int, float]]:
+    for token, bias in (given or {}).items():
+        yield within("logit_bias token", token, 0, MOST_TOKEN), bias
 
 
 def within(name: str, value: Any, low: Any, high: Any) -> Any:

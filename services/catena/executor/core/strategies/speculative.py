@@ -20,7 +20,7 @@ _PATCH = re.compile(r"\s*(\d{1,5}):[ ]?(.*)\Z")
 def speculative(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
     """The main model's own answer, or one labelled lossy.
 
-    Requests with tools, a schema or several answers cannot be patched by lines: the main model answers them.
+    Requests with tools, a constraint or several answers cannot be patched by lines: the main model answers them.
     """
     draft, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
     if facts.may_draft(draft.model, main.model):
@@ -32,7 +32,7 @@ def speculative(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
             draft_tokens=plan.settings.draft_tokens,
         )
         return decided((yield ask))
-    if request.tools or request.json_schema is not None or request.sampling.n > 1:
+    if request.tools or request.constrained or request.sampling.n > 1:
         return decided((yield Call(stage=main, request=for_stage(request, main), stream=True)))
     return (yield from _patched(plan, request, draft, main))
 

@@ -6,6 +6,8 @@ from catena.executor.core.chat import ChatRequest, Message, Sampling, Tool
 from catena.executor.core.ports import Ask
 
 CHOICES = ("auto", "none", "required")
+ANY_OBJECT = {"type": "object"}
+"""What the gateway makes of `json_object`; as a strict schema OpenAI would refuse it."""
 
 
 def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
@@ -18,12 +20,24 @@ def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
         body["messages"] = [_message(turn) for turn in request.messages]
         body |= _tools(request)
     body |= _sampling(request.sampling, raw=bool(request.prompt))
-    if request.json_schema is not None:
-        shape = {"name": "answer", "schema": dict(request.json_schema), "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": shape}
+    body |= _constraint(request)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body
+
+
+def _constraint(request: ChatRequest) -> dict[str, Any]:
+    """OpenAI's `response_format`; regex and choices in the spelling of vLLM, as OpenAI itself has none."""
+    if request.regex:
+        return {"structured_outputs": {"regex": request.regex}}
+    if request.choices:
+        return {"structured_outputs": {"choice": list(request.choices)}}
+    if request.json_schema is None:
+        return {}
+    if dict(request.json_schema) == ANY_OBJECT:
+        return {"response_format": {"type": "json_object"}}
+    shape = {"name": "answer", "schema": dict(request.json_schema), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": shape}}
 
 
 def _message(turn: Message) -> dict[str, Any]:
@@ -74,6 +88,10 @@ def _sampling(sampling: Sampling, *, raw: bool) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens or None,
         "stop": list(sampling.stop) or None,
         "n": sampling.n if sampling.n > 1 else None,
+        "top_k": sampling.top_k or None,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
     }
     if sampling.logprobs:
         told["logprobs"] = sampling.top_logprobs if raw else True

@@ -1,0 +1,61 @@
+"""Requests survive the wire: what the gateway says is what the adapters hear."""
+
+import json
+
+import pytest
+
+from catena.api.types.v1 import types_pb2 as pb
+from catena.executor.core.chat import ChatRequest, Message, Sampling
+from catena.executor.handlers.chat import chat_from, chat_to
+from catena.kit.errors import Invalid
+
+HELLO = (Message(role="user", content="hi"),)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ChatRequest(messages=HELLO),
+        ChatRequest(prompt="go", regex="[0-9]+"),
+        ChatRequest(messages=HELLO, choices=("yes", "no")),
+        ChatRequest(messages=HELLO, json_schema={}),
+        ChatRequest(
+            messages=HELLO,
+            sampling=Sampling(
+                top_k=40, min_p=0.05, repetition_penalty=1.1, logit_bias=((3, -100.0), (9, 2.5)), temperature=0.0
+            ),
+        ),
+    ],
+    ids=["plain", "regex", "choices", "any JSON", "sampling"],
+)
+def test_requests_come_back_as_they_went(asked: ChatRequest) -> None:
+    sent = pb.ChatRequest.FromString(chat_to(asked).SerializeToString())
+
+    assert chat_from(sent) == asked
+
+
+def test_a_schema_keeps_the_order_of_its_properties() -> None:
+    names = ["zeta", "alpha", "mid", "beta", "omega"]
+    schema = {"type": "object", "properties": {name: {"maxLength": 3} for name in names}}
+
+    sent = pb.ChatRequest.FromString(chat_to(ChatRequest(messages=HELLO, json_schema=schema)).SerializeToString())
+    again = chat_from(sent)
+
+    assert list(json.loads(sent.json_schema_text)["properties"]) == names
+    assert again.json_schema == schema
+    assert again.json_schema is not None
+    assert list(again.json_schema["properties"]) == names
+
+
+def test_a_schema_given_as_a_struct_is_understood_too() -> None:
+    asked = pb.ChatRequest(prompt="go")
+    asked.json_schema.update({"type": "string", "maxLength": 3})
+
+    assert chat_from(asked).json_schema == {"type": "string", "maxLength": 3}
+
+
+def test_a_schema_that_is_no_json_is_refused() -> None:
+    with pytest.raises(Invalid) as caught:
+        chat_from(pb.ChatRequest(prompt="go", json_schema_text="[1]"))
+
+    assert caught.value.code == "bad_schema"
