@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
+from catena.adapters.drivers.engine.grammar import constrain
 from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.lora import Adapter, Stacks
 from catena.adapters.drivers.engine.rows import Draft, Row
@@ -261,10 +262,12 @@ def _constrain(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]])
     A draft is masked like its target, and each drafted token is verified under the mask of its own place: speculation
     stays lossless.
     """
+    fenced = []
     for row, begin, end in spans:
-        target = row.target if isinstance(row, Draft) else row
-        if target.grammar is not None:
-            target.grammar.constrain(logits_WV[begin:end], row.proposal)
+        grammar = row.target.grammar if isinstance(row, Draft) else row.grammar
+        if grammar is not None:
+            fenced.append((grammar, range(begin, end), row.proposal))
+    constrain(logits_WV, fenced)
 
 
 def _length(row: Row | Draft) -> int:

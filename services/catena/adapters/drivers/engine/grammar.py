@@ -5,7 +5,7 @@ xgrammar's requires triton, pydantic and a tensor runtime of its own. Masks are 
 forward pass and only on constrained rows, so that rows of every kind share a step. Compilation happens where requests
 are tokenised (`Text.grammars`), following where tokens are drawn.
 
-Legend: K logits of successive places of one row, V vocabulary.
+Legend: W rows of logits, R masked ones among them, V vocabulary, X bytes of a bit for each of it.
 """
 
 import json
@@ -90,21 +90,22 @@ class Grammar:
         """Whether the answer is whole and nothing can be added to it."""
         return not self.error and self._matcher.is_stopped() and self._matcher.is_accepting()
 
-    def constrain(self, logits_KV: Tensor, ahead: Sequence[int] = ()) -> None:
-        """Set what may not come to -inf, in place; the last place is the one after `ahead`, tokens not yet taken.
+    def masks(self, count: int, ahead: Sequence[int] = ()) -> list[bytes]:
+        """What may come at the last `count` places up to the one after `ahead`, tokens not yet taken: a bit a token.
 
-        Places behind a token that may not come are left alone: nothing is ever drawn there.
+        Fewer when one of `ahead` may not come, as nothing is ever drawn behind it, and when an error is met.
         """
-        first = len(ahead) + 1 - logits_KV.shape[0]
+        found: list[bytes] = []
         walked = 0
         for place in range(len(ahead) + 1):
-            if place >= first:
-                self._mask(logits_KV[place - first])
+            if place > len(ahead) - count:
+                found += self._mask()
             if self.error or place == len(ahead) or not self._walk(ahead[place]):
                 break
             walked += 1
         if walked:
             self._matcher.rollback(walked)
+        return found
 
     def take(self, token: int) -> None:
         """A token was appended to the answer."""
@@ -121,19 +122,38 @@ class Grammar:
             return False
         return bool(self._matcher.consume_token(token))
 
-    def _mask(self, logits_V: Tensor) -> None:
-        packed = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            self._fail()
-            return
-        bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
-        denied = torch.from_numpy(bits[: logits_V.shape[0]]) == 0
-        # Heads are often padded beyond the vocabulary.
-        logits_V[denied.shape[0] :] = -torch.inf
-        logits_V[: denied.shape[0]].masked_fill_(denied.to(logits_V.device), -torch.inf)
+    def _mask(self) -> list[bytes]:
+        bits = self._matcher.compute_bitmask()
+        if not self._matcher.is_error():
+            return [bits]
+        self._fail()
+        return []
 
     def _fail(self) -> None:
         self.error = f"the answer cannot go on within its constraint ({self._matcher.stop_reason()}); simplify it"
+
+
+def constrain(logits_WV: Tensor, fenced: Sequence[tuple[Grammar, range, Sequence[int]]]) -> None:
+    """Set what may not come to -inf, in place: for each grammar its places in `logits_WV`, and the tokens ahead.
+
+    All grammars are of one vocabulary.
+    """
+    found = [
+        (place, mask)
+        for grammar, places, ahead in fenced
+        for place, mask in zip(places, grammar.masks(len(places), ahead), strict=False)
+    ]
+    if not found:
+        return
+    allowed_RX = np.frombuffer(b"".join(mask for _, mask in found), np.uint8).reshape(len(found), -1)
+    denied_RV = torch.from_numpy(np.unpackbits(~allowed_RX, axis=1, bitorder="little").view(np.bool_))
+    denied_RV = denied_RV[:, : logits_WV.shape[1]].to(logits_WV.device)
+    known = denied_RV.shape[1]
+    for (place, _), denied_V in zip(found, denied_RV, strict=True):
+        logits_WV[place, :known].masked_fill_(denied_V, -torch.inf)
+        # Heads are often padded beyond the vocabulary.
+        if known < logits_WV.shape[1]:
+            logits_WV[place, known:] = -torch.inf
 
 
 def _rules(asked: Constraint) -> str:
