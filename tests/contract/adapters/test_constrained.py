@@ -332,6 +332,20 @@ def test_speculation_under_a_schema_changes_no_greedy_answer(folders: tuple[dict
             assert done.accepted == done.drafted
 
 
+@pytest.mark.parametrize(
+    "shifts",
+    [{"logit_bias": ((ord("q"), 4.0),)}, {"repetition_penalty": 3.0}, {"frequency_penalty": 1.5}],
+    ids=["bias", "repetition", "frequency"],
+)
+def test_shifted_logits_are_drawn_from_the_same_with_a_draft(bench: Bench, shifts: dict[str, Any]) -> None:
+    texts = [
+        bench.ask("bytes", temperature=0.0, max_tokens=40, draft=draft, **more)[0]
+        for draft, more in (("", shifts), ("draft", shifts), ("", {}))
+    ]
+
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_speculation_under_a_grammar_draws_as_the_target_would(
     folders: tuple[dict[str, Path], dict[str, Path]],
 ) -> None:
@@ -370,6 +384,8 @@ def test_log_probabilities_are_those_within_the_grammar(bench: Bench) -> None:
     assert torch.tensor([chance]).exp() >= 0.5
     assert sure == 0.0
     assert bench.alternatives(call) == [{"a", "b"}, set()]
+    # Nothing can follow, so no end is asked of the model.
+    assert bench.done(call).output_tokens == 2
 
 
 BAD = [

@@ -108,6 +108,14 @@ def test_rows_keep_their_own_settings_in_one_batch() -> None:
     assert (together[1] > 0).sum() == 3
 
 
+def test_a_prompt_alone_is_penalised_for_repetition_and_for_nothing_else() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+
+    got = penalise(logits, [draw(repetition=4.0, presence=1.0, prompt=[0, 1])])
+
+    assert got.tolist() == [[0.5, -8.0, 1.0]]
+
+
 def test_biases_are_added_before_penalties() -> None:
     logits = torch.tensor([[1.0, 1.0, -1.0, 0.0]])
 
