@@ -19,10 +19,8 @@ from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings
-from catena.adapters.drivers.engine.grammar import constrain
 from catena.adapters.drivers.engine.loop import Held, Loop
 from catena.adapters.drivers.engine.text import Text
-from catena.kit.errors import Invalid
 from demo import tokenizer as bytewise
 from tests.contract.adapters.making import make_adapter, part_of
 
@@ -388,63 +386,6 @@ def test_log_probabilities_are_those_within_the_grammar(bench: Bench) -> None:
     assert bench.done(call).output_tokens == 2
 
 
-BAD = [
-    (schema({"type": "nonsense"}), "bad_schema", "nonsense"),
-    (schema({"not": {"type": "string"}}), "bad_schema", "not"),
-    (schema({"type": "string", "pattern": "(?=a)b"}), "bad_schema", "look-ahead"),
-    (schema({"type": "integer", "minimum": 5, "maximum": 3}), "bad_schema", "minimum"),
-    (schema({"$ref": "https://example.com/x.json"}), "bad_schema", "example.com"),
-    (Constraint(json_schema="{nonsense"), "bad_schema", "key must be a string"),
-    (Constraint(json_schema="[1]"), "bad_schema", "object"),
-    (Constraint(regex="a("), "bad_regex", "unclosed group"),
-    (Constraint(regex=r"(a)\1"), "bad_regex", "backreferences"),
-]
-
-
-@pytest.mark.parametrize(("constraint", "code", "told"), BAD, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_compiled_is_refused_with_the_reason(
-    bench: Bench, constraint: Constraint, code: str, told: str
-) -> None:
-    with pytest.raises(Invalid) as caught:
-        bench.submit("bytes", constraint)
-
-    assert caught.value.code == code
-    assert told in caught.value.message
-    assert len(caught.value.message) < 500
-
-
-def letters(tmp_path: Path, **special: str) -> Text:
-    """A base's text whose vocabulary writes only a, b and c."""
-    backend = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "<end>": 3}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
-    return Text(tmp_path, lambda: 0.0)
-
-
-def test_a_vocabulary_that_cannot_write_the_answer_is_told_at_once_or_when_met(tmp_path: Path) -> None:
-    grammars = letters(tmp_path, eos_token="<end>").grammars
-
-    with pytest.raises(Invalid) as caught:
-        grammars.compile(Constraint(choices=("xyz",)))
-    later = grammars.compile(Constraint(choices=("abz",)))
-    for token in (0, 1):
-        assert later.masks(1) == [bytes([1 << token, 0, 0, 0])]
-        later.take(token)
-
-    assert later.masks(1) == []
-
-    assert caught.value.code == "bad_choices"
-    assert "cannot go on" in later.error
-
-
-def test_a_base_without_an_end_is_not_constrained(tmp_path: Path) -> None:
-    with pytest.raises(Invalid) as caught:
-        letters(tmp_path).grammars.compile(Constraint(choices=("abc",)))
-
-    assert caught.value.code == "constraint_unsupported"
-
-
 def test_an_answer_that_cannot_go_on_fails_and_its_neighbours_do_not(bench: Bench) -> None:
     broken, other = bench.submit("bytes", Constraint(regex="[0-9]{30}"), n=2), bench.submit(text="x", max_tokens=20)
     for _ in range(3):
@@ -458,24 +399,3 @@ def test_an_answer_that_cannot_go_on_fails_and_its_neighbours_do_not(bench: Benc
     assert bench.failure(broken).code == "constraint_failed"
     assert bench.done(other).output_tokens == 20
     assert not bench.loop._live
-
-
-def test_masks_follow_what_is_ahead_and_leave_the_grammar_where_it_was(bench: Bench) -> None:
-    grammar = bench.loop.bases["bytes"].text.grammars.compile(Constraint(regex="ab[0-9]"))
-    for width in (bytewise.VOCABULARY, bytewise.VOCABULARY + 90):
-        logits = torch.zeros(8, width)
-
-        constrain(
-            logits,
-            [
-                (grammar, range(1, 5), [ord("a"), ord("b"), ord("x")]),
-                (grammar, range(6, 7), [ord("a"), ord("b")]),
-                (grammar, range(7, 8), []),
-            ],
-        )
-
-        allowed = [[place for place, value in enumerate(row) if value == 0.0] for row in logits.tolist()]
-        digits = list(range(ord("0"), ord("9") + 1))
-        # Rows 0 and 5 are nobody's; row 4 lies behind a token that may not come.
-        free = list(range(width))
-        assert allowed == [free, [ord("a")], [ord("b")], digits, free, free, digits, [ord("a")]]

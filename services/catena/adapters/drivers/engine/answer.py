@@ -13,8 +13,8 @@ Tops = Sequence[tuple[int, float]]
 class Answer:
     """The text of one answer as tokens come; `pieces` waits to be sent."""
 
-    def __init__(self, index: int, text: Text, stops: Sequence[str], logprobs: bool) -> None:
-        """Answer `index` of its generation."""
+    def __init__(self, index: int, text: Text, stops: Sequence[str], logprobs: bool, exact: bool) -> None:
+        """Answer `index` of its generation; `exact` as in `Text.stream`."""
         self.index = index
         self.finish = ""
         self.written = 0
@@ -22,7 +22,7 @@ class Answer:
         self.total = 0.0
         self.pieces: list[Piece] = []
         self._text = text
-        self._stream = text.stream()
+        self._stream = text.stream(exact=exact)
         self._stop = StopWatch(stops)
         self._wants = logprobs
         self._entries: list[tuple[int, TokenLogprob]] = []
@@ -80,7 +80,8 @@ class Generation:
         self.work = work
         self.prompt_tokens = prompt_tokens
         self.error: CatenaError | None = None
-        self.answers = [Answer(i, text, sampling.stop, sampling.logprobs) for i in range(sampling.n)]
+        exact = work.constraint is not None
+        self.answers = [Answer(i, text, sampling.stop, sampling.logprobs, exact) for i in range(sampling.n)]
         self.drafted = self.accepted = self.draft_input = self.draft_output = 0
         self._now = now
         self._began_s = now()

@@ -89,9 +89,10 @@ class Text:
             self._texts[number] = self._fast.decode([number], skip_special_tokens=False)
         return self._texts[number]
 
-    def stream(self) -> "TextStream":
-        """A fresh decoder for one answer."""
-        return TextStream(lambda ids: self._fast.decode(ids, skip_special_tokens=True))
+    def stream(self, *, exact: bool = False) -> "TextStream":
+        """A fresh decoder for one answer; `exact`: a blank at its beginning stays, where some tokenizers drop it."""
+        before = self._ids("a") if exact else []
+        return TextStream(lambda ids: self._fast.decode(ids, skip_special_tokens=True), before)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._fast.encode(text, add_special_tokens=False).ids)
@@ -102,13 +103,13 @@ class TextStream:
 
     __slots__ = ("_decode", "_ids", "_read", "_shown")
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        """`decode` turns token ids into text."""
+    def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = ()) -> None:
+        """`decode` turns token ids into text; `before` are tokens that were shown already."""
         self._decode = decode
         # The last shown tokens stay, since some tokenizers write a token differently at the start of a text.
-        self._ids: list[int] = []
-        self._read = 0
-        self._shown = ""
+        self._ids: list[int] = list(before)
+        self._read = len(self._ids)
+        self._shown = decode(self._ids) if before else ""
 
     def push(self, token: int) -> str:
         """What can be shown after `token`; empty while a character is incomplete."""
