@@ -66,7 +66,8 @@ class Module:
 class Checked:
     """An adapter that passed. `signer` is the name of the key that vouches, empty if unsigned and allowed.
 
-    `modules` is by module path of the base; `bytes` is the exact sum of all tensors; `dtype` is theirs.
+    `modules` is by module path of the base; `bytes` is the exact sum of all tensors; `dtype` is theirs. `invocation`
+    are the tokens that activate it, none: it always acts.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Checked:
     dtype: str
     bytes: int
     dora: bool
+    invocation: tuple[int, ...] = ()
     modules: Mapping[str, Module] = field(repr=False)
 
     @property
@@ -123,6 +125,7 @@ def check_adapter(
         dtype=next(iter(header.values())).dtype,
         bytes=sum(module.bytes for module in modules.values()),
         dora=config.dora,
+        invocation=config.invocation,
         modules=modules,
     )
 

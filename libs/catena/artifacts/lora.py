@@ -15,6 +15,7 @@ from catena.artifacts.refusal import refused
 from catena.artifacts.strict_json import read_object
 
 MAX_TARGETS = 4096
+MAX_INVOCATION = 512
 Value = TypeVar("Value", int, float)
 # Names only: no character that a regular expression would act upon, but for dots, which PEFT lets match themselves.
 MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\Z", re.ASCII)
@@ -26,7 +27,6 @@ MAPPING = {
 }
 # Values with which each key does nothing; from PEFT's own saved configurations.
 INERT: dict[str, tuple[object, ...]] = {
-    "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
     "bias": ("none",),
     "corda_config": (None,),
@@ -68,13 +68,17 @@ USED = frozenset(
         "alpha_pattern",
         "use_dora",
         "use_rslora",
+        "alora_invocation_tokens",
     }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """What of an adapter's configuration matters when it answers."""
+    """What of an adapter's configuration matters when it answers.
+
+    `invocation`: of an activated LoRA, the tokens from whose last occurrence on it acts (arXiv 2504.12397).
+    """
 
     rank: int
     alpha: float
@@ -83,6 +87,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float]
     dora: bool
     rslora: bool
+    invocation: tuple[int, ...] = ()
 
     def targets_module(self, module: str) -> bool:
         """Whether PEFT would adapt the base's module of this path."""
@@ -120,7 +125,21 @@ def read_config(raw: bytes, *, max_rank: int, max_alpha: float) -> LoraConfig:
         alpha_pattern={k: _alpha(k, v, max_alpha) for k, v in _pattern("alpha_pattern", tree.get("alpha_pattern"))},
         dora=_flag("use_dora", tree.get("use_dora", False)),
         rslora=_flag("use_rslora", tree.get("use_rslora", False)),
+        invocation=_invocation(tree),
     )
+
+
+def _invocation(tree: Mapping[str, object]) -> tuple[int, ...]:
+    given = tree.get("alora_invocation_tokens")
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not 0 < len(given) <= MAX_INVOCATION:
+        raise _bad(f"alora_invocation_tokens {_said(given)}; 1 to {MAX_INVOCATION} token numbers are meant")
+    if any(type(token) is not int or not 0 <= token < 1 << 31 for token in given):
+        raise _bad(f"alora_invocation_tokens {_said(given)}; token numbers are meant")
+    if tree.get("use_dora"):
+        raise _bad("an activated LoRA with use_dora; PEFT has no such adapter, train it as one of them")
+    return tuple(given)
 
 
 def _check_inert(key: str, value: object) -> None:

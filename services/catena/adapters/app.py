@@ -85,6 +85,7 @@ def _settings(house: House, config: AdaptersConfig) -> Settings:
         max_batch=config.max_batch,
         queue=config.queue,
         kv_bytes=config.kv_bytes,
+        prefix_bytes=config.prefix_bytes,
         prefill_tokens=config.prefill_tokens,
         coalesce_s=config.coalesce_ms / 1000,
     )

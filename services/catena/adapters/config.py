@@ -12,6 +12,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
     leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
     up to `queue` answers wait beyond them. `kv_bytes` holds keys and values per base and so caps its context.
+    `prefix_bytes` more per base remember texts that were read before, 0: nothing.
     `prefill_tokens` of prompts are read per step at most, so that long prompts do not stall running answers.
     `coalesce_ms` is how long words are gathered after the first ones were sent: fewer messages, still fluent reading.
 
@@ -32,6 +33,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     max_batch: int = 32
     queue: int = 256
     kv_bytes: int = 1 << 30
+    prefix_bytes: int = 256 << 20
     prefill_tokens: int = 512
     coalesce_ms: float = 25.0
     trusted_keys: FilePath = ""

@@ -111,7 +111,7 @@ def part_of(base: Path, adapter: Path, weight: float = 1.0) -> Part:
     checked_base = check_base(base)
     checked = check_adapter(adapter, base_digest=checked_base.digest, shape=checked_base.shape, keys={}, rules=UNSEALED)
     modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
-    return Part(folder=str(adapter), modules=modules, dora=checked.dora, weight=weight)
+    return Part(folder=str(adapter), modules=modules, dora=checked.dora, invocation=checked.invocation, weight=weight)
 
 
 def peft_logits(base: Path, adapter: Path | None, tokens: list[int]) -> torch.Tensor:

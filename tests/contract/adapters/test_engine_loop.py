@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM
 
 from catena.adapters.core.work import Done, Message, Sampling, Weights, Work
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
@@ -26,6 +28,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("loop")
     base = make_base(root / "base")
     made = {"base": base, "draft": make_base(root / "draft", width=32, layers=1, seed=9)}
+    invocation = {"alora_invocation_tokens": list(b"[do]")}
+    made |= {
+        name: make_adapter(base, root / name, seed=ord(name[-1]), r=16, **invocation) for name in ("act-x", "act-y")
+    }
     return made | {f"a{rank}": make_adapter(base, root / f"a{rank}", seed=rank, r=rank) for rank in (1, 8, 64)}
 
 
@@ -46,13 +52,16 @@ class Bench:
         for key in folders.keys() - {"base", "draft"}:
             held.adapters[key] = read_adapter(key, [part_of(folders["base"], folders[key])], held.decoder)
 
-    def submit(self, call: int, adapter: str = "", text: str = "go", draft: str = "", **sampling: Any) -> None:
+    def submit(
+        self, call: int, adapter: str = "", text: str = "go", draft: str = "", salt: str = "", **sampling: Any
+    ) -> None:
         asked = Work(
             weights=Weights(base="base", adapter=adapter),
             messages=(Message(role="user", content=text),),
             sampling=Sampling(**{"max_tokens": 12, "temperature": 0.0, "seed": call, "logprobs": True} | sampling),
             draft=Weights(base=draft) if draft else None,
             draft_tokens=4,
+            salt=salt,
         )
         self.loop.submit(call, asked, self.loop.bases["base"].text.chat(asked.messages))
 
@@ -229,3 +238,99 @@ def test_a_step_that_fails_ends_its_requests_and_leaves_the_base_usable(folders:
     bench.drain()
     assert len(bench.answer(2)) == 12
     assert embed is held.decoder.ends.embed_VD
+
+
+TEXT = "one long text that many ask about, with words enough to fill some blocks: "
+
+
+def test_what_was_read_before_is_not_read_again_and_answers_stay_the_same(folders: dict[str, Path]) -> None:
+    cold, warm = Bench(folders), Bench(folders, prefix_bytes=1 << 24)
+    for bench in (cold, warm):
+        for call, adapter in enumerate(["", "a8", "", "a8"]):
+            bench.submit(call, adapter, text=f"{TEXT}{call}")
+            bench.drain()
+
+    for call in range(4):
+        assert tokens(warm.answer(call)) == tokens(cold.answer(call))
+        assert [p for _, p in warm.answer(call)] == pytest.approx([p for _, p in cold.answer(call)], abs=1e-4)
+    assert [warm.done(call).cached_tokens for call in range(4)] == [0, 0, 64, 64]
+    assert cold.done(3).cached_tokens == 0
+
+
+def test_a_conversation_goes_on_from_its_own_answer(folders: dict[str, Path]) -> None:
+    bench = Bench(folders, prefix_bytes=1 << 24)
+    prompt = list(range(97, 97 + 20))
+    asked = Work(weights=Weights(base="base"), prompt="x", sampling=Sampling(max_tokens=40, temperature=0.0))
+    bench.loop.submit(1, asked, prompt)
+    (row,) = bench.loop._live[1]
+    bench.drain()
+
+    bench.loop.submit(2, asked, [*row.tokens, 97, 98])
+    bench.drain()
+
+    assert bench.done(2).cached_tokens == 48
+
+
+@pytest.mark.parametrize("other", [{"salt": "another tenant"}, {"adapter": "a64"}, {"adapter": ""}])
+def test_other_weights_and_other_tenants_share_nothing(folders: dict[str, Path], other: dict[str, str]) -> None:
+    bench = Bench(folders, prefix_bytes=1 << 24)
+    for call, asked in enumerate([{"adapter": "a8", "salt": "mine"}, {"adapter": "a8", "salt": "mine"} | other]):
+        bench.submit(call, text=TEXT, **asked)
+        bench.drain()
+
+    assert bench.done(1).cached_tokens == 0
+
+
+def test_what_is_remembered_stays_within_its_budget(folders: dict[str, Path]) -> None:
+    shape = Bench(folders).loop.bases["base"].decoder.shape
+    bench = Bench(folders, prefix_bytes=5 * 16 * shape.kv_bytes_per_token)
+    for call in range(4):
+        bench.submit(call, text=f"{call} {TEXT}")
+        bench.drain()
+
+    prefix = bench.loop.bases["base"].batch.prefix
+    assert 0 < prefix.bytes <= 5 * 16 * shape.kv_bytes_per_token
+
+
+def test_an_activated_adapter_acts_from_its_invocation_on_as_in_peft(folders: dict[str, Path]) -> None:
+    bench = Bench(folders, prefix_bytes=1 << 24)
+    bench.submit(0, text=f"{TEXT}[do]")
+    bench.drain()
+    for call, adapter in ((1, "act-x"), (2, "act-y"), (3, "act-x")):
+        bench.submit(call, adapter, text=f"{TEXT}[do]")
+    bench.drain()
+
+    assert [bench.done(call).cached_tokens for call in (1, 2, 3)] == [64, 64, 64]
+    for call, adapter in ((1, "act-x"), (2, "act-y")):
+        assert tokens(bench.answer(call)) != tokens(bench.answer(0))
+        assert bench.answer(call)[0][1] == pytest.approx(peft_first(folders, adapter, bench, f"{TEXT}[do]"), abs=1e-4)
+    assert tokens(bench.answer(3)) == tokens(bench.answer(1))
+
+
+def test_an_activated_adapter_without_its_invocation_is_refused(folders: dict[str, Path]) -> None:
+    bench = Bench(folders)
+    bench.submit(1, "act-x", text="no such thing")
+
+    told = bench.told[0]
+    assert isinstance(told, Failed)
+    assert told.code == "invocation_missing"
+
+
+def test_a_crowd_at_one_adapter_does_not_keep_another_waiting(folders: dict[str, Path]) -> None:
+    bench = Bench(folders, max_rows=2)
+    for call in range(12):
+        bench.submit(call, "a8", text=f"crowd {call}")
+    bench.submit(99, "a1", text="alone")
+    bench.drain()
+
+    ended = [told.call for told in bench.told if isinstance(told, Finished)]
+    assert ended.index(99) <= 4
+
+
+def peft_first(folders: dict[str, Path], adapter: str, bench: Bench, text: str) -> float:
+    """The largest log-probability after the chat prompt, by PEFT itself."""
+    prompt = bench.loop.bases["base"].text.chat((Message(role="user", content=text),))
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folders["base"]), folders[adapter]).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+    return float(logits.log_softmax(-1).max())

@@ -51,7 +51,7 @@ def read(**changes: object) -> LoraConfig:
         ("use_qalora", True),
         ("use_bdlora", {"nblocks": 2}),
         ("arrow_config", {}),
-        ("alora_invocation_tokens", [1, 2]),
+        ("alora_invocation_tokens", [1, -2]),
         ("peft_type", "IA3"),
         ("peft_type", None),
         ("task_type", "SEQ_CLS"),
@@ -137,3 +137,12 @@ def test_keys_that_older_versions_leave_out_may_be_absent() -> None:
         2.0,
         False,
     )
+
+
+def test_tokens_that_activate_an_adapter_are_read() -> None:
+    assert read(alora_invocation_tokens=[5, 6]).invocation == (5, 6)
+    for bad in ([], ["a"], [1.0], "text"):
+        with pytest.raises(Invalid, match="alora_invocation_tokens"):
+            read(alora_invocation_tokens=bad)
+    with pytest.raises(Invalid, match="use_dora"):
+        read(alora_invocation_tokens=[5], use_dora=True)

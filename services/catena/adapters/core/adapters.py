@@ -77,6 +77,7 @@ class Adapters:
                 draft=draft.weights if draft is not None else None,
                 draft_tokens=question.draft_tokens or DRAFT_TOKENS,
                 constraint=question.constraint,
+                salt=tenant,
             )
             async with aclosing(self._engine.submit(work)) as pieces:
                 async for piece in pieces:

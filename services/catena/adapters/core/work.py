@@ -52,6 +52,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time.
 
     `constraint` None: free text.
+    `salt` keeps what was read apart: keys and values are shared among works of the same salt only.
     """
 
     weights: Weights
@@ -61,6 +62,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     draft: Weights | None = None
     draft_tokens: int = 5
     constraint: Constraint | None = None
+    salt: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -81,13 +83,17 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """How a generation ended: tokens counted, the first answer's confidence, and what the draft did."""
+    """How a generation ended: tokens counted, the first answer's confidence, and what the draft did.
+
+    `cached_tokens` of the input were known already.
+    """
 
     input_tokens: int
     output_tokens: int
     min_probability: float
     mean_logprob: float
     first_token_ms: float
+    cached_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     draft_input_tokens: int = 0
@@ -103,11 +109,12 @@ class Module(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One checked adapter folder, and its share in a composition."""
+    """One checked adapter folder, its share in a composition, and the tokens that activate it, none: it always acts."""
 
     folder: str
     modules: tuple[Module, ...]
     dora: bool = False
+    invocation: tuple[int, ...] = ()
     weight: float = 1.0
 
 
@@ -135,9 +142,15 @@ class BaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine did since it started. `waiting` and `running` are answers, now."""
+    """What the engine did since it started. `waiting` and `running` are answers, now.
+
+    Of `prefix_looked` prompt tokens `prefix_hits` were known; `prefix_bytes` of keys and values are kept, now.
+    """
 
     forwards: int = 0
     tokens: int = 0
+    prefix_looked: int = 0
+    prefix_hits: int = 0
+    prefix_bytes: int = 0
     waiting: int = 0
     running: int = 0

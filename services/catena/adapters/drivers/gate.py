@@ -37,7 +37,7 @@ class ArtifactGate:
         """Check a registered adapter again."""
         checked = await self._check(record.digest, record.base)
         modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
-        return Part(folder=str(checked.folder), modules=modules, dora=checked.dora)
+        return Part(folder=str(checked.folder), modules=modules, dora=checked.dora, invocation=checked.invocation)
 
     async def _admit(self, put: Callable[[], str]) -> Admitted:
         known = set(await asyncio.to_thread(self._store.list))

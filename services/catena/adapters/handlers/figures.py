@@ -21,6 +21,8 @@ class Figures:
         self._cache = counter(ROOM, "cache_total", "Uses of adapters by how the cache did", ["outcome"])
         self._load = histogram(ROOM, "load_seconds", "Gate, load and probe of an adapter")
         self._rows = gauge(ROOM, "answers", "Answers in the engine", ["state"])
+        self._prefix = counter(ROOM, "prefix_tokens_total", "Prompt tokens by whether they were known", ["outcome"])
+        self._prefix_bytes = gauge(ROOM, "prefix_bytes", "Bytes of keys and values kept of texts read before")
         self._forwards = counter(ROOM, "forwards_total", "Forward passes of bases")
         self._before: dict[str, int] = {}
 
@@ -47,6 +49,10 @@ class Figures:
         self._rows.labels("running").set(counters.running)
         self._rows.labels("waiting").set(counters.waiting)
         self._forwards.inc(self._since("forwards", counters.forwards))
+        hits = self._since("prefix hits", counters.prefix_hits)
+        self._prefix.labels("hit").inc(hits)
+        self._prefix.labels("miss").inc(max(self._since("prefix", counters.prefix_looked) - hits, 0))
+        self._prefix_bytes.set(counters.prefix_bytes)
 
     def _since(self, what: str, count: int) -> int:
         """How much a count grew; one that fell was begun anew with the engine."""

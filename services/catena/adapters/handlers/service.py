@@ -205,7 +205,11 @@ def done_to(answered: Answered) -> pb.GenerateDone:
     """The end as it goes out."""
     done = answered.done
     return pb.GenerateDone(
-        usage=types.Usage(input_tokens=done.input_tokens, output_tokens=done.output_tokens),
+        usage=types.Usage(
+            input_tokens=done.input_tokens,
+            output_tokens=done.output_tokens,
+            cached_input_tokens=done.cached_tokens,
+        ),
         resolved_model=answered.model,
         min_probability=done.min_probability,
         mean_logprob=done.mean_logprob,

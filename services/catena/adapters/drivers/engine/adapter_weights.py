@@ -29,12 +29,17 @@ def read_adapter(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
         raise Invalid(
             "a DoRA adapter rescales the base, so it cannot be composed; name it alone", code="unsupported_adapter"
         )
+    if len(parts) > 1 and any(part.invocation for part in parts):
+        raise Invalid(
+            "an activated LoRA begins to act within a prompt, so it cannot be composed; name it alone",
+            code="unsupported_adapter",
+        )
     found: dict[tuple[int, int], list[_Factors]] = {}
     for part in parts:
         for factors in _read_part(part, decoder):
             found.setdefault((factors.layer, factors.site), []).append(factors)
     sites = {where: _site(factors, decoder) for where, factors in found.items()}
-    return Adapter(key, sites, sum(_bytes(site) for site in sites.values()))
+    return Adapter(key, sites, sum(_bytes(site) for site in sites.values()), parts[0].invocation)
 
 
 class _Factors:

@@ -82,7 +82,7 @@ class Generation:
         self.error: CatenaError | None = None
         exact = work.constraint is not None
         self.answers = [Answer(i, text, sampling.stop, sampling.logprobs, exact) for i in range(sampling.n)]
-        self.drafted = self.accepted = self.draft_input = self.draft_output = 0
+        self.drafted = self.accepted = self.draft_input = self.draft_output = self.cached = 0
         self._now = now
         self._began_s = now()
         self._first_s = 0.0
@@ -119,6 +119,7 @@ class Generation:
             min_probability=math.exp(first.lowest),
             mean_logprob=first.total / max(first.written, 1),
             first_token_ms=1000 * ((self._first_s or self._now()) - self._began_s),
+            cached_tokens=self.cached,
             drafted=self.drafted,
             accepted=self.accepted,
             draft_input_tokens=self.draft_input,

@@ -4,16 +4,17 @@ Rows of any adapter, of none, drafts and verifications share each step's single 
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
+from catena.adapters.drivers.engine.fair import Waiting
 from catena.adapters.drivers.engine.grammar import constrain
 from catena.adapters.drivers.engine.kv import KvSlab
-from catena.adapters.drivers.engine.lora import Adapter, Stacks
+from catena.adapters.drivers.engine.lora import Stacks
+from catena.adapters.drivers.engine.prefix import BLOCK, PrefixCache
 from catena.adapters.drivers.engine.rows import Draft, Row
 from catena.adapters.drivers.engine.sampling import accept, agree, penalise, pick, probabilities
 
@@ -24,11 +25,17 @@ Turn = tuple[Row | Draft, int]
 class Batch:
     """The rows of one base. `forwards` counts the base's forward passes, `tokens` those of answers."""
 
-    def __init__(self, decoder: Decoder, *, max_rows: int, kv_bytes: int, prefill_tokens: int) -> None:
-        """Run at most `max_rows` at a time; a step reads at most about `prefill_tokens` of prompts."""
+    def __init__(
+        self, decoder: Decoder, *, max_rows: int, kv_bytes: int, prefill_tokens: int, prefix_bytes: int = 0
+    ) -> None:
+        """Run at most `max_rows` at a time; a step reads at most about `prefill_tokens` of prompts.
+
+        `prefix_bytes` of keys and values are kept of texts that were read before.
+        """
         self.decoder = decoder
         self.stacks = Stacks(decoder.shape)
-        self.waiting: deque[Row | Draft] = deque()
+        self.waiting: Waiting[Row | Draft] = Waiting(_lane)
+        self.prefix = PrefixCache(prefix_bytes)
         self.running: list[Row | Draft] = []
         self.forwards = 0
         self.tokens = 0
@@ -43,14 +50,15 @@ class Batch:
 
     def add(self, row: Row | Draft) -> None:
         """Queue a row."""
-        self.waiting.append(row)
+        self.waiting.add(row)
 
     def remove(self, row: Row | Draft) -> None:
         """Free whatever the row holds, at once."""
         if row.slot < 0:
-            if row in self.waiting:
-                self.waiting.remove(row)
+            self.waiting.remove(row)
             return
+        if row.cached >= BLOCK:
+            self._remember(row, row.cached)
         last = self.running.pop()
         if last is not row:
             self._kv.copy(last.slot, row.slot, last.cached)
@@ -67,6 +75,7 @@ class Batch:
 
     def step(self) -> list[Row]:
         """Admit, run one forward pass, draw; the answers that gained tokens or ended. Ended rows are gone already."""
+        self.waiting.tick()
         self._admit()
         for row in self.running:
             self._copy_twin(row)
@@ -79,23 +88,29 @@ class Batch:
             return []
         self._kv.fit(len(self.running), _longest(turns))
         step, spans = self._pack(turns)
-        adapters: list[Adapter | None] = [row.adapter for row, count in turns for _ in range(count)]
+        adapters = [adapter for row, count in turns for adapter in row.weights(count)]
         logits_WV = self.decoder.forward(step, self._kv, self.stacks.step(adapters))
         self.forwards += 1
         for row, count in turns:
             row.cached += count
+            self.waiting.charge(row, read=max(min(row.cached, row.prompt) - (row.cached - count), 0))
+            if row.cached - count < row.prompt <= row.cached:
+                self._remember(row, row.prompt)
         return self._draw(logits_WV, spans) if spans else []
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_rows:
-            row = self.waiting[0]
+            row = self.waiting.peek()
             longest = max(_length(other) for other in (row, *self.running))
             if self.running and not self._kv.fits(len(self.running) + 1, longest + 1):
                 return
-            self.waiting.popleft()
-            row.slot, row.cached = len(self.running), 0
+            self.waiting.pop()
+            row.slot = len(self.running)
             self.running.append(row)
             self._kv.fit(len(self.running), longest + 1)
+            row.cached = self.prefix.fill(self._kv, row.slot, row.salts(), _tokens(row))
+            if isinstance(row, Row):
+                row.generation.cached = max(row.generation.cached, min(row.cached, row.prompt))
 
     def _make_way(self) -> None:
         """Nothing can move: let drafts, which wait for targets elsewhere, wait behind the rows that have no slot."""
@@ -103,22 +118,31 @@ class Batch:
             return
         for row in list(self.running):
             if isinstance(row, Draft):
-                self._put_back(row)
-                self.waiting.rotate(-1)
+                self._forget(row)
+                self.waiting.add(row)
 
     def _put_back(self, row: Row | Draft) -> None:
         """Take the youngest row's room; it reads its tokens again when there is room."""
+        self._forget(row)
+        self.waiting.put_back(row)
+
+    def _forget(self, row: Row | Draft) -> None:
         self.remove(row)
         row.cached = 0
         if isinstance(row, Draft):
             row.forget()
-        self.waiting.appendleft(row)
+
+    def _remember(self, row: Row | Draft, count: int) -> None:
+        self.prefix.keep(self._kv, row.slot, row.salts(), _tokens(row)[:count])
 
     def _copy_twin(self, row: Row | Draft) -> None:
         """Take over keys and values of the same prompt, all but the last token, whose logits are needed."""
         if not isinstance(row, Row) or row.twin is None:
             return
         twin, ready = row.twin, row.prompt - 1
+        if row.cached >= ready - ready % BLOCK:
+            row.twin = None  # the prefix cache had as much
+            return
         if twin.slot >= 0 and twin.cached < ready:
             return
         if twin.slot >= 0:
@@ -251,7 +275,9 @@ class Batch:
                 at += 1
             row.cached = min(row.cached, len(row.tokens) - 1)
             going = going and row.take_forced()
-            self.tokens += row.answer.written - before
+            written = row.answer.written - before
+            self.tokens += written
+            self.waiting.charge(row, written=written)
             if not going:
                 self.remove(row)
 
@@ -270,8 +296,16 @@ def _constrain(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]])
     constrain(logits_WV, fenced)
 
 
+def _tokens(row: Row | Draft) -> list[int]:
+    return row.target.tokens if isinstance(row, Draft) else row.tokens
+
+
 def _length(row: Row | Draft) -> int:
-    return len(row.target.tokens if isinstance(row, Draft) else row.tokens)
+    return len(_tokens(row))
+
+
+def _lane(row: Row | Draft) -> str:
+    return row.adapter.key if row.adapter is not None else ""
 
 
 def _longest(turns: Sequence[Turn]) -> int:

@@ -18,6 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 32
     queue: int = 256
     kv_bytes: int = 1 << 30
+    prefix_bytes: int = 256 << 20
     prefill_tokens: int = 512
     coalesce_s: float = 0.025
 

@@ -60,6 +60,14 @@ class KvSlab:
         """Copy a row's first `tokens` into another slot."""
         self._data[:, target, :, :tokens] = self._data[:, source, :, :tokens]
 
+    def take(self, slot: int, begin: int, end: int) -> Tensor:
+        """A copy of a stretch of a row, (layers, X, tokens, E)."""
+        return self._data[:, slot, :, begin:end].clone()
+
+    def put(self, slot: int, begin: int, stretch: Tensor) -> None:
+        """Write a stretch back."""
+        self._data[:, slot, :, begin : begin + stretch.shape[2]] = stretch
+
     def _bytes(self, slots: int, tokens: int) -> int:
         layers, _, heads, _, head = self._data.shape
         return layers * slots * heads * tokens * head * self._data.element_size()

@@ -83,6 +83,9 @@ class Loop:
         return Counters(
             forwards=sum(batch.forwards for batch in batches),
             tokens=sum(batch.tokens for batch in batches),
+            prefix_looked=sum(batch.prefix.looked for batch in batches),
+            prefix_hits=sum(batch.prefix.hits for batch in batches),
+            prefix_bytes=sum(batch.prefix.bytes for batch in batches),
             waiting=sum(len(batch.waiting) for batch in batches),
             running=sum(len(batch.running) for batch in batches),
         )
@@ -110,6 +113,7 @@ class Loop:
                 code="queue_full",
                 retry_after_s=RETRY_AFTER_S,
             )
+        acts = adapter.acts_from(tokens) if adapter is not None else 0
         generation = Generation(call, work, len(tokens), held.text, self._now)
         limit = min(len(tokens) + asked.max_tokens, context) if asked.max_tokens else context
         rows: list[Row] = []
@@ -123,6 +127,8 @@ class Loop:
                 adapter=adapter,
                 draw=draw_of(asked, held.text.temperature, str(answer.index), tokens),
                 grammar=grammars[answer.index] if grammars else None,
+                salt=work.salt,
+                acts=acts,
                 twin=rows[0] if rows else None,
             )
             rows.append(row)
@@ -134,6 +140,8 @@ class Loop:
 
     def _attach_drafts(self, work: Work, draft: Weights, rows: list[Row], target: Held) -> None:
         held, adapter = self._find(draft)
+        if adapter is not None and adapter.invocation:
+            raise Invalid("an activated LoRA cannot draft; draft with its base", code="draft_mismatch")
         if held.text.fingerprint != target.text.fingerprint:
             raise Invalid(
                 f"{draft.base} and {work.weights.base} have different vocabularies, so one cannot draft for the other",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.shape import Shape
+from catena.kit.errors import Invalid
 
 SITE_OF = {"qkv": 0, "q": 0, "k": 0, "v": 0, "o": 1, "gate_up": 2, "gate": 2, "up": 2, "down": 3}
 KEEP_STEPS = 64
@@ -46,11 +47,29 @@ class Site:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """An adapter in memory; `sites` by layer and site. `bytes` counts its factors and vectors exactly."""
+    """An adapter in memory; `sites` by layer and site. `bytes` counts its factors and vectors exactly.
+
+    With an `invocation` it acts from the last occurrence of these tokens in a prompt on.
+    """
 
     key: str
     sites: Mapping[tuple[int, int], Site]
     bytes: int
+    invocation: tuple[int, ...] = ()
+
+    def acts_from(self, prompt: Sequence[int]) -> int:
+        """The first token of a prompt on which it acts. Raises Invalid (`invocation_missing`) when there is none."""
+        size = len(self.invocation)
+        if not size:
+            return 0
+        for begin in range(len(prompt) - size, -1, -1):
+            if tuple(prompt[begin : begin + size]) == self.invocation:
+                return begin
+        raise Invalid(
+            f"the prompt lacks the {size} tokens that activate this adapter; end the prompt as it was trained, "
+            "or ask the base",
+            code="invocation_missing",
+        )
 
 
 class LoraStep:

@@ -8,6 +8,7 @@ from torch import Tensor
 from catena.adapters.drivers.engine.answer import Answer, Generation, Tops
 from catena.adapters.drivers.engine.grammar import Grammar
 from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.prefix import BLOCK
 from catena.adapters.drivers.engine.sampling import Draw
 from catena.kit.errors import Invalid
 
@@ -17,7 +18,8 @@ class Row:
     """An answer. `tokens` is prompt and answer; the first `cached` of them have keys and values in slot `slot`.
 
     `limit` is the most tokens it may come to. `grammar` None: free text. `twin` is the row of the same prompt whose
-    keys and values it may copy.
+    keys and values it may copy. The adapter acts from token `acts` on; whoever asks for the same `salt` may share what
+    was read.
     """
 
     generation: Generation
@@ -28,6 +30,8 @@ class Row:
     adapter: Adapter | None
     draw: Draw
     grammar: Grammar | None = None
+    salt: str = ""
+    acts: int = 0
     twin: "Row | None" = None
     draft: "Draft | None" = None
     slot: int = -1
@@ -54,6 +58,15 @@ class Row:
         if begin + count <= have:
             return self.tokens[begin : begin + count]
         return [*self.tokens[begin:], *self.proposal[: begin + count - have]]
+
+    def weights(self, count: int) -> list[Adapter | None]:
+        """The adapter of each of the next `count` tokens."""
+        return _acting(self.adapter, self.acts - self.cached, count)
+
+    def salts(self) -> list[str]:
+        """What each block depends on beside the tokens; blocks before the adapter acts are the base's."""
+        own = f"{self.salt}|{self.adapter.key if self.adapter is not None else ''}"
+        return [f"{self.salt}|"] * (self.acts // BLOCK) + [f"{own}|{self.acts}" if self.acts else own]
 
     def wants(self) -> int:
         """Positions at the end of what is fed whose logits are needed, once everything pending is fed."""
@@ -135,6 +148,19 @@ class Draft:
             return tokens[begin : begin + count]
         return [*tokens, *self.proposal][begin : begin + count]
 
+    @property
+    def prompt(self) -> int:
+        """Tokens of the target's prompt."""
+        return self.target.prompt
+
+    def weights(self, count: int) -> list[Adapter | None]:
+        """The adapter of each of the next `count` tokens."""
+        return [self.adapter] * count
+
+    def salts(self) -> list[str]:
+        """What keys and values depend on beside the tokens."""
+        return [f"{self.target.salt}|{self.adapter.key if self.adapter is not None else ''}"]
+
     def wants(self) -> int:
         """Only the last position matters, and only once the target has begun to answer."""
         return 1 if len(self.target.tokens) > self.target.prompt else 0
@@ -148,3 +174,9 @@ class Draft:
         """Drop the proposal."""
         self.proposal.clear()
         self.drafted.clear()
+
+
+def _acting(adapter: Adapter | None, before: int, count: int) -> list[Adapter | None]:
+    """`count` tokens' adapters, none for the first `before`."""
+    idle = min(max(before, 0), count)
+    return [None] * idle + [adapter] * (count - idle)

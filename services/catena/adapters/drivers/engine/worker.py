@@ -141,6 +141,7 @@ class Worker:
                 max_rows=settings.max_batch,
                 kv_bytes=settings.kv_bytes,
                 prefill_tokens=settings.prefill_tokens,
+                prefix_bytes=settings.prefix_bytes,
             )
             held = Held(decoder=decoder, text=Text(folder, SystemClock().now), batch=batch)
             # The first question should not pay for compiling the template.

@@ -1,0 +1,68 @@
+"""Keys and values of texts read before, kept in blocks of tokens and found again by what they are.
+
+A block's name is a digest of everything that its content depends on: the salt (whose it is, and which weights read it),
+every token before it, and its own. So neither other weights nor another tenant can meet it, and equal beginnings share
+their blocks. One cache belongs to one base in memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+from torch import Tensor
+
+from catena.adapters.drivers.engine.kv import KvSlab
+
+BLOCK = 16
+"""Tokens of a block: what a hit is rounded down to."""
+
+
+class PrefixCache:
+    """Blocks within a budget of bytes, the least recently used dropped first. `hits` and `looked` count tokens."""
+
+    def __init__(self, budget: int) -> None:
+        """Start empty; a budget of 0 keeps nothing."""
+        self.hits = self.looked = self.bytes = 0
+        self._budget = budget
+        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def fill(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int]) -> int:
+        """Put into `slot` what is known of the beginning of `tokens`; how many tokens that are.
+
+        `salts` are those of each block. The last token is never filled: its logits are needed.
+        """
+        self.looked += len(tokens)
+        filled = 0
+        for name in _names(salts, tokens[: len(tokens) - 1]):
+            block = self._blocks.get(name)
+            if block is None:
+                break
+            self._blocks.move_to_end(name)
+            kv.put(slot, filled, block)
+            filled += BLOCK
+        self.hits += filled
+        return filled
+
+    def keep(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int]) -> None:
+        """Remember the whole blocks of `tokens`, which `slot` holds."""
+        if not self._budget:
+            return
+        for number, name in enumerate(_names(salts, tokens)):
+            if name in self._blocks:
+                self._blocks.move_to_end(name)
+                continue
+            block = kv.take(slot, number * BLOCK, (number + 1) * BLOCK)
+            self._blocks[name] = block
+            self.bytes += block.numel() * block.element_size()
+        while self.bytes > self._budget:
+            _, block = self._blocks.popitem(last=False)
+            self.bytes -= block.numel() * block.element_size()
+
+
+def _names(salts: Sequence[str], tokens: Sequence[int]) -> Iterator[bytes]:
+    """The name of each whole block, each made from the one before."""
+    name = b""
+    for number, begin in enumerate(range(0, len(tokens) - BLOCK + 1, BLOCK)):
+        text = f"{salts[min(number, len(salts) - 1)]}|{','.join(map(str, tokens[begin : begin + BLOCK]))}"
+        name = blake2b(name + text.encode(), digest_size=20).digest()
+        yield name
