@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from catena.adapters.drivers.engine.shape import Shape
 from catena.kit.errors import Invalid
@@ -73,9 +74,14 @@ class Adapter:
 
 
 class LoraStep:
-    """One step's share of the stacks: which packed rows go through which adapter."""
+    """One step's share of the stacks: which packed rows go through which adapter.
 
-    __slots__ = ("_adapter_T", "_gather", "_loops", "_rows", "_source", "_stacks", "_whole")
+    Rows are gathered by adapter, as many for each as the busiest has, and what comes out goes back in the rows' order:
+    a row of the base alone takes it from a place into which nothing was gathered. Where one adapter has most of the
+    rows, that would multiply mostly nothing, and each is served by itself.
+    """
+
+    __slots__ = ("_adapter_T", "_back", "_empty", "_gather", "_loops", "_stacks", "_whole")
 
     def __init__(self, stacks: "Stacks", row_adapters: Sequence[int]) -> None:
         """`row_adapters` gives each packed row the place of its adapter in `stacks`, -1 for the base alone."""
@@ -84,28 +90,19 @@ class LoraStep:
         for row, place in enumerate(row_adapters):
             if place >= 0:
                 places.setdefault(place, []).append(row)
-        count, total = len(stacks.keys), len(row_adapters)
+        total, device = len(row_adapters), stacks.device
+        longest = max(map(len, places.values()))
         self._whole = -1
         self._loops: list[tuple[int, Tensor]] = []
-        self._gather = self._source = self._rows = None
-        longest = max(map(len, places.values()))
-        device = stacks.device
+        self._gather = self._back = None
+        self._empty = False
         if len(places) == 1 and longest == total:
             self._whole = next(iter(places))
-        elif len(places) == 1 or count * longest > 2 * total + 32:
+        elif len(places) == 1 or len(stacks.keys) * longest > 2 * total + 32:
             self._loops = [(place, torch.tensor(rows, device=device)) for place, rows in places.items()]
         else:
-            gather = [0] * (count * longest)
-            source: list[int] = []
-            targets: list[int] = []
-            for place, rows in places.items():
-                begin = place * longest
-                gather[begin : begin + len(rows)] = rows
-                source += range(begin, begin + len(rows))
-                targets += rows
-            self._gather = torch.tensor(gather, device=device)
-            self._source = torch.tensor(source, device=device)
-            self._rows = torch.tensor(targets, device=device)
+            gather, back = self._arrange(places, longest, total)
+            self._gather, self._back = torch.tensor(gather, device=device), torch.tensor(back, device=device)
         self._adapter_T = torch.tensor(row_adapters, device=device) if stacks.dora else None
 
     def add(self, y_TO: Tensor, x_TI: Tensor, layer: int, site: int) -> None:
@@ -114,17 +111,17 @@ class LoraStep:
         if stacked is None:
             return
         a_AIR = stacked.a_AIR
-        if self._whole >= 0:
+        if self._gather is not None and self._back is not None:
+            if self._empty:
+                x_TI = functional.pad(x_TI, (0, 0, 0, 1))
+            h_AMR = torch.bmm(x_TI.index_select(0, self._gather).view(a_AIR.shape[0], -1, x_TI.shape[1]), a_AIR)
+            for part in stacked.parts:
+                d_SO = torch.bmm(h_AMR[..., part.ranks], part.b_ARO).view(-1, part.b_ARO.shape[2])
+                part.of(y_TO).add_(d_SO.index_select(0, self._back))
+        elif self._whole >= 0:
             h_TR = x_TI @ a_AIR[self._whole]
             for part in stacked.parts:
                 part.of(y_TO).addmm_(h_TR[:, part.ranks], part.b_ARO[self._whole])
-        elif self._gather is not None and self._source is not None and self._rows is not None:
-            count = a_AIR.shape[0]
-            x_AMI = x_TI.index_select(0, self._gather).view(count, -1, x_TI.shape[1])
-            h_AMR = torch.bmm(x_AMI, a_AIR)
-            for part in stacked.parts:
-                d_SO = torch.bmm(h_AMR[..., part.ranks], part.b_ARO).view(-1, part.b_ARO.shape[2])
-                part.of(y_TO).index_add_(0, self._rows, d_SO.index_select(0, self._source))
         else:
             for place, rows in self._loops:
                 h_MR = x_TI.index_select(0, rows) @ a_AIR[place]
@@ -133,6 +130,21 @@ class LoraStep:
         if stacked.norm_AO is not None and stacked.shift_AO is not None and self._adapter_T is not None:
             # Index -1, the base alone, is the last row: ones and zeros.
             y_TO.mul_(stacked.norm_AO[self._adapter_T]).add_(stacked.shift_AO[self._adapter_T])
+
+    def _arrange(self, places: Mapping[int, Sequence[int]], longest: int, total: int) -> tuple[list[int], list[int]]:
+        """Which row goes into each place, `total` meaning none, and from which place each row takes what comes out."""
+        served = sum(map(len, places.values()))
+        count = len(self._stacks.keys)
+        self._empty = served < total
+        if self._empty and count * longest == served:
+            longest += 1
+        nothing = total if self._empty else 0
+        gather, back = [nothing] * (count * longest), [-1] * total
+        for place, rows in places.items():
+            for number, row in enumerate(rows, place * longest):
+                gather[number], back[row] = row, number
+        unused = gather.index(nothing) if self._empty else 0
+        return gather, [unused if place < 0 else place for place in back]
 
 
 @dataclass(frozen=True, slots=True)
