@@ -99,9 +99,14 @@ class ArtifactStore:
         sync_folder(self.root)
 
     def _place(self, digest: str) -> Path:
-        if not DIGEST.match(digest):
-            raise Invalid(f"{digest[:80]!r} is no digest; 64 hex digits are meant", code="bad_digest")
-        return self.root / digest[:2] / digest
+        return place_of(self.root, digest)
+
+
+def place_of(root: Path, digest: str) -> Path:
+    """Where a store at `root` keeps an artifact, for readers beside its owner. Raises Invalid when it is no digest."""
+    if not DIGEST.match(digest):
+        raise Invalid(f"{digest[:80]!r} is no digest; 64 hex digits are meant", code="bad_digest")
+    return root / digest[:2] / digest
 
 
 def _vouch(staging: Path, place: Path) -> None:

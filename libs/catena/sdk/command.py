@@ -8,7 +8,7 @@ import typer
 
 from catena.kit.config import Section, load
 from catena.kit.errors import CatenaError
-from catena.sdk.commands import adapters, chat, events, features, jobs, memory, models, route, trace, up
+from catena.sdk.commands import adapters, chat, events, features, formats, jobs, memory, models, route, trace, up
 from catena.sdk.terminal import Terminal
 
 app = typer.Typer(
@@ -40,10 +40,18 @@ def start(
 app.command("up")(up.up)
 app.command("serve")(up.serve)
 app.command("chat")(chat.chat)
-app.command("models")(models.models)
 app.command("events")(events.events)
 app.command("trace")(trace.trace)
+adapters.app.command("convert")(formats.convert)
+adapters.app.command("export")(formats.export)
+adapters.app.command("import")(formats.import_)
+models.app.command("export")(formats.export_model)
+models.app.command("import")(formats.import_model)
+models.app.command("merge")(formats.merge)
+models.app.command("verify")(formats.verify)
+models.app.command("profiles")(formats.profiles)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(features.app, name="features")
 app.add_typer(memory.app, name="memory")

@@ -39,8 +39,12 @@ class Terminal:
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a command; an expected error is printed with its code and ends with status 1, Ctrl-C with 130."""
+        self.do(lambda: asyncio.run(work))
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Run a command that waits for nobody; it ends as `run` does."""
         try:
-            asyncio.run(work)
+            work()
         except CatenaError as error:
             told = f"[red]{error.code}[/red] {escape(error.message)}"
             Console(stderr=True).print(told, highlight=False, soft_wrap=True)

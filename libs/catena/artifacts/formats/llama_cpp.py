@@ -40,6 +40,7 @@ class LlamaCpp:
     def __init__(self, address: str) -> None:
         """Ask the process at `address`."""
         self._where = urlsplit(address)
+        self._letter = int(self._post("/tokenize", {"content": "a"})["tokens"][-1])
 
     def tokens(self, text: str) -> list[int]:
         """The text's tokens, special ones among them, framed as the model wants it."""
@@ -48,7 +49,9 @@ class LlamaCpp:
 
     def guess(self, tokens: Sequence[int], top: int) -> Guess:
         """The `top` likeliest tokens after these."""
-        asked = {"prompt": list(tokens), "n_predict": 1, "n_probs": top, "temperature": 0, "cache_prompt": True}
+        asked = {"prompt": list(tokens), "n_predict": 1, "n_probs": top, "cache_prompt": True}
+        # An end, or half a character, would come without its probabilities; they are told from before this bias.
+        asked |= {"temperature": 0, "logit_bias": [[self._letter, 1e4]]}
         rows = self._post("/completion", asked)["completion_probabilities"][0]["top_logprobs"]
         return Guess(
             ids=np.array([row["id"] for row in rows]),

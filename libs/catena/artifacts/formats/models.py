@@ -73,8 +73,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 class Weights(Protocol):
     """Tensors by transformers' names; values are computed or read when asked for."""
 
-    config: Config
-    folder: Path
+    @property
+    def config(self) -> Config:
+        """The base's configuration."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the base's other files are."""
 
     def names(self) -> list[str]:
         """Every tensor, in the order of the files."""

@@ -13,6 +13,7 @@ import yaml
 from catena.artifacts.formats.levels import Level
 from catena.kit.errors import Invalid, Missing
 
+SHIPPED = "profiles.yaml"
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -45,11 +46,15 @@ class Profiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def read_profiles(path: Path | None = None) -> Profiles:
     """The profiles of a file, or those shipped. Raises Invalid (`bad_profiles`) naming the field, or Missing."""
-    where = str(path or "profiles.yaml")
+    where = str(path or SHIPPED)
     try:
-        text = path.read_text() if path else resources.files(__package__).joinpath("profiles.yaml").read_text()
-        return msgspec.convert(yaml.safe_load(text), Profiles)
+        return msgspec.convert(yaml.safe_load(path.read_text() if path else shipped()), Profiles)
     except FileNotFoundError:
-        raise Missing(f"no profiles at {where}; name a file or leave --profiles out", code="no_profiles") from None
+        raise Missing(f"no profiles at {where}; name one that exists", code="no_profiles") from None
     except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise Invalid(f"{where}: {error}", code="bad_profiles") from error
+
+
+def shipped() -> str:
+    """The profiles that come with Catena, as YAML with its comments."""
+    return resources.files(__package__).joinpath(SHIPPED).read_text()

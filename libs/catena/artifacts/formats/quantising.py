@@ -7,8 +7,6 @@ from pathlib import Path
 
 import msgspec
 
-from catena.artifacts.formats.arrays import Step, silent
-from catena.artifacts.formats.gguf_export import export_gguf
 from catena.artifacts.formats.levels import Level, next_up
 from catena.artifacts.formats.loss import Answers, Heard, Loss, ask, compare, prompts_of
 from catena.artifacts.formats.models import Weights
@@ -75,17 +73,6 @@ def export_quantised(
             break
         tried = above
     return Quantised(asked=level, level=attempts[-1].level, floor=floor, attempts=attempts)
-
-
-def writer_of(
-    weights: Weights, *, name: str, origin: dict[str, str], step: Step = silent
-) -> Callable[[Path, Level], None]:
-    """What writes these weights as a file of a level."""
-
-    def write(path: Path, level: Level) -> None:
-        export_gguf(weights, path, level=level, name=name, origin=origin, step=step)
-
-    return write
 
 
 def _measured(path: Path, tokens: Sequence[Sequence[int]], heard: Heard, open_model: Open) -> Loss:

@@ -5,11 +5,15 @@ import typer
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.sdk.terminal import Terminal
 
+app = typer.Typer(help="Models: list them; bases: import, merge, export.")
 
+
+@app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the models that may be asked for, with prices in USD per million tokens."""
+    """List the models that may be asked for, with prices in USD per million tokens; commands below work on files."""
     terminal: Terminal = context.obj
-    terminal.run(_models(terminal))
+    if context.invoked_subcommand is None:
+        terminal.run(_models(terminal))
 
 
 async def _models(terminal: Terminal) -> None:
