@@ -146,6 +146,9 @@ def _entry(name: str, entry: object, start: int, where: str, kind: Kind) -> Tens
 
 
 def _check_metadata(metadata: object, where: str, kind: Kind) -> None:
+    # MLX writes null for none at all, and the format's own reader takes it so.
+    if metadata is None:
+        return
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise refused(kind, "bad_header", f"{where}: __metadata__ should map text to text; save it again")
 

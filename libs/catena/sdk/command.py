@@ -14,6 +14,7 @@ from catena.sdk.terminal import Terminal
 app = typer.Typer(
     help="Answer each LLM request with the cheapest pipeline of models that is good enough.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -30,7 +30,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
     "mistral": ("mistral", {"sliding_window": 64}),
-    "qwen2": ("qwen2", {}),
+    # MLX does not read the new spelling of the rotary base, so this is the one it takes for granted.
+    "qwen2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3": ("qwen3", {"head_dim": 48}),
 }
 PROMPTS = ["upper: hello", "add 27+58", "<user>sort: 5 2 9<end><bot>", "Two plus two is"]

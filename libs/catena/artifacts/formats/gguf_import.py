@@ -68,6 +68,8 @@ def _config(file: GgufFile, architecture: str, dtype: str) -> dict[str, Any]:
     if int(file.get(f"{architecture}.rope.dimension_count", head)) != head:
         raise unsupported(f"{file.path.name} rotates a part of each head, which is not served here")
     names = set(file.names())
+    # Both spellings of the rotary base: not every reader knows the new one.
+    rope = _rope(file, architecture, head)
     rows = file.shape("token_embd.weight")[0] if "token_embd.weight" in names else 0
     made = {
         "architectures": [FAMILIES[architecture]],
@@ -84,7 +86,8 @@ def _config(file: GgufFile, architecture: str, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": int(need("context_length")),
         "rms_norm_eps": shortest(need("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in names,
-        "rope_parameters": _rope(file, architecture, head),
+        "rope_theta": rope["rope_theta"],
+        "rope_parameters": rope,
         "attention_bias": "blk.0.attn_q.bias" in names,
     }
     if architecture == "llama":

@@ -24,6 +24,7 @@ from catena.kit.errors import Invalid, Missing, Unavailable
 
 PACKAGE = "xllamacpp"
 REPLY_S = 600.0
+SPEED_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,10 @@ class LlamaCpp:
         )
 
     def tokens_per_s(self, tokens: Sequence[int], count: int) -> float:
-        """How fast `count` tokens are written after these, by llama.cpp's own clock."""
+        """How fast `count` tokens are written after these by llama.cpp's own clock; the median of a few runs."""
         asked = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "ignore_eos": True}
-        return float(self._post("/completion", asked)["timings"]["predicted_per_second"])
+        runs = [self._post("/completion", asked)["timings"]["predicted_per_second"] for _ in range(SPEED_RUNS)]
+        return float(np.median(runs))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         connection = http.client.HTTPConnection(self._where.hostname or "", self._where.port, timeout=REPLY_S)

@@ -33,7 +33,7 @@ def convert(
 
     LoRA, rsLoRA, rank and alpha patterns and, but for GGUF, DoRA. Between PEFT and MLX nothing is lost.
 
-    catena adapters convert ./swapcase ./swapcase.gguf --to gguf --base ./my-base
+    `catena adapters convert ./swapcase ./swapcase.gguf --to gguf --base ./my-base`
     """
     terminal: Terminal = context.obj
     _one_of("--to", to, FORMATS)
@@ -54,7 +54,7 @@ def export(
     The record is `OUT.manifest.json`; `catena models verify OUT` checks it. A DoRA adapter has no GGUF form: use
     `catena models export --adapter`, which merges it.
 
-    catena adapters export demo-small@swapcase ./swapcase-mlx --to mlx
+    `catena adapters export demo-small@swapcase ./swapcase-mlx --to mlx`
     """
     terminal: Terminal = context.obj
     _one_of("--to", to, FORMATS)
@@ -84,7 +84,7 @@ def import_(
     What the gate refuses leaves no trace. The key is made at the first import and lies in `keys/import.pem` of the
     home; who has it can vouch for adapters here.
 
-    catena adapters import ./adapter.gguf ./mine --base demo-small --as mine:1 --register
+    `catena adapters import ./adapter.gguf ./mine --base demo-small --as mine:1 --register`
     """
     terminal: Terminal = context.obj
 
@@ -122,7 +122,7 @@ def export_model(
     level up is taken. Levels: F32, F16, BF16, Q8_0, Q6_K, Q5_0, Q4_K_M, Q4_0. Profiles: `catena models profiles`;
     without --at, the default one.
 
-    catena models export demo-large ./large.gguf --at intent-classifier/mobile --prompts ./prompts.txt
+    `catena models export demo-large ./large.gguf --at intent-classifier/mobile --prompts ./prompts.txt`
     """
     terminal: Terminal = context.obj
 
@@ -149,7 +149,7 @@ def import_model(
 ) -> None:
     """Take in a GGUF model: dequantised into a transformers folder with its tokenizer, then past the gate.
 
-    catena models import ./model-q6_k.gguf ./models/mine
+    `catena models import ./model-q6_k.gguf ./models/mine`
     """
     terminal: Terminal = context.obj
     _one_of("--dtype", dtype, ("", "F32", "F16", "BF16"))
@@ -171,7 +171,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base, as a new base whose manifest names the digests of both.
 
-    catena models merge demo-small demo-small@swapcase ./models/swapper
+    `catena models merge demo-small demo-small@swapcase ./models/swapper`
     """
     terminal: Terminal = context.obj
 
