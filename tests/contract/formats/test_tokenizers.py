@@ -69,9 +69,7 @@ def sentencepiece() -> Tokenizer:
         for at in range(1, len(text))
         if {text[:at], text[at:]} <= vocabulary.keys()
     ]
-    made = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = learnt.normalizer
     made.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

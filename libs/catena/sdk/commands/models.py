@@ -5,7 +5,9 @@ import typer
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.sdk.terminal import Terminal
 
-app = typer.Typer(help="Without a command: the models that may be asked for. Bases as files: import, merge, export, verify.")
+app = typer.Typer(
+    help="Without a command: the models that may be asked for. Bases as files: import, merge, export, verify."
+)
 
 
 @app.callback(invoke_without_command=True)
