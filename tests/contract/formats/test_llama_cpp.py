@@ -185,7 +185,7 @@ def test_a_level_that_loses_too_much_gives_way_to_the_next_and_all_is_told(wide:
         write=lambda path, level: export_gguf(
             weights, path, level=level, name="m", origin={"base_digest": weights.digest}
         ),
-        open_model=lambda path: open_llama(path, context=128, threads=1),
+        open_model=lambda path: open_llama(path, context=128),
     )
     assert told.asked == "Q4_K_M"
     assert told.level == told.attempts[-1].level

@@ -82,9 +82,11 @@ class LlamaCpp:
 
 @contextmanager
 def open_llama(
-    model: Path, *, adapter: Path | None = None, context: int = 1024, threads: int = 0
+    model: Path, *, adapter: Path | None = None, context: int = 1024, threads: int = 1
 ) -> Iterator[LlamaCpp]:
-    """Load a GGUF file, with an adapter if given; the process ends with the block. `threads` 0: llama.cpp's choice.
+    """Load a GGUF file, with an adapter if given; the process ends with the block.
+
+    One thread unless told otherwise: llama.cpp's spin while they wait, so that on a busy machine more are far slower.
 
     Raises Missing (`no_llama_cpp`) without the package, Invalid (`bad_gguf`) when llama.cpp cannot load the file.
     """
@@ -123,8 +125,7 @@ def main() -> None:
     params.model.path = model
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = int(context), 1, False, 0
     params.n_gpu_layers = 0
-    if int(threads):
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if adapter:

@@ -33,7 +33,7 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
 
     `top1_agreement` is the share of places where the likeliest token is the same. `logit_rms` and `logit_max` are
     differences of log-probabilities over the tokens that both name, in nats. `speed_gain` is the ratio of tokens
-    written per second, on the machine that measured.
+    written per second to the unquantised file's, on one thread of the machine that measured.
     """
 
     positions: int
