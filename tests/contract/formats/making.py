@@ -84,7 +84,7 @@ def logprobs(base: Path, prompts: Sequence[Sequence[int]], adapter: Path | None 
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).eval()
     with torch.no_grad():
-        return [torch.log_softmax(model(torch.tensor([list(p)])).logits[0, -1], -1).numpy() for p in prompts]
+        return [torch.log_softmax(model(input_ids=torch.tensor([list(p)])).logits[0, -1], -1).numpy() for p in prompts]
 
 
 def llama_logprobs(model: LlamaCpp, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -15,10 +15,20 @@ from catena.artifacts.formats.gguf_export import export_gguf
 from catena.artifacts.formats.imports import Naming, import_adapter, import_base
 from catena.artifacts.formats.llama_cpp import open_llama
 from catena.artifacts.formats.merging import Merged, write_merged
+from catena.artifacts.formats.mlx_adapter import write_mlx
 from catena.artifacts.formats.models import open_base
 from catena.artifacts.formats.quantising import export_quantised
 from catena.kit.errors import CatenaError, Invalid
-from tests.contract.formats.making import KINDS, PROMPTS, TOKENS, llama_logprobs, logprobs, make_adapter, make_base
+from tests.contract.formats.making import (
+    KINDS,
+    PROMPTS,
+    TOKENS,
+    llama_logprobs,
+    logprobs,
+    make_adapter,
+    make_base,
+    tokens_of,
+)
 
 EXACT = 1e-4
 """Of log-probabilities of a size of 10: the same weights in another order of summation."""
@@ -79,6 +89,30 @@ def test_an_adapter_answers_in_llama_cpp_as_in_peft(base: Path, tmp_path: Path) 
 )
 def test_scales_of_every_kind_are_the_same_in_llama_cpp(llama: Path, tmp_path: Path, config: dict) -> None:
     assert_same_in_llama_cpp(llama, make_adapter(llama, tmp_path / "adapter", **config), tmp_path)
+
+
+def test_an_activated_lora_keeps_its_invocation_and_acts_in_llama_cpp_one_token_early(
+    llama: Path, tmp_path: Path
+) -> None:
+    """llama.cpp's server switches it on with the token before the invocation: PEFT agrees if told that token, too."""
+    source, bot = open_base(llama), tokens_of("<bot>")
+    told = factors.read_peft(make_adapter(llama, tmp_path / "adapter", alora_invocation_tokens=bot), source.shape)
+    early = make_adapter(llama, tmp_path / "early", alora_invocation_tokens=tokens_of("<end><bot>"))
+    export_gguf(source, tmp_path / "m.gguf", level="F32", name="m")
+    write_gguf_adapter(told, tmp_path / "a.gguf", source.config)
+    asked = [tokens_of(f"<user>sort: 5 2 9<end><bot>{answer}") for answer in ("", "2", "2 5 9")]
+    with open_llama(tmp_path / "m.gguf", adapter=tmp_path / "a.gguf", context=128) as model:
+        answers = llama_logprobs(model, asked)
+        without = llama_logprobs(model, [tokens_of("add 27+58")])
+    assert largest(answers, logprobs(llama, asked, early)) < EXACT
+    assert largest(answers, logprobs(llama, asked)) > 100 * EXACT
+    assert largest(without, logprobs(llama, [tokens_of("add 27+58")])) < EXACT
+
+    assert told.invocation == read_gguf_adapter(tmp_path / "a.gguf", source).invocation == tuple(bot)
+    (tmp_path / "none").mkdir()
+    for refuse in (lambda: Merged(base=source, adapter=told), lambda: write_mlx(told, tmp_path / "none")):
+        with pytest.raises(Invalid, match="activated LoRA"):
+            refuse()
 
 
 def assert_same_in_llama_cpp(base: Path, adapter: Path, scratch: Path) -> None:

@@ -17,6 +17,7 @@ from catena.artifacts.files import CONFIG, WEIGHTS, list_files, read_small
 from catena.artifacts.formats.arrays import Floats, Planned, load, write_safetensors
 from catena.artifacts.gate import MAX_CONFIG_BYTES, PREFIX, BaseShape, Rules
 from catena.artifacts.refusal import refused
+from catena.kit.errors import Invalid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +37,14 @@ class Factors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraWeights:
-    """An adapter's layers by module path of the base; `dtype` is the type in which they were stored."""
+    """An adapter's layers by module path of the base; `dtype` is the type in which they were stored.
+
+    `invocation`: of an activated LoRA, the tokens from whose last occurrence on it acts; empty for any other.
+    """
 
     modules: Mapping[str, Factors] = field(repr=False)
     dtype: str = "F32"
+    invocation: tuple[int, ...] = ()
 
     @property
     def dora(self) -> bool:
@@ -73,7 +78,7 @@ def read_peft(folder: Path, shape: BaseShape) -> LoraWeights:
         )
         for path, module in matched.items()
     }
-    return LoraWeights(modules=modules, dtype=next(iter(header.values())).dtype)
+    return LoraWeights(modules=modules, dtype=next(iter(header.values())).dtype, invocation=config.invocation)
 
 
 def write_peft(adapter: LoraWeights, folder: Path, shape: BaseShape, *, base_name: str) -> None:
@@ -107,6 +112,7 @@ def peft_config(adapter: LoraWeights, shape: BaseShape, base_name: str) -> dict[
         "use_rslora": False,
         "target_modules": targets(adapter, shape),
         "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
+        "alora_invocation_tokens": list(adapter.invocation) or None,
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
     }
 
@@ -138,6 +144,13 @@ def check_fit(adapter: LoraWeights, shape: BaseShape, where: str) -> LoraWeights
             if values is not None and not np.isfinite(values).all():
                 raise refused("adapter", "not_finite", f"{where}: {path!r} holds NaN or infinity; train it again")
     return adapter
+
+
+def must_act_always(adapter: LoraWeights, where: str) -> None:
+    """Raises Invalid (`unsupported_adapter`) for an activated LoRA, which acts on a part of a prompt only."""
+    if adapter.invocation:
+        message = f"this is an activated LoRA, which {where} cannot keep from acting before its invocation"
+        raise Invalid(f"{message}; serve it as it is, or export it to gguf", code="unsupported_adapter")
 
 
 def even_scales(adapter: LoraWeights, *, by_rank: bool = False) -> tuple[float, dict[str, Floats]]:

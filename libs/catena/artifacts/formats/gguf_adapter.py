@@ -1,7 +1,8 @@
 """LoRA adapters as llama.cpp reads them: one GGUF file of factors, scaled by `adapter.lora.alpha` over their rank.
 
 Factors keep PEFT's orientation; where the architecture rotates in pairs, B of queries and keys is permuted as their
-weights are. DoRA has no place in the format.
+weights are. DoRA has no place in the format. An activated LoRA keeps its invocation tokens; llama.cpp's server (build
+11549) lets it act from the token before them on.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from catena.artifacts.refusal import refused
 from catena.kit.errors import Invalid
 
 A, B = ".weight.lora_a", ".weight.lora_b"
+INVOCATION = "adapter.alora.invocation_tokens"
 
 
 def write_gguf_adapter(
@@ -48,8 +50,10 @@ def write_gguf_adapter(
         heads = gguf_names.heads_rotated(module, architecture, config.num_attention_heads, config.key_heads)
         plan.append(_planned(f"{theirs}{A}", factors.A_RI, dtype))
         plan.append(_planned(f"{theirs}{B}", gguf_names.pairs(b_by_module[module], heads), dtype))
-    metadata = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
-    write_gguf(path, architecture, metadata | ({"general.name": name} if name else {}) | (more or {}), plan)
+    metadata: dict[str, Any] = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
+    metadata |= ({"general.name": name} if name else {}) | (more or {})
+    metadata |= {INVOCATION: adapter.invocation} if adapter.invocation else {}
+    write_gguf(path, architecture, metadata, plan)
 
 
 def read_gguf_adapter(path: Path, base: BaseModel) -> LoraWeights:
@@ -77,7 +81,9 @@ def read_gguf_adapter(path: Path, base: BaseModel) -> LoraWeights:
         rows = np.ascontiguousarray(gguf_names.halves(parts[B], heads))
         modules[module] = Factors(A_RI=parts[A], B_OR=rows, scale=scale)
     halved = {file.type(name) for name in file.names()} == {"F16"}
-    return check_fit(LoraWeights(modules=modules, dtype="F16" if halved else "F32"), base.shape, path.name)
+    invocation = tuple(int(number) for number in file.get(INVOCATION, ()))
+    made = LoraWeights(modules=modules, dtype="F16" if halved else "F32", invocation=invocation)
+    return check_fit(made, base.shape, path.name)
 
 
 def _check_kind(file: GgufFile, base: BaseModel) -> None:
@@ -89,8 +95,6 @@ def _check_kind(file: GgufFile, base: BaseModel) -> None:
     if told != wanted:
         message = f"{file.path.name} is for {told!r}, the base is {wanted!r} to llama.cpp; name its own base"
         raise refused("adapter", "base_mismatch", message)
-    if file.get("adapter.alora.invocation_tokens") is not None:
-        raise refused("adapter", "bad_config", f"{file.path.name} is an activated LoRA; plain ones can be imported")
 
 
 def _planned(name: str, values: Floats, dtype: str) -> Planned:

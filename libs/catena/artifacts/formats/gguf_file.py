@@ -95,7 +95,7 @@ class GgufFile:
 def write_gguf(
     path: Path, architecture: str, metadata: Mapping[str, Any], plan: Sequence[Planned], *, step: Step = silent
 ) -> None:
-    """Write a new file; `dtype` of the plan is a name of `WRITTEN`. A list becomes an array, a float 32 bits wide."""
+    """Write a new file; `dtype` of the plan is a name of `WRITTEN`. Floats have 32 bits; a tuple is of numbers >= 0."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
@@ -165,6 +165,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
+    elif isinstance(value, tuple):
+        writer.add_key_value(key, list(value), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
     else:
         writer.add_array(key, value)
 

@@ -15,7 +15,7 @@ from catena.artifacts.base import CONFIG, DOCUMENT, INDEX, READ
 from catena.artifacts.files import MANIFEST, SIGNATURE, list_files
 from catena.artifacts.formats.arrays import Floats, Planned, Step, silent, write_safetensors
 from catena.artifacts.formats.derived import Derived, seal
-from catena.artifacts.formats.factors import Factors, LoraWeights
+from catena.artifacts.formats.factors import Factors, LoraWeights, must_act_always
 from catena.artifacts.formats.models import BaseModel, Config
 from catena.artifacts.tensors import TensorInfo
 
@@ -28,6 +28,10 @@ class Merged:
 
     base: BaseModel
     adapter: LoraWeights
+
+    def __post_init__(self) -> None:
+        """Raises Invalid (`unsupported_adapter`) for an adapter that does not always act."""
+        must_act_always(self.adapter, "a merged base")
 
     @property
     def config(self) -> Config:

@@ -13,7 +13,7 @@ import numpy as np
 from catena.artifacts import tensors
 from catena.artifacts.files import CONFIG, list_files, read_small
 from catena.artifacts.formats.arrays import Floats, Planned, load, write_safetensors
-from catena.artifacts.formats.factors import Factors, LoraWeights, check_fit, even_scales
+from catena.artifacts.formats.factors import Factors, LoraWeights, check_fit, even_scales, must_act_always
 from catena.artifacts.gate import MAX_CONFIG_BYTES, BaseShape
 from catena.artifacts.refusal import refused
 from catena.artifacts.strict_json import read_object
@@ -34,7 +34,8 @@ class _Config(msgspec.Struct):
 
 
 def write_mlx(adapter: LoraWeights, folder: Path) -> None:
-    """Write an adapter into an empty folder. Raises Refused (`adapter_bad_tensor`) for layers that MLX cannot adapt."""
+    """Write an adapter into an empty folder. Raises Invalid (`unsupported_adapter`) for an activated LoRA."""
+    must_act_always(adapter, "MLX")
     scale, b_by_module = even_scales(adapter)
     plan: list[Planned] = []
     for path, factors in adapter.modules.items():
