@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -160,8 +161,8 @@ def service_token(house: House) -> str:
     """What rooms show each other: as configured, else the one kept, and made once, in `home/keys/service.token`."""
     if not house.auth.service_token:
         path = house.folder("keys") / TOKEN
-        with contextlib.suppress(FileExistsError), open(path, "x", opener=_private) as file:
-            file.write(secrets.token_urlsafe(32))
+        if not path.exists():
+            _make_once(path, secrets.token_urlsafe(32))
     return kept_token(house)
 
 
@@ -171,5 +172,10 @@ def kept_token(house: House) -> str:
     return house.auth.service_token or (path.read_text().strip() if path.exists() else "")
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _make_once(path: Path, text: str) -> None:
+    """Put a whole file at `path`, its owner's alone; of processes that start together, the first one's stays."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent) as draft:
+        draft.write(text)
+        draft.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(draft.name, path)
