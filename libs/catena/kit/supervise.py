@@ -48,9 +48,11 @@ class Child:
 class Pace:
     """How patient a supervisor is, in seconds. Pauses between restarts double from `first_s` to `longest_s`.
 
-    A child that ran for `healthy_s` starts again with the first pause.
+    A child that ran for `healthy_s` starts again with the first pause; one that ended `first_lives` times before it
+    was ever ready is given up.
     """
 
+    first_lives: int = 3
     first_s: float = 0.2
     longest_s: float = 15.0
     healthy_s: float = 30.0
@@ -107,6 +109,8 @@ class _Kept:
         self.process: _Process | None = None
         self.code: int | None = None
         self.starts = 0
+        self.lives = 0
+        self.told: tuple[int, str] | None = None
         self.usable = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
@@ -136,7 +140,8 @@ class Supervisor:
     async def start(self, child: Child, *, timeout_s: float = 30.0) -> None:
         """Start `child` and return once it is ready.
 
-        Raises Conflict when a child of that name runs, Unavailable, with its last lines, when it does not get ready.
+        Raises Conflict when a child of that name runs, Unavailable when it does not get ready in time or ends again and
+        again before, with what it said last.
         """
         before = self._kept.get(child.name)
         if before is not None and before.state not in ("stopped", "ended"):
@@ -152,12 +157,9 @@ class Supervisor:
         finally:
             usable.cancel()
         if not kept.usable.is_set():
+            gave_up = kept.task.done()
             await self.stop(child.name)
-            raise Unavailable(
-                f"{child.name} did not get ready within {timeout_s:g} s (exit code {kept.code}); "
-                f"its last lines, from {self._log(child.name)}:\n{self.last_lines(child.name)}",
-                code="child_not_ready",
-            )
+            raise Unavailable(self._why_not(kept, gave_up, timeout_s), code="child_not_ready")
 
     async def stop(self, name: str) -> None:
         """Stop a child: SIGTERM, grace, SIGKILL to it and to what it started. Raises Missing."""
@@ -202,6 +204,20 @@ class Supervisor:
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-count:]) or "(no output)"
 
+    def _why_not(self, kept: _Kept, gave_up: bool, timeout_s: float) -> str:
+        name = kept.child.name
+        if not gave_up:
+            told = f"{name} did not get ready within {timeout_s:g} s; its last lines, from {self._log(name)}:"
+            return f"{told}\n{self.last_lines(name)}"
+        often = f"{kept.lives} times, last " if kept.lives > 1 else ""
+        told = f"{name} ended before it was ready, {often}with exit code {kept.code}"
+        return f"{told}: {self._reason(name, kept.code)}\nits log: {self._log(name)}"
+
+    def _reason(self, name: str, code: int | None) -> str:
+        if code is not None and code < 0:
+            return signal.Signals(-code).name
+        return reason(self.last_lines(name))
+
     def _find(self, name: str) -> _Kept:
         if name not in self._kept:
             raise Missing(f"no child {name!r}; there are: {', '.join(self._kept) or 'none'}")
@@ -211,21 +227,31 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     async def _keep(self, kept: _Kept) -> None:
-        """Run the child, again and again if it wants that, until cancelled."""
+        """Run the child, again and again if it wants that, until cancelled or given up."""
         pause_s = self._pace.first_s
         while True:
             began_s = self._clock.monotonic()
             kept.state = "starting"
             kept.code = await self._run_once(kept)
-            if not kept.child.restart:
+            kept.lives += 1
+            hopeless = not kept.usable.is_set() and kept.lives >= self._pace.first_lives
+            if hopeless or not kept.child.restart:
                 kept.state = "ended"
                 return
             if self._clock.monotonic() - began_s >= self._pace.healthy_s:
                 pause_s = self._pace.first_s
-            log.warning("child ended", child=kept.child.name, code=kept.code, again_in_s=pause_s)
+            self._tell_end(kept, kept.code)
             kept.state = "waiting"
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._pace.longest_s)
+
+    def _tell_end(self, kept: _Kept, code: int) -> None:
+        """Log why a child ended that was ready before, once; of one that never was, `start` tells."""
+        name, why = kept.child.name, self._reason(kept.child.name, code)
+        if kept.usable.is_set() and (code, why) != kept.told:
+            where = str(self._log(name))
+            log.warning("child ended, starting it again", child=name, code=code, reason=why, log=where)
+            kept.told = (code, why)
 
     async def _run_once(self, kept: _Kept) -> int:
         """One life of the child; its exit code. Cancelled, it ends the child first."""
@@ -263,6 +289,7 @@ class Supervisor:
         while ready is not None and not await ready():  # noqa: ASYNC110 - another process's state can only be polled
             await asyncio.sleep(POLL_S)
         kept.state = "running"
+        kept.told = None
         kept.usable.set()
 
     async def _end(self, process: _Process) -> None:
@@ -276,3 +303,16 @@ class Supervisor:
             os.killpg(process.pid, signal.SIGKILL)
         if process.returncode is None:
             await process.wait()
+
+
+def reason(lines: str) -> str:
+    """Why a program ended, by its last lines: what it said after its last log line; of a traceback, the error alone."""
+    said: list[str] = []
+    for line in reversed(lines.splitlines()):
+        if line.startswith("{"):
+            break
+        said.insert(0, line)
+    if not any("Traceback (most recent call last)" in line for line in said):
+        return "\n".join(said).strip() or lines.rpartition("\n")[2]
+    bare = (line.strip(" |+-") for line in reversed(said))
+    return next(line for line in bare if line)

@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import structlog
 
 from catena.kit import nats_server as embedded
 from catena.kit.errors import Conflict, Missing, Unavailable
-from catena.kit.supervise import Child, Pace, Supervisor
+from catena.kit.supervise import Child, Pace, Supervisor, reason
 from catena.kit.testing import eventually, nats_process
 
 PACE = Pace(first_s=0.05, longest_s=0.2, grace_s=1.0)
@@ -86,13 +87,15 @@ async def test_leaving_the_block_stops_all_even_those_that_ignore_the_request(tm
 
 async def test_a_killed_child_comes_back_by_itself(tmp_path):
     mark = tmp_path / "pid"
-    async with Supervisor(tmp_path / "run", pace=PACE) as supervisor:
-        await supervisor.start(Child(name="room", command=python(SLEEPER, mark)))
-        for count in (1, 2):
-            await eventually(lambda: supervisor.pid("room") is not None)
-            os.kill(supervisor.pid("room"), signal.SIGKILL)
-            await eventually(lambda count=count: supervisor.restarts("room") == count)
-        await eventually(lambda: supervisor.state("room") == "running")
+    with structlog.testing.capture_logs() as logs:
+        async with Supervisor(tmp_path / "run", pace=PACE) as supervisor:
+            await supervisor.start(Child(name="room", command=python(SLEEPER, mark)))
+            for count in (1, 2):
+                await eventually(lambda: supervisor.pid("room") is not None)
+                os.kill(supervisor.pid("room"), signal.SIGKILL)
+                await eventually(lambda count=count: supervisor.restarts("room") == count)
+            await eventually(lambda: supervisor.state("room") == "running")
+    assert {entry["reason"] for entry in logs} == {"SIGKILL"}
 
 
 async def test_pauses_between_restarts_grow(tmp_path):
@@ -117,6 +120,69 @@ async def test_a_child_that_never_gets_ready_is_stopped_and_quoted(tmp_path):
         with pytest.raises(Unavailable, match="port 80 is taken"):
             await supervisor.start(child, timeout_s=1.0)
         assert supervisor.pid("room") is None
+
+
+async def test_a_child_that_ends_before_it_was_ever_ready_is_given_up_and_its_reason_told_once(tmp_path):
+    async def never():
+        return False
+
+    starts = tmp_path / "starts"
+    text = """
+        import sys
+        print("x", file=open(sys.argv[1], "a"))
+        print('{"event": "configuration"}', file=sys.stderr)
+        sys.exit("room: rank 9 > 8; raise max_rank")
+    """
+    with structlog.testing.capture_logs() as logs:
+        async with Supervisor(tmp_path / "run", pace=PACE) as supervisor:
+            with pytest.raises(Unavailable) as told:
+                await supervisor.start(Child(name="room", command=python(text, starts), ready=never), timeout_s=60)
+    log = tmp_path / "run" / "room.log"
+    said = "room ended before it was ready, 3 times, last with exit code 1: room: rank 9 > 8; raise max_rank"
+    assert told.value.message == f"{said}\nits log: {log}"
+    assert len(starts.read_text().split()) == 3
+    assert logs == []
+
+
+async def test_a_child_that_was_ready_is_never_given_up_and_each_reason_is_logged_once(tmp_path):
+    ready, stop, lives = tmp_path / "ready", tmp_path / "stop", tmp_path / "lives"
+
+    async def is_ready():
+        return ready.exists()
+
+    text = """
+        import pathlib, sys, time
+        ready, stop, lives = map(pathlib.Path, sys.argv[1:])
+        print("x", file=open(lives, "a"))
+        life = len(lives.read_text().split())
+        if life == 1:
+            ready.touch()
+            while not stop.exists():
+                time.sleep(0.01)
+            ready.unlink()
+        sys.exit("room: disk full" if life < 6 else "room: disk gone")
+    """
+    with structlog.testing.capture_logs() as logs:
+        async with Supervisor(tmp_path / "run", pace=PACE) as supervisor:
+            await supervisor.start(Child(name="room", command=python(text, ready, stop, lives), ready=is_ready))
+            stop.touch()
+            await eventually(lambda: len(logs) == 2, 60)
+    assert [entry["reason"] for entry in logs] == ["room: disk full", "room: disk gone"]
+    assert logs[0] | {"child": "room", "code": 1, "log": str(tmp_path / "run" / "room.log")} == logs[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ('{"event": "up"}\nallinone: a is bad\nallinone: b too', "allinone: a is bad\nallinone: b too"),
+        ('warning\n{"event": "up"}\nTraceback (most recent call last):\n  File "x"\nKeyError: \'k\'', "KeyError: 'k'"),
+        ("  + Exception Group Traceback (most recent call last):\n  | TypeError: t\n    +-----", "TypeError: t"),
+        ('{"event": "a"}\n{"event": "b"}', '{"event": "b"}'),
+        ("(no output)", "(no output)"),
+    ],
+)
+def test_a_programs_reason_is_what_it_said_after_its_last_log_line(lines, why):
+    assert reason(lines) == why
 
 
 async def test_a_program_that_does_not_exist_is_named(tmp_path):
