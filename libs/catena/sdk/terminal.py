@@ -24,6 +24,7 @@ from catena.kit.config import House
 from catena.kit.dial import dial
 from catena.kit.errors import CatenaError, Missing, Unavailable
 from catena.sdk.client import AsyncCatena
+from catena.sdk.home import listens
 
 Stub = TypeVar("Stub")
 
@@ -114,18 +115,6 @@ class Terminal:
         """A line for people; nothing in JSON mode. `markup`: rich's, for texts that hold no data."""
         if not self.plain:
             self.console.print(text, soft_wrap=True, highlight=False, markup=markup)
-
-
-async def listens(address: str) -> bool:
-    """Whether somebody accepts at a room's unix socket; of any other address the first call tells."""
-    if not address.startswith("unix:"):
-        return True
-    try:
-        _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 def cell(value: Any) -> str:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from catena.kit import nats_server
 from catena.kit.config import ROOMS, House
 from catena.kit.supervise import Child, Supervisor
+from catena.sdk.home import front_file, front_url, occupied, vacated
 
 Step = Callable[[str], None]
 START_TIMEOUT_S = 120.0
@@ -40,11 +41,21 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """Run the platform that `config` describes until the block ends; `step` is told what is being started.
 
-    Raises Unavailable, with the child's last lines, when a part does not come up.
+    Raises Conflict (`already_running`) where one runs in this home already, Unavailable, with the child's last lines,
+    when a part does not come up.
     """
+    home, front = house.folder(), front_file(house)
+    with occupied(house):
+        await vacated(house)
+        front.unlink(missing_ok=True)
+        async with _children(house, config, split, step) as supervisor:
+            yield Platform(house=house, url=front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
+
+
+@asynccontextmanager
+async def _children(house: House, config: Path | None, split: bool, step: Step) -> AsyncIterator[Supervisor]:
+    """The broker and the rooms, ready."""
     home = house.folder()
-    front = home / "run" / "gateway.json"
-    front.unlink(missing_ok=True)
     async with Supervisor(house.folder("run")) as supervisor:
         if not house.bus.url:
             step("event broker")
@@ -55,17 +66,17 @@ async def platform(
         async with asyncio.TaskGroup() as group:
             for name in names:
                 step(name)
-                child = _child(name, arguments, house, front)
+                child = _child(name, arguments, house)
                 group.create_task(supervisor.start(child, timeout_s=START_TIMEOUT_S))
-        yield Platform(house=house, url=_front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
+        yield supervisor
 
 
-def _child(name: str, arguments: list[str], house: House, front: Path) -> Child:
+def _child(name: str, arguments: list[str], house: House) -> Child:
     rooms = ROOMS if name == "allinone" else (name,)
 
     async def ready() -> bool:
         serving = await asyncio.gather(*(_serving(house.address(room)) for room in rooms))
-        return all(serving) and ("gateway" not in rooms or await _answers(front))
+        return all(serving) and ("gateway" not in rooms or await _answers(front_file(house)))
 
     return Child(name=name, command=[sys.executable, "-m", f"catena.{name}", *arguments], ready=ready)
 
@@ -81,15 +92,11 @@ async def _serving(address: str) -> bool:
 
 async def _answers(front: Path) -> bool:
     try:
-        url = _front_url(front)
+        url = front_url(front)
         async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:
             return answer.status == 200
     except (OSError, aiohttp.ClientError, msgspec.DecodeError):
         return False
-
-
-def _front_url(front: Path) -> str:
-    return str(msgspec.json.decode(front.read_bytes())["url"])
 
 
 def _dev_key(home: Path) -> str:
