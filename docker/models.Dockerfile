@@ -1,4 +1,4 @@
-# Model files for the chart (models.image): the demo's bases and the embedding model that `make models` exports.
+# Model files for the chart (models.image): the demo's bases and the embedding model that `make demo` exports.
 #   docker build -f docker/models.Dockerfile -t catena-models .
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 

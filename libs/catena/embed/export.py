@@ -1,6 +1,6 @@
 """Make an embedding model's folder, once: `python -m catena.embed.export --out FOLDER`.
 
-For `make models` and the tests; needs the development extra (torch, transformers, onnx) and takes about 10 seconds.
+For `make` and the tests; needs the development extra (torch, transformers, onnx) and takes about 10 seconds.
 Pooling and normalisation go into the graph; weights become int8 per channel, without which the cosine to the original
 falls from .994 to .935.
 """

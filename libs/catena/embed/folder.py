@@ -39,19 +39,18 @@ def read_card(folder: Path) -> ModelCard:
 
     Raises Missing when a file is absent, Invalid when the card is malformed or the bytes differ from its digest.
     """
+    cure = f"`python -m catena.embed.export --out {folder}`, or name another folder as `embedding`"
     for name in (CARD, MODEL, TOKENIZER):
         if not (folder / name).is_file():
-            raise Missing(f"no {name} in {folder}; make it with `make models`", code="no_embedding_model")
+            raise Missing(f"no embedding model in {folder}: no {name}; make it with {cure}", code="no_embedding_model")
     try:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=ModelCard)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise Invalid(
-            f"{folder / CARD}: {error}; make it anew with `make models`", code="bad_embedding_model"
-        ) from error
+        raise Invalid(f"{folder / CARD}: {error}; make it anew with {cure}", code="bad_embedding_model") from error
     found = digest_of(folder)
     if found != card.digest:
         raise Invalid(
-            f"{folder} holds digest {found[:12]}, its card says {card.digest[:12]}; make it anew with `make models`",
+            f"{folder} holds digest {found[:12]}, its card says {card.digest[:12]}; make it anew with {cure}",
             code="bad_embedding_model",
         )
     return card

@@ -89,7 +89,8 @@ class House(Section, frozen=True, kw_only=True):
     """What every room shares. `addresses` overrides a room's default unix socket, for example `router: router:50051`.
 
     `drain_s` is how long live answers may go on once a process is told to stop; on a cluster, as long as the longest.
-    `embedding` is the folder of the embedding model that `make models` prepares; empty: `home/models/minilm-int8`.
+    `embedding` is the folder that `python -m catena.embed.export --out FOLDER` (as `make up` runs it) made; empty:
+    `home/models/minilm-int8`.
     `pipelines` holds, per strategy shape, the models and settings used when a request forces that shape;
     `catena.plan` gives it its meaning.
     """
@@ -157,9 +158,12 @@ def load(path: Path | None, room: str, kind: type[Room], environ: Environ | None
 
 def read_file(path: Path, room: str, kind: type[Section]) -> dict[str, Any]:
     """The file as nested dictionaries, the paths of the house and of this room's section made absolute."""
-    if not path.exists():
+    if not path.is_file():
         raise Invalid(f"no configuration file at {path}; name one with --config", code="no_config")
-    tree: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    try:
+        tree: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Invalid(f"{path} is no YAML that can be read: {error}", code="bad_config") from error
     if not isinstance(tree, dict):
         raise Invalid(f"{path} holds a {type(tree).__name__}; write a mapping of sections", code="bad_config")
     folder = path.resolve().parent
@@ -171,11 +175,15 @@ def override(tree: dict[str, Any], environ: Environ) -> None:
     """Apply `CATENA__A__B=value` (values are YAML; their paths are those of the shell)."""
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIX):
-            _put(tree, [part.lower() for part in name[len(PREFIX) :].split("__")], yaml.safe_load(value), name)
+            try:
+                told = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise Invalid(f"{name} is no YAML: {error}", code="bad_config") from error
+            _put(tree, [part.lower() for part in name[len(PREFIX) :].split("__")], told, name)
     unknown = set(tree) - HOUSE_KEYS - set(ROOMS)
     if unknown:
         allowed = ", ".join(sorted(HOUSE_KEYS | set(ROOMS)))
-        raise Invalid(f"unknown configuration key {sorted(unknown)[0]!r}; known: {allowed}", code="bad_config")
+        raise Invalid(f"unknown configuration key {min(unknown, key=str)!r}; known: {allowed}", code="bad_config")
 
 
 def convert(value: Any, kind: type[Room], where: str) -> Room:

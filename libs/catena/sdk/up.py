@@ -4,6 +4,7 @@ On a laptop this stands where Kubernetes stands on a cluster. `split` gives ever
 """
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from catena.kit import nats_server
 from catena.kit.config import ROOMS, House
+from catena.kit.errors import Invalid
 from catena.kit.supervise import Child, Supervisor
 from catena.sdk.home import front_file, front_url, occupied, vacated
 
@@ -41,11 +43,12 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """Run the platform that `config` describes until the block ends; `step` is told what is being started.
 
-    Raises Conflict (`already_running`) where one runs in this home already, Unavailable, with the child's last lines,
-    when a part does not come up.
+    Raises Invalid for a configuration that some room could not read, Conflict (`already_running`) where one runs in
+    this home already, Unavailable, with the child's last words, when a part does not come up.
     """
     home, front = house.folder(), front_file(house)
     with occupied(house):
+        await _check(config)
         await vacated(house)
         front.unlink(missing_ok=True)
         async with _children(house, config, split, step) as supervisor:
@@ -61,24 +64,35 @@ async def _children(house: House, config: Path | None, split: bool, step: Step) 
             step("event broker")
             broker = Child(name="nats", command=nats_server.command(home), ready=lambda: nats_server.ready(home))
             await supervisor.start(broker)
-        arguments = ["--config", str(config)] if config else []
         names = ROOMS if split else ("allinone",)
         async with asyncio.TaskGroup() as group:
             for name in names:
                 step(name)
-                child = _child(name, arguments, house)
+                child = _child(name, config, house)
                 group.create_task(supervisor.start(child, timeout_s=START_TIMEOUT_S))
         yield supervisor
 
 
-def _child(name: str, arguments: list[str], house: House) -> Child:
+async def _check(config: Path | None) -> None:
+    """Raises Invalid with every complaint of `catena.allinone.check`, which knows the rooms' sections."""
+    command = [sys.executable, "-m", "catena.allinone.check", *_arguments(config)]
+    told = await asyncio.to_thread(subprocess.run, command, stderr=subprocess.PIPE, text=True, errors="replace")
+    if told.returncode:
+        raise Invalid(told.stderr.strip(), code="bad_config")
+
+
+def _arguments(config: Path | None) -> list[str]:
+    return ["--config", str(config)] if config else []
+
+
+def _child(name: str, config: Path | None, house: House) -> Child:
     rooms = ROOMS if name == "allinone" else (name,)
 
     async def ready() -> bool:
         serving = await asyncio.gather(*(_serving(house.address(room)) for room in rooms))
         return all(serving) and ("gateway" not in rooms or await _answers(front_file(house)))
 
-    return Child(name=name, command=[sys.executable, "-m", f"catena.{name}", *arguments], ready=ready)
+    return Child(name=name, command=[sys.executable, "-m", f"catena.{name}", *_arguments(config)], ready=ready)
 
 
 async def _serving(address: str) -> bool:

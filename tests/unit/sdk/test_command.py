@@ -92,16 +92,45 @@ def test_what_is_typed_wrongly_is_named_with_what_is_right(catena, arguments, co
         ("sql: {urll: x}", "unknown field `urll`"),
         ("profile: toy", "Invalid enum value 'toy'"),
         ("- a", "write a mapping of sections"),
+        ("models: [unclosed", "catena.yml is no YAML that can be read: while parsing a flow sequence"),
+        ("models: 5", "Expected `array`, got `int` - at `$.models`"),
+        ("models: [{name: a, price: 3}]", "Expected `object`, got `int` - at `$.models[0].price`"),
+        ("models: caf\udce9", "catena.yml is no YAML that can be read: 'utf-8' codec"),
+        ("7: a\nrooter: {}", "unknown configuration key 7; known: adapters"),
     ],
 )
 def test_a_bad_configuration_ends_every_command_with_its_place_and_its_cure(catena, tmp_path, text, complaint):
     if text is not None:
-        (tmp_path / "catena.yml").write_text(text)
+        (tmp_path / "catena.yml").write_bytes(text.encode(errors="surrogateescape"))
     for arguments in (("models",), ("up",), ("trace", "abc")):
         told = catena("--config", "catena.yml", *arguments)
         assert told.exit_code == 1
         assert told.output.startswith(("bad_config: ", "no_config: "))
         assert complaint in told.output
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("router: {margn: 0.1}", "configuration section 'router': Object contains unknown field `margn`"),
+        ("executor: {cache: {size: many}}", "'executor': Expected `int`, got `str` - at `$.cache.size`"),
+        ("learner: 5", "'learner': Expected `object`, got `int`"),
+        ("pipelines: {cascade: {fst: a}}", "section 'pipelines.cascade': Object contains unknown field `fst`"),
+        ("pipelines: {tree: {}}", "section 'pipelines.tree': 'tree' is not a valid Shape"),
+        ("embedding: nowhere", "make it with `python -m catena.embed.export --out"),
+    ],
+)
+def test_up_tells_what_no_room_could_start_with_before_it_starts_any(catena, tmp_path, text, complaint):
+    (tmp_path / "catena.yaml").write_text(text)
+    told = catena("up")
+    assert (told.exit_code, told.stderr.split()[0]) == (1, "bad_config")
+    assert complaint in told.stderr
+    assert not (tmp_path / "home" / "run" / "nats.log").exists()
+
+
+def test_an_override_that_is_no_yaml_is_named(catena):
+    told = catena("models", env={"CATENA__ROUTER__MARGIN": "["})
+    assert (told.exit_code, "CATENA__ROUTER__MARGIN is no YAML" in told.output) == (1, True)
 
 
 def test_the_configuration_of_the_folder_is_taken_without_being_named(catena, tmp_path):

@@ -18,7 +18,7 @@ class LocalEmbedding:
     """Embeds in this process."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is what `make models` exported."""
+        """`folder` is what `python -m catena.embed.export` made."""
         self._folder = folder
         self._opening = asyncio.Lock()
         self._embedder: BackgroundEmbedder | None = None
@@ -41,8 +41,5 @@ class LocalEmbedding:
                 try:
                     self._embedder = BackgroundEmbedder(await asyncio.to_thread(open_embedder, self._folder))
                 except Missing as error:
-                    raise Unavailable(
-                        f"{model.name} is not at {self._folder}; run `make models` or set `embedding`",
-                        code="no_embedding_model",
-                    ) from error
+                    raise Unavailable(f"{model.name}: {error.message}", code="no_embedding_model") from error
             return self._embedder
