@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from catena.kit.errors import Invalid
 
 SHARED = "shared"
+"""Whose the bases and shipped adapters are: everybody's."""
+DEVELOPER = "default"
+"""Whom the development key stands for."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 

@@ -60,8 +60,24 @@ app.add_typer(route.app, name="route")
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script; `catena`'s own options may stand anywhere before `--`: `catena chat --json hello`."""
+    app(own_first(sys.argv[1:]))
+
+
+def own_first(words: list[str]) -> list[str]:
+    """The same words, the options of `catena` itself in front; one that lacks its value stays where it is."""
+    own: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        value = next(left, None) if word in ("--config", "-c") else None
+        if word == "--json" or word.startswith("--config=") or value is not None:
+            own += [word] if value is None else [word, value]
+        elif word == "--":
+            return [*own, *rest, word, *left]
+        else:
+            rest.append(word)
+    return own + rest
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import grpc
 import typer
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from catena.kit.caller import SHARED, Caller, as_caller
+from catena.kit.caller import Caller, as_caller
 from catena.kit.chassis import kept_token
 from catena.kit.config import House
 from catena.kit.dial import dial
@@ -27,6 +28,11 @@ from catena.sdk.client import AsyncCatena
 from catena.sdk.home import listens
 
 Stub = TypeVar("Stub")
+Tenant = Annotated[str, typer.Option(help="Whose; the development key's unless named, `shared` is everybody's.")]
+
+
+class Bytes(int):
+    """A count of bytes: people read it in the nearest unit, programs as a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +60,7 @@ class Terminal:
             raise typer.Exit(130) from None
 
     @asynccontextmanager
-    async def room(
-        self, name: str, stub: Callable[[grpc.aio.Channel], Stub], tenant: str = SHARED
-    ) -> AsyncIterator[Stub]:
+    async def room(self, name: str, stub: Callable[[grpc.aio.Channel], Stub], tenant: str) -> AsyncIterator[Stub]:
         """A stub of a room of the running platform, with the service token of its home, asking for `tenant`.
 
         Raises Unavailable (`no_platform`) where none runs.
@@ -97,7 +101,7 @@ class Terminal:
             return
         table = Table(title=Text(title), title_justify="left")
         for number, column in enumerate(columns):
-            numeric = bool(listed) and all(isinstance(row[number], int | float) for row in listed)
+            numeric = bool(listed) and all(isinstance(row[number], int | float | None) for row in listed)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in listed:
             table.add_row(*(Text(cell(value)) for value in row))
@@ -119,11 +123,23 @@ class Terminal:
 
 def cell(value: Any) -> str:
     """A value as people read it."""
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return "yes" if value else ""
+    if isinstance(value, Bytes):
+        return size(value)
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "milliseconds")
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def moment(seconds: float) -> datetime | float | None:
+    """A time since the epoch; 0 means none, and what no calendar holds stays a number."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    except (ValueError, OverflowError, OSError):
+        return seconds
 
 
 def size(count: int) -> str:

@@ -12,13 +12,13 @@ from catena.api.trainer.v1 import trainer_pb2
 from catena.kit.config import House
 from catena.kit.errors import Invalid
 from catena.kit.telemetry.traces import TraceSpan
-from catena.sdk.command import app
+from catena.sdk.command import app, own_first
 from catena.sdk.commands.events import BODIES, summary
 from catena.sdk.commands.features import value_of
 from catena.sdk.commands.jobs import read_spec
 from catena.sdk.commands.memory import files_of
 from catena.sdk.commands.trace import span_tree
-from catena.sdk.terminal import Terminal, cell, size
+from catena.sdk.terminal import Bytes, Terminal, cell, moment, size
 
 pytestmark = pytest.mark.unit
 
@@ -44,6 +44,22 @@ def commands():
             yield from walk(inner, (*path, name))
 
     return list(walk(typer.main.get_command(app), ()))
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["chat", "--json", "hi"], ["--json", "chat", "hi"]),
+        (["up", "--config", "c.yaml", "--split"], ["--config", "c.yaml", "up", "--split"]),
+        (["up", "-c", "c.yaml"], ["-c", "c.yaml", "up"]),
+        (["up", "--config=c.yaml"], ["--config=c.yaml", "up"]),
+        (["chat", "--", "--json"], ["chat", "--", "--json"]),
+        (["up", "--config"], ["up", "--config"]),
+    ],
+    ids=" ".join,
+)
+def test_the_commands_own_options_may_stand_anywhere(words, read):
+    assert own_first(words) == read
 
 
 def test_there_is_a_command_for_every_verb_of_the_product():
@@ -75,6 +91,7 @@ def test_nothing_typed_shows_the_help(catena):
         (("chat",), "Missing argument", "text"),
         (("cook",), "No such command", "cook"),
         (("memory", "put", "nowhere"), "does not exist", "nowhere"),
+        (("memory", "search", "x", "-n", "0"), "Invalid value for '-n'", "greater than or equal to 1"),
     ],
 )
 def test_what_is_typed_wrongly_is_named_with_what_is_right(catena, arguments, complaint, cure):
@@ -152,6 +169,8 @@ def test_the_configuration_of_the_folder_is_taken_without_being_named(catena, tm
         (("events",), "unavailable", "run `catena up` or set bus.url"),
         (("jobs", "create", "absent.yaml"), "bad_job", "absent.yaml"),
         (("features", "set", "user/1", "age"), "bad_value", "name=value"),
+        (("adapters", "alias", "foo", "bar"), "bad_model_name", "model 'foo' should read base@adapter:version"),
+        (("adapters", "alias", "base@a", "stable"), "bad_model_name", "should read base@adapter:version"),
     ],
 )
 def test_without_a_platform_a_command_says_so_and_leaves_nothing_behind(catena, tmp_path, arguments, code, cure):
@@ -331,6 +350,20 @@ def test_a_table_for_people_shows_data_as_it_is(terminal, capsys):
     assert "True" not in shown
     terminal().table("Jobs", ("name",), [])
     assert capsys.readouterr().out == "Jobs: none\n"
+
+
+def test_sizes_and_moments_are_numbers_and_times_for_programs_and_readable_for_people(terminal, capsys):
+    rows = [(Bytes(1536), moment(1_795_000_000.25), None, 0.5), (Bytes(10), moment(0), 1.0, 0.25)]
+    terminal(plain=True).table("Title", ("size", "at", "share", "n"), rows)
+    told = json.loads(capsys.readouterr().out)
+    assert told[0] == {"size": 1536, "at": "2026-11-18 11:06:40.250000+00:00", "share": None, "n": 0.5}
+    assert told[1]["at"] is None
+    terminal().table("Title", ("size", "at", "share", "n"), rows)
+    shown = capsys.readouterr().out
+    assert "1.5 KiB" in shown
+    assert "2026-11-18 11:06:40.250+00:00" in shown
+    assert "None" not in shown
+    assert moment(1e30) == 1e30
 
 
 def test_lines_for_people_are_silent_in_json_mode(terminal, capsys):

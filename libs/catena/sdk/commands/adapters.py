@@ -6,19 +6,21 @@ from typing import Annotated
 import typer
 
 from catena.api.adapters.v1 import adapters_pb2, adapters_pb2_grpc
-from catena.sdk.terminal import Terminal, size
+from catena.kit.caller import DEVELOPER
+from catena.kit.errors import Invalid
+from catena.sdk.terminal import Bytes, Tenant, Terminal, size
 
 app = typer.Typer(help="Signed adapters: list, register, load, alias.", no_args_is_help=True)
 Model = Annotated[str, typer.Argument(help="base@adapter or base@adapter:version")]
 
 
 @app.command("list")
-def list_(context: typer.Context) -> None:
+def list_(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """List the registered versions."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             told = await adapters.ListAdapters(adapters_pb2.ListAdaptersRequest(page_size=1000))
         columns = ("adapter", "aliases", "status", "rank", "size", "uses", "accuracy", "digest")
         rows = [
@@ -27,9 +29,9 @@ def list_(context: typer.Context) -> None:
                 " ".join(a.aliases),
                 a.status,
                 a.rank,
-                size(a.bytes),
+                Bytes(a.bytes),
                 a.uses,
-                f"{a.metrics['accuracy']:.3f}" if "accuracy" in a.metrics else "",
+                a.metrics.get("accuracy"),
                 a.digest[:19],
             )
             for a in told.adapters
@@ -40,14 +42,14 @@ def list_(context: typer.Context) -> None:
 
 
 @app.command()
-def resident(context: typer.Context) -> None:
+def resident(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """Show what is loaded and how the cache does."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             told = await adapters.GetResidency(adapters_pb2.GetResidencyRequest())
-        rows = [(r.model, r.tier, size(r.bytes), r.pinned, r.users) for r in told.residents]
+        rows = [(r.model, r.tier, Bytes(r.bytes), r.pinned, r.users) for r in told.residents]
         used = f"{size(told.used_bytes)} of {size(told.budget_bytes)}"
         title = f"Resident: {used}; {told.hits} hits, {told.misses} misses, {told.evictions} evictions"
         terminal.table(title, ("adapter", "tier", "size", "pinned", "users"), rows)
@@ -56,12 +58,16 @@ def resident(context: typer.Context) -> None:
 
 
 @app.command()
-def register(context: typer.Context, folder: Annotated[Path, typer.Argument(help="Signed PEFT folder.")]) -> None:
+def register(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Signed PEFT folder.")],
+    tenant: Tenant = DEVELOPER,
+) -> None:
     """Take a signed adapter folder in; it must pass the gate."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             request = adapters_pb2.RegisterAdapterRequest(path=str(folder.resolve()))
             terminal.message((await adapters.RegisterAdapter(request)).adapter)
 
@@ -69,24 +75,24 @@ def register(context: typer.Context, folder: Annotated[Path, typer.Argument(help
 
 
 @app.command()
-def load(context: typer.Context, model: Model) -> None:
+def load(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> None:
     """Make an adapter resident."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             terminal.message(await adapters.Load(adapters_pb2.LoadRequest(model=model)))
 
     terminal.run(work())
 
 
 @app.command()
-def unload(context: typer.Context, model: Model) -> None:
+def unload(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> None:
     """Drain and free an adapter."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             terminal.message(await adapters.Unload(adapters_pb2.UnloadRequest(model=model)))
 
     terminal.run(work())
@@ -98,6 +104,7 @@ def alias(
     model: Annotated[str, typer.Argument(help="base@adapter:version")],
     name: Annotated[str, typer.Argument(help="Alias, for example stable.")],
     expected: Annotated[str, typer.Option(help="Digest it must point at now; empty: it must not exist.")] = "",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Point an alias at a version, if it still points where you think."""
     terminal: Terminal = context.obj
@@ -105,7 +112,9 @@ def alias(
     adapter, _, version = rest.partition(":")
 
     async def work() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        if not (base and adapter and version):
+            raise Invalid(f"model {model!r} should read base@adapter:version", code="bad_model_name")
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             request = adapters_pb2.SetAliasRequest(
                 base=base, name=adapter, alias=name, version=version, expected_digest=expected
             )

@@ -9,12 +9,12 @@ import typer
 from google.protobuf import json_format, struct_pb2
 
 from catena.api.features.v1 import features_pb2, features_pb2_grpc
+from catena.kit.caller import DEVELOPER
 from catena.kit.errors import Invalid
-from catena.sdk.terminal import Terminal
+from catena.sdk.terminal import Tenant, Terminal, moment
 
 app = typer.Typer(help="Feature values: set and get, now or as of a time.", no_args_is_help=True)
 Entity = Annotated[str, typer.Argument(help="entity_type/entity_id, for example user/42")]
-Tenant = Annotated[str, typer.Option(help="Whose features.")]
 
 
 @app.command("set")
@@ -22,7 +22,7 @@ def set_(
     context: typer.Context,
     entity: Entity,
     values: Annotated[list[str], typer.Argument(help="name=value; values are JSON, else text.")],
-    tenant: Tenant = "default",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Append values."""
     terminal: Terminal = context.obj
@@ -43,7 +43,7 @@ def get(
     entity: Entity,
     names: Annotated[list[str], typer.Argument(help="Names of features.")],
     as_of_s: Annotated[float, typer.Option(help="Seconds since the epoch; 0: now.")] = 0.0,
-    tenant: Tenant = "default",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Read values."""
     terminal: Terminal = context.obj
@@ -80,5 +80,9 @@ def finite(text: str) -> float:
 
 
 def _show(terminal: Terminal, values: Iterable[features_pb2.Value]) -> None:
-    rows = [(v.feature, json.dumps(json_format.MessageToDict(v.value)), v.status, v.version, v.event_s) for v in values]
+    rows = []
+    for value in values:
+        plain = json_format.MessageToDict(value.value)
+        told = plain if terminal.plain else json.dumps(plain)
+        rows.append((value.feature, told, value.status, value.version, moment(value.event_s)))
     terminal.table("Features", ("feature", "value", "status", "version", "event time"), rows)

@@ -9,8 +9,9 @@ from google.protobuf import json_format
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from catena.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+from catena.kit.caller import DEVELOPER
 from catena.kit.errors import Invalid
-from catena.sdk.terminal import Terminal, size
+from catena.sdk.terminal import Bytes, Tenant, Terminal
 
 app = typer.Typer(help="Training jobs: list, create, watch, cancel, plan.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(help="Identity of the job.")]
@@ -30,12 +31,12 @@ def read_spec(path: Path) -> trainer_pb2.JobSpec:
 
 
 @app.command("list")
-def list_(context: typer.Context) -> None:
+def list_(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """List jobs, newest first."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
+        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub, tenant) as trainer:
             told = await trainer.ListJobs(trainer_pb2.ListJobsRequest())
         columns = ("job", "adapter", "base", "state", "step", "loss", "accuracy", "model", "reason")
         rows = [
@@ -46,7 +47,7 @@ def list_(context: typer.Context) -> None:
                 job.state,
                 f"{job.progress.step}/{job.progress.total_steps}",
                 job.progress.loss,
-                f"{job.metrics['accuracy']:.3f}" if "accuracy" in job.metrics else "",
+                job.metrics.get("accuracy"),
                 job.model,
                 job.reason,
             )
@@ -58,13 +59,13 @@ def list_(context: typer.Context) -> None:
 
 
 @app.command()
-def create(context: typer.Context, spec: Spec) -> None:
+def create(context: typer.Context, spec: Spec, tenant: Tenant = DEVELOPER) -> None:
     """Accept a job; it runs even if you leave."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         request = trainer_pb2.CreateJobRequest(spec=read_spec(spec))
-        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
+        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub, tenant) as trainer:
             told = await trainer.CreateJob(request)
         terminal.message(told.job)
 
@@ -72,21 +73,21 @@ def create(context: typer.Context, spec: Spec) -> None:
 
 
 @app.command()
-def plan(context: typer.Context, spec: Spec) -> None:
+def plan(context: typer.Context, spec: Spec, tenant: Tenant = DEVELOPER) -> None:
     """Tell what a job would take, without running it."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         request = trainer_pb2.PlanJobRequest(spec=read_spec(spec))
-        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
+        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub, tenant) as trainer:
             told = await trainer.PlanJob(request)
         rows = [
             ("optimiser steps", told.steps),
             ("rows", told.rows),
             ("trainable parameters", told.trainable_parameters),
-            ("memory", size(told.memory_bytes)),
-            ("memory, 4-bit base", size(told.memory_bytes_4bit)),
-            ("time", f"{told.duration_s:.0f} s"),
+            ("memory", Bytes(told.memory_bytes)),
+            ("memory, 4-bit base", Bytes(told.memory_bytes_4bit)),
+            ("seconds", round(told.duration_s)),
         ]
         terminal.table("Plan", ("what", "how much"), rows)
 
@@ -94,14 +95,14 @@ def plan(context: typer.Context, spec: Spec) -> None:
 
 
 @app.command()
-def watch(context: typer.Context, job_id: Id) -> None:
+def watch(context: typer.Context, job_id: Id, tenant: Tenant = DEVELOPER) -> None:
     """Watch a job's progress until it ends."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         job = trainer_pb2.Job()
-        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
+        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub, tenant) as trainer:
             with Progress(*columns, console=terminal.console, disable=terminal.plain) as progress:
                 bar = progress.add_task("queued", total=None)
                 async for told in trainer.WatchJob(trainer_pb2.WatchJobRequest(id=job_id), timeout=WATCH_S):
@@ -115,12 +116,12 @@ def watch(context: typer.Context, job_id: Id) -> None:
 
 
 @app.command()
-def cancel(context: typer.Context, job_id: Id) -> None:
+def cancel(context: typer.Context, job_id: Id, tenant: Tenant = DEVELOPER) -> None:
     """Ask a job to stop."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
-        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub) as trainer:
+        async with terminal.room("trainer", trainer_pb2_grpc.TrainerServiceStub, tenant) as trainer:
             told = await trainer.CancelJob(trainer_pb2.CancelJobRequest(id=job_id))
         terminal.say(f"{told.job.id} is {told.job.state}")
 

@@ -7,12 +7,12 @@ import typer
 from rich.progress import track
 
 from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
+from catena.kit.caller import DEVELOPER
 from catena.kit.errors import Invalid
-from catena.sdk.terminal import Terminal
+from catena.sdk.terminal import Tenant, Terminal
 
 app = typer.Typer(help="Documents and procedures: put, search, match.", no_args_is_help=True)
 Collection = Annotated[str, typer.Option(help="Collection.")]
-Tenant = Annotated[str, typer.Option(help="Whose memory.")]
 PUT_TIMEOUT_S = 600.0
 
 
@@ -21,7 +21,7 @@ def put(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(exists=True, help="Files, or folders of .py, .md and .txt files.")],
     collection: Collection = "default",
-    tenant: Tenant = "default",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Store files; source code is cut along its syntax tree."""
     terminal: Terminal = context.obj
@@ -47,8 +47,8 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     collection: Collection = "default",
     engine: Annotated[str, typer.Option(help="vector, bm25 or hybrid.")] = "hybrid",
-    n_results: Annotated[int, typer.Option("-n", help="Results wanted.")] = 3,
-    tenant: Tenant = "default",
+    n_results: Annotated[int, typer.Option("-n", min=1, help="Results wanted.")] = 3,
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Find the chunks nearest to a query."""
     terminal: Terminal = context.obj
@@ -70,7 +70,7 @@ def search(
 def sops(
     context: typer.Context,
     text: Annotated[str, typer.Argument(help="Show what this text calls for; empty: list all.")] = "",
-    tenant: Tenant = "default",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """List the procedures, or match them against a text, saying why."""
     terminal: Terminal = context.obj

@@ -6,11 +6,11 @@ import typer
 
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
+from catena.kit.caller import DEVELOPER
 from catena.plan.model import describe
 from catena.plan.wire import plan_from_proto
-from catena.sdk.terminal import Terminal
+from catena.sdk.terminal import Tenant, Terminal
 
-Tenant = Annotated[str, typer.Option(help="Whose estimates.")]
 app = typer.Typer(help="The router: explain, statistics, domains, experiments.", no_args_is_help=True)
 
 
@@ -21,7 +21,7 @@ def explain(
     objective: Annotated[str, typer.Option(help="cost, latency, quality or balanced.")] = "",
     max_cost: Annotated[float, typer.Option(help="Hard cap in USD; 0: none.")] = 0.0,
     max_latency: Annotated[float, typer.Option(help="Hard cap in milliseconds; 0: none.")] = 0.0,
-    tenant: Tenant = "default",
+    tenant: Tenant = DEVELOPER,
 ) -> None:
     """Say which plan would run, why, and what the others would cost."""
     terminal: Terminal = context.obj
@@ -41,23 +41,23 @@ def explain(
             rows.append(
                 (
                     describe(plan),
-                    f"{expected.quality.mean:.3f}" if expected else "",
-                    f"{expected.cost_usd.mean:.2e}" if expected else "",
-                    f"{expected.latency_ms.mean:.0f}" if expected else "",
-                    f"{candidate.utility:.3f}",
+                    expected.quality.mean if expected else None,
+                    expected.cost_usd.mean if expected else None,
+                    expected.latency_ms.mean if expected else None,
+                    candidate.utility,
                     candidate.observations,
                     candidate.rejected,
                 )
             )
         columns = ("plan", "quality", "USD", "ms", "utility", "seen", "rejected")
-        terminal.table("Candidates, best first", columns, rows)
+        terminal.table("Candidates; the first would run", columns, rows)
         terminal.say(told.reason)
 
     terminal.run(work())
 
 
 @app.command()
-def stats(context: typer.Context, tenant: Tenant = "default") -> None:
+def stats(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """Show what each configuration did."""
     terminal: Terminal = context.obj
 
@@ -72,8 +72,8 @@ def stats(context: typer.Context, tenant: Tenant = "default") -> None:
                 c.executions,
                 c.judged,
                 c.mean_quality,
-                f"{c.mean_cost_usd:.2e}",
-                round(c.mean_latency_ms, 1),
+                c.mean_cost_usd,
+                c.mean_latency_ms,
                 c.success_rate,
             )
             for c in told.configurations
@@ -84,7 +84,7 @@ def stats(context: typer.Context, tenant: Tenant = "default") -> None:
 
 
 @app.command()
-def domains(context: typer.Context, tenant: Tenant = "default") -> None:
+def domains(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """List the domains."""
     terminal: Terminal = context.obj
 
@@ -98,7 +98,7 @@ def domains(context: typer.Context, tenant: Tenant = "default") -> None:
 
 
 @app.command()
-def experiments(context: typer.Context, tenant: Tenant = "default") -> None:
+def experiments(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """List experiments with their running verdicts."""
     terminal: Terminal = context.obj
 

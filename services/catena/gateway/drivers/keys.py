@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from catena.api.events.v1 import events_pb2
 from catena.gateway.core.keys import Key, digest_of, new_secret
+from catena.kit.caller import DEVELOPER
 from catena.kit.clock import World
 from catena.kit.outbox import Outbox, outbox_table
 from catena.kit.store import Store, upsert
@@ -88,7 +89,7 @@ async def first_key(keys: KeyStore, known: list[Key], secret: str, *, name: str,
     made = Key(
         id=f"{name}-{digest[:12]}",
         digest=digest,
-        tenant="default",
+        tenant=DEVELOPER,
         role="admin",
         name=name,
         created_s=world.clock.now(),
