@@ -1,5 +1,6 @@
 """`make up` as it is typed: the command line of the Makefile itself, over homes of the test's own."""
 
+import json
 import os
 import shlex
 import signal
@@ -26,8 +27,12 @@ def makes_command() -> list[str]:
 
 @contextmanager
 def typed(home: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`make up` over `home`, what it prints in `log`; killed at the end if it still runs."""
-    env = {**os.environ, "CATENA__HOME": str(home), "CATENA__GATEWAY__PORT": "0", "COLUMNS": "200"}
+    """`make up` over `home`, with three models that cannot be called; it prints into `log`; killed in the end."""
+    models = [{"name": name, "path": str(ROOT / "demo" / "models" / name)} for name in ("demo-small", "demo-large")]
+    models += [{"name": "nope", "path": str(home / "nope")}, {"name": "hubby", "path": "org/hub-id"}]
+    models += [{"name": "gpt", "provider": "openai", "api_key_env": "NO_SUCH_KEY"}]
+    settings = {"HOME": str(home), "GATEWAY__PORT": "0", "MODELS": json.dumps(models)}
+    env = {**os.environ, "COLUMNS": "200", **{f"CATENA__{name}": value for name, value in settings.items()}}
     with log.open("wb") as output:
         process = subprocess.Popen(makes_command(), cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -55,7 +60,12 @@ def healthy(home: Path) -> bool:
 def test_make_up_stays_refuses_a_second_one_and_starts_again_right_after_a_kill(tmp_path: Path) -> None:
     home, log = tmp_path / "home", tmp_path / "first.log"
     with typed(home, log) as first:
-        wait_for(WELCOME, log, first)
+        told = wait_for("Ctrl-C stops it", log, first)
+        assert WELCOME in told
+        assert f"nope  base nope: no folder at {home / 'nope'}; correct its path" in told
+        assert "hubby  base hubby: no folder at org/hub-id; correct its path, or set adapters.hub" in told
+        assert "gpt  gpt needs a key and NO_SUCH_KEY is not set; set it and start again" in told
+        assert "demo-" not in told
         url = (home / "run" / "gateway.json").read_text().split('"')[3]
         with typed(home, tmp_path / "second.log") as second:
             assert second.wait(30) == 1

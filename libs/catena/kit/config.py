@@ -69,8 +69,9 @@ class PriceConfig(Section, frozen=True, kw_only=True):
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
-    """A model by name. `path` is a folder or a hub id for a local base; `provider` and `base_url` name an outside one.
+    """A model by name; `provider` and `base_url` name an outside one.
 
+    `path` is the folder of a local base, or, where `adapters.hub` allows downloads, a hub id.
     `draft_for` lists bases of the same tokenizer for which this one may draft in speculative decoding.
     """
 

@@ -16,8 +16,11 @@ import grpc
 import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.kit import nats_server
+from catena.kit.chassis import kept_token
 from catena.kit.config import ROOMS, House
+from catena.kit.dial import dial
 from catena.kit.errors import Invalid
 from catena.kit.supervise import Child, Supervisor
 from catena.sdk.home import front_file, front_url, occupied, vacated
@@ -53,6 +56,14 @@ async def platform(
         front.unlink(missing_ok=True)
         async with _children(house, config, split, step) as supervisor:
             yield Platform(house=house, url=front_url(front), key=_dev_key(home), home=home, supervisor=supervisor)
+
+
+async def uncallable(house: House) -> dict[str, str]:
+    """The models of a running platform that cannot be called, and why; `auto` leaves them out."""
+    token = kept_token(house)
+    async with dial(house.address("executor"), token=token) as channel:
+        listed = await executor_pb2_grpc.ExecutorServiceStub(channel).ListModels(executor_pb2.ListModelsRequest())
+    return {model.name: model.problem for model in listed.models if model.problem and not model.parent}
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from catena.api.adapters.v1 import adapters_pb2_grpc
 from catena.api.events.v1 import events_pb2
@@ -12,7 +13,7 @@ from catena.api.memory.v1 import memory_pb2_grpc
 from catena.executor.config import ExecutorConfig
 from catena.executor.core.attempts import Limits
 from catena.executor.core.background import Pace, work_off
-from catena.executor.core.catalogue import Model
+from catena.executor.core.catalogue import Model, problem_of
 from catena.executor.core.executor import Executor
 from catena.executor.core.parts import Parts, Settings
 from catena.executor.core.pipelines.examples import EXAMPLES
@@ -21,7 +22,7 @@ from catena.executor.core.verifiers import VERIFIERS
 from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
-from catena.executor.drivers.local import LocalProvider, list_adapters
+from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
 from catena.executor.drivers.observed import Observed
 from catena.executor.drivers.openai import OpenAiProvider, open_session
@@ -49,8 +50,6 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
     """The executor, serving at its address until the block ends."""
     async with open_chassis("executor", house, world, metadata=METADATA) as chassis, AsyncExitStack() as stack:
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
-        catalogue = SqlCatalogue(chassis.store, lambda: list_adapters(adapters), world.clock)
-        await catalogue.seed(seeds(house, config))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
         openai = OpenAiProvider(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
@@ -58,6 +57,11 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
         providers: dict[str, Provider] = {"local": local, "openai": openai, **load_providers()}
+        problem = partial(problem_of, providers=providers.keys(), secret=secret)
+        catalogue = SqlCatalogue(
+            chassis.store, lambda: list_served(adapters), lambda model, bases: problem(model, bases=bases), world.clock
+        )
+        await catalogue.seed(seeds(house, config))
         pipelines = SqlPipelines(chassis.store, world.clock)
         await pipelines.seed(EXAMPLES if config.examples else ())
         memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))

@@ -20,11 +20,11 @@ from catena.artifacts import manifest
 from catena.artifacts.signature import sign
 from catena.artifacts.tar import pack
 from catena.kit.bus import open_bus
-from catena.kit.config import BusConfig, House
+from catena.kit.config import BusConfig, House, ModelConfig
 from catena.kit.errors import CatenaError, Conflict, Denied, Invalid, Missing
 from catena.kit.event import Event
 from catena.kit.testing import eventually, nats_server
-from tests.contract.adapters.conftest import Room, new_adapter, open_room
+from tests.contract.adapters.conftest import MODELS, Room, new_adapter, new_house, open_room
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -190,6 +190,37 @@ async def test_bases_are_listed_with_their_facts(room: Room) -> None:
     assert (small.architecture, small.resident, small.dtype) == ("LlamaForCausalLM", True, "float32")
     assert 4 * small.parameters <= small.bytes <= 5 * small.parameters  # a tied head may be held packed, too
     assert len(small.digest) == 64
+
+
+async def test_a_base_that_cannot_be_loaded_says_why_until_it_can(tmp_path: Path) -> None:
+    house = new_house(tmp_path / "home")
+    later = tmp_path / "later"
+    (tmp_path / "empty").mkdir()
+    broken = [
+        ModelConfig(name="later", path=str(later)),
+        ModelConfig(name="hubby", path="org/hub-id"),
+        ModelConfig(name="pathless"),
+        ModelConfig(name="empty", path=str(tmp_path / "empty")),
+    ]
+    house = msgspec.structs.replace(house, models=[*house.models, *broken])
+    async with open_room(house, warm=False) as room:
+
+        async def problems() -> dict[str, str]:
+            bases = (await room.ask("ListBases", pb.ListBasesRequest())).bases
+            return {base.name: base.problem for base in bases}
+
+        told = await problems()
+        assert (told["demo-large"], told["demo-small"], told["empty"]) == ("", "", "")
+        assert told["later"].startswith(f"base later: no folder at {later}; correct its path")
+        assert "set adapters.hub" in told["hubby"]
+        assert told["pathless"] == "base pathless has no path; name its folder under `models`"
+
+        refused = await refusal(room, question("empty"))
+        assert (await problems())["empty"] == refused.message
+        assert (await refusal(room, question("later"))).message == told["later"]
+        shutil.copytree(MODELS / "demo-small", later)
+        assert (await problems())["later"] == ""
+        assert text_of(await room.stream(question("later")))
 
 
 async def test_speculation_bills_the_draft(room: Room) -> None:

@@ -36,6 +36,7 @@ class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     adapters: list[adapters_pb2.Adapter] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    bases: list[adapters_pb2.Base] = field(default_factory=list)
 
     async def Generate(
         self, request: adapters_pb2.GenerateRequest, context: Any
@@ -69,7 +70,11 @@ class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
         yield adapters_pb2.GenerateResponse(deltas=[types_pb2.Delta(finish_reason="stop")], done=done)
 
     async def ListAdapters(self, request: Any, context: Any) -> adapters_pb2.ListAdaptersResponse:
-        return adapters_pb2.ListAdaptersResponse(adapters=self.adapters)
+        found = [one for one in self.adapters if one.signer in ("", caller().tenant)]
+        return adapters_pb2.ListAdaptersResponse(adapters=found)
+
+    async def ListBases(self, request: Any, context: Any) -> adapters_pb2.ListBasesResponse:
+        return adapters_pb2.ListBasesResponse(bases=self.bases)
 
 
 @dataclass

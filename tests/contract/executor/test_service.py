@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 
-from catena.api.adapters.v1 import adapters_pb2
 from catena.api.events.v1 import events_pb2
 from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.types.v1 import types_pb2
 from catena.executor.handlers.values import plain, to_struct, to_value
 from catena.kit.bus import open_bus
-from catena.kit.errors import Denied, Invalid, Missing
+from catena.kit.errors import Invalid, Missing
 from catena.kit.event import Event
 from catena.kit.serve import Caller, as_caller
 from catena.kit.testing import eventually, nats_server, postgres
@@ -324,31 +323,6 @@ async def test_the_shipped_recommendation_reads_the_feature_vector(tmp_path: Pat
         assert plain((await room.stub.Predict(asked)).result) == '{"TIER":"GOLD"}'
         with pytest.raises(Invalid, match="nothing at 'model'"):
             await room.stub.Predict(pb.PredictRequest(model_id=asked.model_id, data=asked.data))
-
-
-async def test_the_catalogue_is_seeded_changed_hot_and_lists_adapters(tmp_path: Path) -> None:
-    async with around(tmp_path) as room:
-        room.adapters.adapters.append(
-            adapters_pb2.Adapter(name="code", version="1.0.0", base="large", aliases=["stable"], status="active")
-        )
-        found = {model.name: model for model in (await room.stub.ListModels(pb.ListModelsRequest())).models}
-        assert found["large@code"].parent == "large"
-        assert found["large@code:1.0.0"].price_output == 40
-        assert found["large"].context_tokens == 512
-        cheap = pb.Model(name="cheap", provider="openai", price_input=0.1, base_url="http://127.0.0.1:9/v1")
-        with pytest.raises(Denied):
-            await room.stub.PutModel(pb.PutModelRequest(model=cheap))
-        with as_caller(Caller(role="admin")):
-            await room.stub.PutModel(pb.PutModelRequest(model=cheap))
-            dear = pb.Model(name="large", price_input=99.0)
-            await room.stub.PutModel(pb.PutModelRequest(model=dear))
-        end = await finished(room.stub.Run(request(LARGE)))
-        assert end.cost_usd == pytest.approx(10 * 99 / 1e6)
-    async with around(tmp_path) as room:
-        found = {model.name: model for model in (await room.stub.ListModels(pb.ListModelsRequest())).models}
-    assert found["large"].price_input == 99, "a change outlives the restart while the configuration stays as it was"
-    assert found["large"].calls == 1
-    assert "cheap" in found
 
 
 async def test_events_carry_figures_without_texts_and_feedback_scores_the_record(tmp_path: Path) -> None:

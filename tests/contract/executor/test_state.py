@@ -12,7 +12,7 @@ from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import Message, Score, Usage
 from catena.executor.core.events import Record, StageResult
-from catena.executor.drivers.catalogue import SqlCatalogue
+from catena.executor.drivers.catalogue import Served, SqlCatalogue
 from catena.executor.drivers.records import SqlRecords, Waiting
 from catena.executor.drivers.runs import SqlRuns
 from catena.executor.drivers.tables import METADATA
@@ -185,10 +185,10 @@ async def test_texts_go_before_records_and_scores_go_with_them(store: Store) -> 
 
 
 async def test_a_changed_configuration_wins_over_what_was_put(store: Store) -> None:
-    async def nobody() -> list[tuple[str, str]]:
-        return []
+    async def nobody() -> Served:
+        return Served()
 
-    catalogue = SqlCatalogue(store, nobody, ManualClock())
+    catalogue = SqlCatalogue(store, nobody, lambda model, bases: "", ManualClock())
     configured = Model(name="m", price_input=1.0)
     await catalogue.seed([configured])
     await catalogue.put(replace(configured, price_input=2.0))

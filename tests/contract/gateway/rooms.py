@@ -90,7 +90,9 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def ListModels(self, request: Any, context: Any) -> executor_pb2.ListModelsResponse:
         adapter = executor_pb2.Model(name="base@code", provider="local", parent="base")
-        return executor_pb2.ListModelsResponse(models=[executor_pb2.Model(name="base", provider="local"), adapter])
+        broken = executor_pb2.Model(name="broken", problem="no folder at nope; correct it")
+        base = executor_pb2.Model(name="base", provider="local")
+        return executor_pb2.ListModelsResponse(models=[base, adapter, broken])
 
     async def Embed(self, request: executor_pb2.EmbedRequest, context: Any) -> executor_pb2.EmbedResponse:
         vectors = [executor_pb2.Vector(values=[float(len(text)), 0.5]) for text in request.texts]

@@ -141,7 +141,11 @@ async def test_the_command_reads_a_question_from_its_input(behind: Behind, tmp_p
 
 async def test_the_command_lists_models(behind: Behind, tmp_path: Path) -> None:
     told = await typed(tmp_path, "--json", "models")
-    assert [(row["model"], row["parent"]) for row in json.loads(told.stdout)] == [("base", ""), ("base@code", "base")]
+    assert [(row["model"], row["parent"], row["status"]) for row in json.loads(told.stdout)] == [
+        ("base", "", ""),
+        ("base@code", "base", ""),
+        ("broken", "", "no folder at nope; correct it"),
+    ]
     assert "base@code" in (await typed(tmp_path, "models")).stdout
 
 

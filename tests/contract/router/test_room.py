@@ -6,7 +6,7 @@ from catena.api.events.v1 import events_pb2
 from catena.api.executor.v1 import executor_pb2
 from catena.api.router.v1 import router_pb2 as pb
 from catena.api.types.v1 import types_pb2
-from catena.kit.errors import Conflict, Invalid, Missing
+from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.kit.event import Event
 from catena.kit.testing import eventually, running
 from catena.plan.build import sequential
@@ -160,6 +160,16 @@ async def test_a_specialist_answers_its_domain_from_the_moment_it_is_put(room):
     answer = await room.ask("Recommend", asked("swapcase: rIvEr"))
     assert answer.model == "large@swapcase"
     assert (await room.ask("Recommend", asked("upper: river"))).model != "large@swapcase"
+
+
+async def test_auto_never_takes_a_model_that_cannot_be_called(room):
+    room.catalogue.models[0].problem = "small has no folder"
+    for text in ("upper: river", "add 2+3", "what is this?"):
+        told = await room.ask("Explain", pb.ExplainRequest(request=asked(text)))
+        models = {stage.model for candidate in told.candidates for stage in candidate.plan.stages}
+        assert models == {"large"}
+    with pytest.raises(Unavailable, match="small has no folder"):
+        await room.ask("Recommend", asked("upper: river", shape=types_pb2.SHAPE_CASCADE))
 
 
 async def test_an_experiment_runs_from_assignment_to_its_announced_verdict(room):

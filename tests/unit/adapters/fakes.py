@@ -68,6 +68,12 @@ class FakeBases:
     def names(self) -> Sequence[str]:
         return ["base"]
 
+    def known(self, name: str) -> BaseRecord | None:
+        return None
+
+    def problem(self, name: str) -> str:
+        return ""
+
     async def get(self, name: str) -> BaseRecord:
         if name != "base":
             raise UnknownModel(f"no base {name}")

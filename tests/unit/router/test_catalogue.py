@@ -1,6 +1,10 @@
 import pytest
 
-from catena.kit.errors import Missing
+from catena.kit.errors import Missing, Unavailable
+from catena.plan.build import read_shapes
+from catena.plan.model import Shape
+from catena.router.core.ask import Ask
+from catena.router.core.candidates import House, forced_plans, free_plans
 from catena.router.core.catalogue import ModelCard, alias_domain, catalogue_of, resolve_specialist
 
 pytestmark = pytest.mark.unit
@@ -34,6 +38,19 @@ def test_adapters_are_known_by_name_where_any_are_listed():
     assert not listed.knows("large@cod") and not listed.knows("large@dataeng")
     assert bare.knows("large@anything") and not bare.knows("gone@anything")
     assert listed.knows("large@{code=1.0}")
+
+
+def test_a_model_that_cannot_be_called_is_no_candidate_and_says_why_when_named():
+    broken = ModelCard(name="broken", active=False, problem="no folder at nope; correct it")
+    catalogue = catalogue_of([*BASES, broken, ModelCard(name="large@code", parent="large")])
+    assert [card.name for card in catalogue.bases] == ["small", "large"]
+    house = House(shapes=read_shapes({"cascade": {"fast": "broken", "main": "large"}}))
+    plans = free_plans(house, catalogue, ["broken@code"])
+    assert {stage.model for plan in plans for stage in plan.stages} == {"small", "large"}
+    for named, shape in (("broken", None), ("broken@code", None), ("auto", Shape.CASCADE)):
+        with pytest.raises(Unavailable, match="no folder at nope; correct it") as refused:
+            forced_plans(Ask(text="x", chars=1, model=named, shape=shape), house, catalogue)
+        assert refused.value.code == "model_unready"
 
 
 def test_prices_rank_models_and_their_adapters():

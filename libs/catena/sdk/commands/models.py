@@ -24,7 +24,7 @@ async def _models(terminal: Terminal, tenant: str) -> None:
         told = await executor.ListModels(executor_pb2.ListModelsRequest())
     columns = ("model", "provider", "parent", "input", "output", "context", "status", "calls")
     rows = [
-        (m.name, m.provider, m.parent, m.price_input, m.price_output, m.context_tokens, m.status, m.calls)
+        (m.name, m.provider, m.parent, m.price_input, m.price_output, m.context_tokens, m.problem or m.status, m.calls)
         for m in told.models
     ]
     terminal.table("Models", columns, rows)

@@ -4,13 +4,15 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from catena.kit.config import ROOMS
 from catena.sdk.terminal import Terminal
-from catena.sdk.up import platform
+from catena.sdk.up import platform, uncallable
 
 
 def up(
@@ -59,7 +61,7 @@ async def _up(terminal: Terminal, *, split: bool) -> None:
             here = await running.__aenter__()
         ready = True
         try:
-            terminal.say(_welcome(here.url, here.key), markup=True)
+            terminal.say(_welcome(here.url, here.key, await uncallable(here.house)), markup=True)
             await stop.wait()
         finally:
             with terminal.console.status("stopping"):
@@ -70,7 +72,7 @@ async def _up(terminal: Terminal, *, split: bool) -> None:
     terminal.say("stopped; data is kept for the next start")
 
 
-def _welcome(url: str, key: str) -> str:
+def _welcome(url: str, key: str, uncallable: Mapping[str, str]) -> str:
     body = '{"model": "auto", "messages": [{"role": "user", "content": "reverse: hello"}]}'
     return "\n".join(
         [
@@ -82,6 +84,14 @@ def _welcome(url: str, key: str) -> str:
             f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
             f"    -H 'Content-Type: application/json' -d '{body}'".replace("[", "\\["),
             "",
+            *_without(uncallable),
             "  Ctrl-C stops it.",
         ]
     )
+
+
+def _without(uncallable: Mapping[str, str]) -> list[str]:
+    if not uncallable:
+        return []
+    lines = [f"  [yellow]{escape(name)}[/yellow]  {escape(problem)}" for name, problem in uncallable.items()]
+    return ["  [yellow]These models cannot be called, and `auto` goes without them:[/yellow]", *lines, ""]

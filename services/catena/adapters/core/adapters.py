@@ -12,9 +12,9 @@ import msgspec
 
 from catena.adapters.core import refs
 from catena.adapters.core.asking import DRAFT_TOKENS, Answered, Question, check
-from catena.adapters.core.errors import AdapterWithdrawn
+from catena.adapters.core.errors import AdapterWithdrawn, BaseMisplaced
 from catena.adapters.core.ports import Bases, Engine, Gate, Registry
-from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Change, Use
+from catena.adapters.core.records import AdapterRecord, Admitted, BaseState, Change, Use
 from catena.adapters.core.residency import Budget, Residency, Wanted
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Piece, Sampling, Weights, Work
 from catena.kit.clock import World
@@ -127,18 +127,9 @@ class Adapters:
         await self.residency.dismiss(_weights([(record, 1.0)]))
         return record
 
-    async def bases(self) -> list[tuple[BaseRecord, BaseFacts | None]]:
-        """Every base that passes the gate, by name, and its facts if it is resident."""
-        found = []
-        for name in sorted(self._bases.names()):
-            try:
-                record = await self._bases.get(name)
-            except CatenaError:
-                # Whoever asks for it is told why.
-                continue
-            load = self._loads.get(name)
-            found.append((record, load.result() if load is not None and _loaded(load) else None))
-        return found
+    def bases(self) -> list[BaseState]:
+        """Every configured base by name, as known now; nothing is read or loaded for it."""
+        return [self._state_of(name) for name in sorted(self._bases.names())]
 
     async def warm(self) -> list[CatenaError]:
         """Load every base and every pinned adapter; what went wrong with one does not stop the others."""
@@ -216,6 +207,12 @@ class Adapters:
             pinned=len(found) == 1 and record.pinned,
         )
 
+    def _state_of(self, name: str) -> BaseState:
+        load, record = self._loads.get(name), self._bases.known(name)
+        if load is not None and _loaded(load):
+            return BaseState(name=name, record=record, facts=load.result())
+        return BaseState(name=name, record=record, problem=self._bases.problem(name) or _refusal(load))
+
     async def _load_base(self, name: str) -> BaseFacts:
         load = self._loads.get(name)
         if load is None or (load.done() and not _loaded(load)):
@@ -265,6 +262,14 @@ def _record(tenant: str, admitted: Admitted) -> AdapterRecord:
         bytes=admitted.bytes,
         rank=admitted.rank,
     )
+
+
+def _refusal(load: asyncio.Task[BaseFacts] | None) -> str:
+    """Why a base was not loaded; empty where the next try may well do: the engine is back, the folder is there."""
+    failure = load.exception() if load is not None and load.done() and not load.cancelled() else None
+    if isinstance(failure, CatenaError) and not isinstance(failure, Unavailable | BaseMisplaced):
+        return failure.message
+    return ""
 
 
 def _loaded(load: asyncio.Task[BaseFacts]) -> bool:

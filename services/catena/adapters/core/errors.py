@@ -15,6 +15,12 @@ class UnknownModel(Missing):
     default_code = "unknown_model"
 
 
+class BaseMisplaced(Invalid):
+    """A configured base is not where its path says."""
+
+    default_code = "base_misplaced"
+
+
 class UnknownAdapter(Missing):
     """The base has no such adapter, version or alias."""
 

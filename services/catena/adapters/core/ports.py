@@ -99,8 +99,16 @@ class Bases(Protocol):
         """Every configured local base."""
         ...
 
+    def known(self, name: str) -> BaseRecord | None:
+        """A base that passed before."""
+        ...
+
+    def problem(self, name: str) -> str:
+        """Why a configured base cannot pass, or did not when last asked for, with the cure. Reads no file of it."""
+        ...
+
     async def get(self, name: str) -> BaseRecord:
-        """A base. Raises UnknownModel, or the gate's refusal."""
+        """A base. Raises UnknownModel, BaseMisplaced, or the gate's refusal."""
         ...
 
     async def check(self, name: str) -> BaseRecord:

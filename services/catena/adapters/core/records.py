@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from catena.adapters.core.refs import full_name
+from catena.adapters.core.work import BaseFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,19 @@ class BaseRecord:
     bytes: int
     context_tokens: int
     dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseState:
+    """A configured base as known now: `record` once it passed the gate, `facts` while it is resident.
+
+    `problem`: why it cannot be loaded, or was not when last tried.
+    """
+
+    name: str
+    record: BaseRecord | None
+    facts: BaseFacts | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

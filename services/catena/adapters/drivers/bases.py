@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from catena.adapters.core.errors import UnknownModel
+from catena.adapters.core.errors import BaseMisplaced, UnknownModel
 from catena.adapters.core.records import BaseRecord
 from catena.artifacts import tensors
 from catena.artifacts.base import BaseRules, check_base
 from catena.artifacts.files import list_files
 from catena.kit.config import ModelConfig
-from catena.kit.errors import Invalid
+from catena.kit.errors import CatenaError
 
 
 class _Config(msgspec.Struct):
@@ -21,7 +21,7 @@ class _Config(msgspec.Struct):
 
 
 class LocalBases:
-    """Implements the port `Bases`. A refusal is not remembered: a repaired folder passes the next time."""
+    """Implements the port `Bases`. A refusal is told until the base passes, which every request for it tries."""
 
     def __init__(self, models: Sequence[ModelConfig], *, keys: Mapping[str, Path], rules: BaseRules, hub: bool) -> None:
         """Serve those of `models` that are local; `hub` allows a path that is no folder to be fetched from a hub."""
@@ -30,6 +30,7 @@ class LocalBases:
         self._rules = rules
         self._hub = hub
         self._found: dict[str, BaseRecord] = {}
+        self._refused: dict[str, str] = {}
         self._shapes: dict[str, Mapping[str, tuple[int, int]]] = {}
         self._fresh: set[str] = set()
         self._turns: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in self._models}
@@ -37,6 +38,14 @@ class LocalBases:
     def names(self) -> Sequence[str]:
         """Every local base."""
         return list(self._models)
+
+    def known(self, name: str) -> BaseRecord | None:
+        """A base that passed before."""
+        return self._found.get(name)
+
+    def problem(self, name: str) -> str:
+        """Why it cannot pass; that a folder is absent is true only as long as it is."""
+        return self._misplaced(self._models[name]) or self._refused.get(name, "")
 
     async def get(self, name: str) -> BaseRecord:
         """A base that passed."""
@@ -62,7 +71,14 @@ class LocalBases:
         return self._shapes[name]
 
     async def _pass(self, name: str, digest: str) -> None:
-        self._found[name], self._shapes[name] = await asyncio.to_thread(self._check, self._models[name], digest)
+        try:
+            self._found[name], self._shapes[name] = await asyncio.to_thread(self._check, self._models[name], digest)
+        except BaseMisplaced:
+            raise
+        except CatenaError as error:
+            self._refused[name] = error.message
+            raise
+        self._refused.pop(name, None)
         self._fresh.add(name)
 
     def _check(self, model: ModelConfig, digest: str) -> tuple[BaseRecord, Mapping[str, tuple[int, int]]]:
@@ -83,18 +99,21 @@ class LocalBases:
         )
         return record, checked.shape
 
+    def _misplaced(self, model: ModelConfig) -> str:
+        if not model.path:
+            return f"base {model.name} has no path; name its folder under `models`"
+        if self._hub or Path(model.path).is_dir():
+            return ""
+        told = f"base {model.name}: no folder at {model.path}; correct its path"
+        return f"{told}, or set adapters.hub to fetch that id from a hub"
+
     def _folder(self, model: ModelConfig) -> tuple[Path, Path | None]:
         """Where the base's files are, and the folder into which its links may point."""
+        if wrong := self._misplaced(model):
+            raise BaseMisplaced(wrong)
         path = Path(model.path)
-        if not model.path:
-            raise Invalid(f"base {model.name} has no path; name its folder under `models`", code="bad_config")
         if path.is_dir():
             return path, None
-        if not self._hub:
-            raise Invalid(
-                f"base {model.name}: no folder at {model.path}; name one, or set adapters.hub to fetch it from a hub",
-                code="base_missing_file",
-            )
         # Imported when needed: only who asks for a hub should depend on it.
         from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HUB_CACHE

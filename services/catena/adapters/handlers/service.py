@@ -12,8 +12,8 @@ from catena.adapters.core import refs
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
 from catena.adapters.core.ports import Engine, Registry
-from catena.adapters.core.records import AdapterRecord, BaseRecord
-from catena.adapters.core.work import BaseFacts, Constraint, Message, Piece, Sampling, TokenLogprob
+from catena.adapters.core.records import AdapterRecord, BaseState
+from catena.adapters.core.work import Constraint, Message, Piece, Sampling, TokenLogprob
 from catena.adapters.handlers.figures import Figures
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer
@@ -113,7 +113,7 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def ListBases(self, request: pb.ListBasesRequest, context: Context) -> pb.ListBasesResponse:
         """The bases."""
-        return pb.ListBasesResponse(bases=[base_to(record, facts) for record, facts in await self._adapters.bases()])
+        return pb.ListBasesResponse(bases=map(base_to, self._adapters.bases()))
 
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
         """What is resident."""
@@ -242,8 +242,11 @@ def adapter_to(record: AdapterRecord) -> pb.Adapter:
     )
 
 
-def base_to(record: BaseRecord, facts: BaseFacts | None) -> pb.Base:
+def base_to(state: BaseState) -> pb.Base:
     """A base as it goes out; what the engine says of it once resident comes first."""
+    record, facts = state.record, state.facts
+    if record is None:
+        return pb.Base(name=state.name, problem=state.problem)
     return pb.Base(
         name=record.name,
         digest=record.digest,
@@ -253,6 +256,7 @@ def base_to(record: BaseRecord, facts: BaseFacts | None) -> pb.Base:
         context_tokens=facts.context_tokens if facts else record.context_tokens,
         resident=facts is not None,
         dtype=facts.dtype if facts else record.dtype,
+        problem=state.problem,
     )
 
 

@@ -1,7 +1,7 @@
 """The models that may be called, what they cost, and finding one by name."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,8 @@ Status = Literal["active", "disabled"]
 class Model:
     """An entry of the catalogue. Prices are USD per million tokens; `context_tokens` 0: unknown.
 
-    `upstream_name` empty: the same at the provider. `parent` names the base of an adapter.
+    `upstream_name` empty: the same at the provider. `parent` names the base of an adapter. `problem`: why it cannot be
+    called now; a call that names it is tried all the same, and told by its provider.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Model:
     draft_for: tuple[str, ...] = ()
     calls: int = 0
     parent: str = ""
+    problem: str = ""
 
     @property
     def upstream(self) -> str:
@@ -57,6 +59,25 @@ def find(models: Mapping[str, Model], name: str) -> Model:
     if model.status == "disabled":
         raise Unavailable(f"model {name!r} is disabled; enable it or name another", code="model_disabled")
     return model
+
+
+def problem_of(
+    model: Model, *, bases: Mapping[str, str], providers: Collection[str], secret: Callable[[str], str]
+) -> str:
+    """Why `model` cannot be called, with the cure; empty: nothing is known against it.
+
+    `bases`: the problem, or none, of each base that the adapters room has; empty where it has not told.
+    """
+    if model.provider not in providers:
+        return f"no provider {model.provider!r} for {model.name!r}; use one of {', '.join(sorted(providers))}"
+    if model.provider == LOCAL:
+        unknown = f"no base {model.name!r} in the adapters room; name it under `models`"
+        return bases.get(model.name, unknown) if bases and model.type == "chat" else ""
+    if model.api_key_env and not secret(model.api_key_env):
+        return f"{model.name} needs a key and {model.api_key_env} is not set; set it and start again"
+    if model.provider == "openai" and not (model.base_url or model.api_key_env):
+        return f"{model.name} names no key for OpenAI; set its api_key_env, or the base_url of another server"
+    return ""
 
 
 def _hint(models: Mapping[str, Model], name: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import sqlalchemy as sa
@@ -10,6 +10,7 @@ import structlog
 
 from catena.executor.core.catalogue import LOCAL, Model
 from catena.executor.drivers import tables
+from catena.kit.caller import caller
 from catena.kit.clock import Clock
 from catena.kit.errors import CatenaError
 from catena.kit.store import Store, upsert
@@ -17,20 +18,34 @@ from catena.kit.store import Store, upsert
 REFRESH_S = 5.0
 log = structlog.get_logger()
 
-ListAdapters = Callable[[], Awaitable[Sequence[tuple[str, str]]]]
-"""Name and base of every adapter that may be used now."""
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What the adapters room has for the caller: name and base of each adapter, and each base with its problem."""
+
+    adapters: Sequence[tuple[str, str]] = ()
+    bases: Mapping[str, str] = field(default_factory=dict)
+
+
+ListServed = Callable[[], Awaitable[Served]]
+Problem = Callable[[Model, Mapping[str, str]], str]
+"""Why a model cannot be called, given the bases' problems."""
 
 
 class SqlCatalogue:
     """Models by name. Reading is a dictionary; other replicas' changes are seen within `REFRESH_S`."""
 
-    def __init__(self, store: Store, adapters: ListAdapters, clock: Clock) -> None:
-        """`adapters` asks the adapters room."""
+    def __init__(self, store: Store, served: ListServed, problem: Problem, clock: Clock) -> None:
+        """`served` asks the adapters room for the running call's tenant."""
         self._store = store
-        self._adapters = adapters
+        self._ask = served
+        self._problem = problem
         self._clock = clock
         self._models: Mapping[str, Model] = {}
-        self._listed: tuple[float, Sequence[tuple[str, str]]] = (-1e9, ())
+        self._served: dict[str, tuple[float, Served]] = {}
+        self._problems: Mapping[str, str] = {}
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -62,13 +77,17 @@ class SqlCatalogue:
         return self._models[model.name]
 
     async def listed(self) -> Sequence[Model]:
-        """All entries by name, with calls so far, and the adapters served now."""
+        """All entries by name, with calls so far and what stands against them, and the adapters served now."""
         async with self._store.connect() as conn:
             rows = await conn.execute(sa.select(tables.model_calls.c.name, tables.model_calls.c.calls))
             calls = dict(rows.all())
-        found = {model.name: model for model in self._models.values()}
-        for name, base in await self._adapters_now():
-            parent = self._models.get(base)
+        served = await self._served_now()
+        found = {
+            name: replace(model, problem=self._problem(model, served.bases)) for name, model in self._models.items()
+        }
+        self._tell({name: model.problem for name, model in found.items() if model.problem})
+        for name, base in served.adapters:
+            parent = found.get(base)
             if parent is not None and parent.provider == LOCAL:
                 found[name] = replace(parent, name=name, parent=base, upstream_name="", draft_for=())
         return [replace(found[name], calls=calls.get(name, 0)) for name in sorted(found)]
@@ -91,16 +110,26 @@ class SqlCatalogue:
 
     def forget_adapters(self) -> None:
         """The adapters have changed: ask for them again when next listed."""
-        self._listed = (-1e9, ())
+        self._served.clear()
 
-    async def _adapters_now(self) -> Sequence[tuple[str, str]]:
-        """The adapters, asked for at most every few seconds; those known last while the room is away."""
-        asked_s, known = self._listed
-        if self._clock.monotonic() - asked_s < REFRESH_S:
+    async def _served_now(self) -> Served:
+        """What is served, asked for at most every few seconds; what was known last while the room is away."""
+        tenant = caller().tenant
+        due_s, known = self._served.get(tenant, (-1e9, Served()))
+        if self._clock.monotonic() < due_s:
             return known
+        wait_s = REFRESH_S
         try:
-            known = await self._adapters()
+            known = await self._ask()
         except CatenaError as error:
+            wait_s = RETRY_S
             log.warning("adapters not listed", error=error.message)
-        self._listed = (self._clock.monotonic(), known)
+        self._served[tenant] = (self._clock.monotonic() + wait_s, known)
         return known
+
+    def _tell(self, problems: Mapping[str, str]) -> None:
+        """Log what stands against models, once each."""
+        for name, problem in problems.items():
+            if self._problems.get(name) != problem:
+                log.warning("model cannot be called", model=name, problem=problem)
+        self._problems = problems

@@ -1,10 +1,11 @@
 """The provider `local`: models of the adapters room, streamed over gRPC; closing the stream cancels the model."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from catena.api.adapters.v1 import adapters_pb2
 from catena.executor.core.ports import Ask, Piece
+from catena.executor.drivers.catalogue import Served
 
 if TYPE_CHECKING:
     from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceAsyncStub
@@ -39,8 +40,9 @@ class LocalProvider:
             call.cancel()
 
 
-async def list_adapters(stub: "AdaptersServiceAsyncStub", timeout_s: float = 2.0) -> Sequence[tuple[str, str]]:
-    """`base@name` and `base@name:version` of every active adapter, each with its base."""
+async def list_served(stub: "AdaptersServiceAsyncStub", timeout_s: float = 2.0) -> Served:
+    """`base@name` and `base@name:version` of every active adapter, each with its base; and the bases."""
+    bases = (await stub.ListBases(adapters_pb2.ListBasesRequest(), timeout=timeout_s)).bases
     found: dict[str, str] = {}
     token = ""
     while True:
@@ -53,4 +55,4 @@ async def list_adapters(stub: "AdaptersServiceAsyncStub", timeout_s: float = 2.0
                 found[f"{adapter.base}@{adapter.name}:{adapter.version}"] = adapter.base
         token = page.next_page_token
         if not token:
-            return sorted(found.items())
+            return Served(adapters=sorted(found.items()), bases={base.name: base.problem for base in bases})

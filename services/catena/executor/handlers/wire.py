@@ -213,6 +213,7 @@ def model_to(model: Model) -> pb.Model:
         draft_for=model.draft_for,
         calls=model.calls,
         parent=model.parent,
+        problem=model.problem,
     )
 
 

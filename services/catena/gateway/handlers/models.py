@@ -14,9 +14,10 @@ class ModelList:
     executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
 
     async def all(self) -> list[dict[str, Any]]:
-        """`auto`, then every active model by name; an adapter carries `parent`."""
+        """`auto`, then every model by name that can be called; an adapter carries `parent`."""
         catalogue = await self.executor.ListModels(executor_pb2.ListModelsRequest())
-        active = [model_json(model) for model in catalogue.models if model.status != "disabled"]
+        callable_now = [m for m in catalogue.models if m.status != "disabled" and not m.problem]
+        active = [model_json(model) for model in callable_now]
         return [{"id": AUTO, "object": "model", "created": 0, "owned_by": "catena", "parent": None}, *active]
 
 

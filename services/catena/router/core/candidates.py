@@ -45,10 +45,12 @@ def configured_plans(house: House) -> list[Plan]:
 def forced_plans(ask: Ask, house: House, catalogue: Catalogue) -> list[Plan]:
     """The plan of a forced shape, or of a named model alone; several where the caller leaves the model open.
 
-    Raises Invalid when the configuration lacks a model that the shape needs, Missing when a model is unknown.
+    Raises Invalid when the configuration lacks a model that the shape needs, Missing when a model is unknown,
+    Unavailable when it cannot be called.
     """
     named = ask.model if ask.model != AUTO else ""
     if named and not catalogue.knows(named):
+        catalogue.check_ready(named)
         catalogue.card(named)
         raise Missing(f"unknown adapter {named!r}; list those there are with `catena adapters`", code="unknown_adapter")
     shape = ask.shape or Shape.SEQUENTIAL
@@ -60,6 +62,7 @@ def forced_plans(ask: Ask, house: House, catalogue: Catalogue) -> list[Plan]:
     plan = _dressed(shape, config, named)
     for model in sorted(models_of([plan])):
         if not catalogue.knows(model):
+            catalogue.check_ready(model)
             raise Missing(
                 f"pipelines.{shape} names {model!r}, which is not in the catalogue; correct it or add the model",
                 code="unknown_model",

@@ -13,7 +13,10 @@ CHAT = ("", "chat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """One model. Prices in USD per million tokens; `parent` is the base of an adapter."""
+    """One model. Prices in USD per million tokens; `parent` is the base of an adapter.
+
+    `problem`: why one that is not active cannot be called, where it should be.
+    """
 
     name: str
     price_input: float = 0.0
@@ -21,6 +24,7 @@ class ModelCard:
     type: str = "chat"
     parent: str = ""
     active: bool = True
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Catalogue:
             known = ", ".join(card.name for card in self.bases[:10]) or "none"
             raise Missing(f"unknown model {model!r}; known: {known}", code="unknown_model")
         return found
+
+    def check_ready(self, model: str) -> None:
+        """Raises Unavailable (`model_unready`), saying why, when `model` or its base is there but cannot be called."""
+        for name in (model, model.partition("@")[0]):
+            if name in self.cards and self.cards[name].problem:
+                raise Unavailable(self.cards[name].problem, code="model_unready")
 
     def knows(self, model: str) -> bool:
         """Whether a plan may call `model`; strict about adapters where the catalogue lists them."""

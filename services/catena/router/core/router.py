@@ -181,13 +181,16 @@ class Router:
     async def create_experiment(self, experiment: Experiment, request_id: str) -> Experiment:
         """Start an experiment.
 
-        Raises Invalid for arms without sense, Missing for an unknown model, Conflict when the domain has one running.
+        Raises Invalid for arms without sense, Missing for an unknown model, Unavailable for one that cannot be called,
+        Conflict when the domain has one running.
         """
         checked = check_experiment(experiment)
         await self.refetch(experiment.tenant)
         for arm in checked.arms:
             if arm.model:
-                self._state.book(experiment.tenant).catalogue.card(arm.model)
+                catalogue = self._state.book(experiment.tenant).catalogue
+                catalogue.check_ready(arm.model)
+                catalogue.card(arm.model)
         fresh = replace(checked, id=self._world.new_id(), state=RUNNING, created_s=self._world.clock.now(), reason="")
         stored = await self._ports.journal.put_experiment(fresh, request_id)
         await self.refresh()

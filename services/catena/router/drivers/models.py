@@ -32,7 +32,8 @@ class ExecutorModels:
                 price_output=model.price_output,
                 type=model.type or "chat",
                 parent=model.parent,
-                active=model.status in ("", "active"),
+                active=model.status in ("", "active") and not model.problem,
+                problem=model.problem,
             )
             for model in told.models
         ]

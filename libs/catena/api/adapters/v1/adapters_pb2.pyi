@@ -682,10 +682,11 @@ class Base(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     RESIDENT_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As requests name it."""
     digest: _builtins.str
-    """Content digest; empty: not loaded yet."""
+    """Content digest; empty: not asked for yet, so that all below is unknown."""
     architecture: _builtins.str
     """Architecture, for example `LlamaForCausalLM`."""
     parameters: _builtins.int
@@ -698,6 +699,8 @@ class Base(_message.Message):
     """Whether it is resident."""
     dtype: _builtins.str
     """`float32`, `bfloat16` and so on."""
+    problem: _builtins.str
+    """Why it cannot be loaded, with the cure; empty: nothing is known against it."""
     def __init__(
         self,
         *,
@@ -709,10 +712,11 @@ class Base(_message.Message):
         context_tokens: _builtins.int = ...,
         resident: _builtins.bool = ...,
         dtype: _builtins.str = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bytes", b"bytes", "context_tokens", b"context_tokens", "digest", b"digest", "dtype", b"dtype", "name", b"name", "parameters", b"parameters", "resident", b"resident"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bytes", b"bytes", "context_tokens", b"context_tokens", "digest", b"digest", "dtype", b"dtype", "name", b"name", "parameters", b"parameters", "problem", b"problem", "resident", b"resident"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

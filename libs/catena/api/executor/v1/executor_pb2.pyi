@@ -1043,6 +1043,7 @@ class Model(_message.Message):
     DRAFT_FOR_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As requests name it."""
     provider: _builtins.str
@@ -1067,6 +1068,8 @@ class Model(_message.Message):
     """Calls so far."""
     parent: _builtins.str
     """Base that an adapter belongs to; empty: not an adapter."""
+    problem: _builtins.str
+    """Why it cannot be called now, with the cure; empty: nothing is known against it. Ignored by PutModel."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`tools`, `vision`, `json`, `logprobs`, `stream`."""
@@ -1092,10 +1095,11 @@ class Model(_message.Message):
         draft_for: _abc.Iterable[_builtins.str] | None = ...,
         calls: _builtins.int = ...,
         parent: _builtins.str = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_env", b"api_key_env", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "name", b"name", "parent", b"parent", "price_input", b"price_input", "price_output", b"price_output", "provider", b"provider", "status", b"status", "type", b"type", "upstream_name", b"upstream_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_env", b"api_key_env", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "name", b"name", "parent", b"parent", "price_input", b"price_input", "price_output", b"price_output", "problem", b"problem", "provider", b"provider", "status", b"status", "type", b"type", "upstream_name", b"upstream_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
