@@ -26,6 +26,14 @@ WARM_UP, SCORED = 200, 300
 WARM_UP_SEED, SCORED_SEED, FEEDBACK_SEED = 11, 12, 13
 FEEDBACK_SHARE = 0.1
 LARGE = "demo-large"
+NOTES = (
+    "USD/1k: dollars per 1000 questions; of large: that over what always asking the large model costs.",
+    "auto: the router with objective cost, which chooses among single models and the strategies above. A fifth of the",
+    "  questions need a fact from memory, which only search finds, by two calls and a longer prompt: auto can so cost",
+    "  more than the large model alone, which gets those questions wrong.",
+    "oracle: the cheapest row that was right, question by question (of none, the cheapest): known only afterwards,",
+    "  nothing that could be asked, and a bound on what any router can do.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +143,9 @@ def show(outcome: Outcome, console: Console) -> None:
         style = "bold" if name == AUTO.name else "dim" if name == "oracle" else ""
         table.add_row(name, *cells(asked, always_large), style=style)
     console.print(table)
+    for line in NOTES:
+        console.print(line, style="dim", highlight=False)
+    console.print()
     console.print(drafts_table(outcome))
     verdict = "[green]reached[/green]" if outcome.aim_reached else "[yellow]missed[/yellow]"
     console.print(
