@@ -26,12 +26,12 @@ def makes_command() -> list[str]:
 
 
 @contextmanager
-def typed(home: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def typed(home: Path, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     """`make up` over `home`, with three models that cannot be called; it prints into `log`; killed in the end."""
     models = [{"name": name, "path": str(ROOT / "demo" / "models" / name)} for name in ("demo-small", "demo-large")]
     models += [{"name": "nope", "path": str(home / "nope")}, {"name": "hubby", "path": "org/hub-id"}]
     models += [{"name": "gpt", "provider": "openai", "api_key_env": "NO_SUCH_KEY"}]
-    settings = {"HOME": str(home), "GATEWAY__PORT": "0", "MODELS": json.dumps(models)}
+    settings = {"HOME": str(home), "GATEWAY__PORT": "0", "MODELS": json.dumps(models), **more}
     env = {**os.environ, "COLUMNS": "200", **{f"CATENA__{name}": value for name, value in settings.items()}}
     with log.open("wb") as output:
         process = subprocess.Popen(makes_command(), cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
@@ -40,6 +40,13 @@ def typed(home: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+
+
+def printed(home: Path, log: Path, **more: str) -> str:
+    """What `make up` printed before it gave up."""
+    with typed(home, log, **more) as process:
+        assert process.wait(START_S) == 1
+    return log.read_text()
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> str:
@@ -67,12 +74,23 @@ def test_make_up_stays_refuses_a_second_one_and_starts_again_right_after_a_kill(
         assert "gpt  gpt needs a key and NO_SUCH_KEY is not set; set it and start again" in told
         assert "demo-" not in told
         url = (home / "run" / "gateway.json").read_text().split('"')[3]
-        with typed(home, tmp_path / "second.log") as second:
-            assert second.wait(30) == 1
-        assert f"already_running a platform already runs in {home} at {url}; " in (tmp_path / "second.log").read_text()
+        refused = printed(home, tmp_path / "second.log")
+        assert f"already_running a platform already runs in {home} at {url}; " in refused
         assert healthy(home)
     with typed(home, log) as third:
         wait_for(WELCOME, log, third)
         assert healthy(home)
         third.send_signal(signal.SIGINT)
         assert third.wait(60) == 0
+
+
+def test_make_up_gives_up_and_says_once_why_a_room_cannot_start(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    told = printed(home, tmp_path / "up.log", EXECUTOR__VERIFIERS="[bogus]").strip().splitlines()
+    assert told[-2:] == [
+        "child_not_ready allinone ended before it was ready, 3 times, last with exit code 1: "
+        "allinone: unknown verifier 'bogus'; use some of schema, refusal",
+        f"its log: {home / 'run' / 'allinone.log'}",
+    ]
+    assert "Traceback" not in " ".join(told)
+    assert "child ended" not in " ".join(told)

@@ -76,11 +76,14 @@ async def _children(house: House, config: Path | None, split: bool, step: Step) 
             broker = Child(name="nats", command=nats_server.command(home), ready=lambda: nats_server.ready(home))
             await supervisor.start(broker)
         names = ROOMS if split else ("allinone",)
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                step(name)
-                child = _child(name, config, house)
-                group.create_task(supervisor.start(child, timeout_s=START_TIMEOUT_S))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    step(name)
+                    child = _child(name, config, house)
+                    group.create_task(supervisor.start(child, timeout_s=START_TIMEOUT_S))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         yield supervisor
 
 

@@ -82,11 +82,11 @@ def main() -> None:
         house, openers = rooms(asked.config)
         run("allinone", house, lambda: open_all(house, openers), admin=(asked.admin_host, asked.admin_port))
     except* CatenaError as errors:
-        sys.exit("\n".join(f"allinone: {error}" for error in flat(errors)))
+        sys.exit("\n".join(f"allinone: {error}" for error in dict.fromkeys(flat(errors))))
 
 
 def flat(errors: BaseExceptionGroup[CatenaError]) -> list[str]:
-    """The messages of a group, inner groups included."""
+    """The messages of a group, inner groups included; rooms that miss the same thing say the same."""
     told: list[str] = []
     for error in errors.exceptions:
         told += flat(error) if isinstance(error, BaseExceptionGroup) else [error.message]
