@@ -1,0 +1,1 @@
+"""What many adapters on one base cost: `make bench-adapters`."""
