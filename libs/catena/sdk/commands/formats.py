@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from catena.api.adapters.v1 import adapters_pb2, adapters_pb2_grpc
+from catena.kit.caller import DEVELOPER
 from catena.kit.clock import World
 from catena.kit.errors import Missing
 from catena.sdk.terminal import Terminal, size
@@ -89,7 +90,7 @@ def import_(
     terminal: Terminal = context.obj
 
     async def registered() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, DEVELOPER) as adapters:
             request = adapters_pb2.RegisterAdapterRequest(path=str(out.resolve()))
             terminal.message((await adapters.RegisterAdapter(request)).adapter)
 
@@ -240,7 +241,7 @@ def _folder(terminal: Terminal, told: str, base: str) -> tuple[Path, str]:
 
     async def ask() -> None:
         nonlocal digest
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub) as adapters:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, DEVELOPER) as adapters:
             request = adapters_pb2.GetAdapterRequest(model=told)
             digest = (await adapters.GetAdapter(request)).adapter.digest
 
