@@ -87,6 +87,7 @@ def _settings(house: House, config: AdaptersConfig) -> Settings:
         kv_bytes=config.kv_bytes,
         prefix_bytes=config.prefix_bytes,
         prefill_tokens=config.prefill_tokens,
+        lookup_tokens=config.lookup_tokens,
         coalesce_s=config.coalesce_ms / 1000,
     )
 

@@ -14,6 +14,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     up to `queue` answers wait beyond them. `kv_bytes` holds keys and values per base and so caps its context.
     `prefix_bytes` more per base remember texts that were read before, 0: nothing.
     `prefill_tokens` of prompts are read per step at most, so that long prompts do not stall running answers.
+    `lookup_tokens` that followed the same words before are proposed at a time, where no draft model is named; 0: none.
     `coalesce_ms` is how long words are gathered after the first ones were sent: fewer messages, still fluent reading.
 
     Trust: `trusted_keys` is the folder of public keys (`*.pub`), empty: `home/keys/trusted`. Without
@@ -35,6 +36,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     kv_bytes: int = 1 << 30
     prefix_bytes: int = 256 << 20
     prefill_tokens: int = 512
+    lookup_tokens: int = 0
     coalesce_ms: float = 25.0
     trusted_keys: FilePath = ""
     require_signature: bool = True

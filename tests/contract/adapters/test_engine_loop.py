@@ -316,6 +316,28 @@ def test_an_activated_adapter_without_its_invocation_is_refused(folders: dict[st
     assert told.code == "invocation_missing"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_copying_what_was_said_before_changes_no_answer_and_saves_steps(
+    folders: dict[str, Path], temperature: float
+) -> None:
+    plain, copying = (Bench(folders, Settings(socket="", coalesce_s=0.0, lookup_tokens=tokens)) for tokens in (0, 6))
+    for bench in (plain, copying):
+        for call, adapter in enumerate(["", "a8"]):
+            bench.submit(call, adapter, text="ab ab ab", max_tokens=200, temperature=temperature)
+        bench.drain()
+
+    assert copying.forwards <= plain.forwards
+    for call in range(2):
+        done = copying.done(call)
+        assert done.output_tokens == plain.done(call).output_tokens == 200
+        assert (done.draft_output_tokens, plain.done(call).drafted) == (0, 0)
+        if temperature == 0.0:
+            assert tokens(copying.answer(call)) == tokens(plain.answer(call))
+    if temperature == 0.0:
+        assert copying.done(0).accepted > 0
+        assert copying.forwards < plain.forwards
+
+
 def test_a_crowd_at_one_adapter_does_not_keep_another_waiting(folders: dict[str, Path]) -> None:
     bench = Bench(folders, max_rows=2)
     for call in range(12):

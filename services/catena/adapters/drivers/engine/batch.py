@@ -13,10 +13,11 @@ from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.fair import Waiting
 from catena.adapters.drivers.engine.grammar import constrain
 from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.lookup import MOST_ROWS, Lookup
 from catena.adapters.drivers.engine.lora import Stacks
 from catena.adapters.drivers.engine.prefix import BLOCK, PrefixCache
 from catena.adapters.drivers.engine.rows import Draft, Row
-from catena.adapters.drivers.engine.sampling import accept, agree, penalise, pick, probabilities
+from catena.adapters.drivers.engine.sampling import accept, agree, certain, penalise, pick, probabilities
 
 Turn = tuple[Row | Draft, int]
 """A row and how many tokens it feeds in this step."""
@@ -79,6 +80,8 @@ class Batch:
         self._admit()
         for row in self.running:
             self._copy_twin(row)
+            if isinstance(row, Row) and isinstance(row.draft, Lookup):
+                row.draft.idle = len(self.running) > MOST_ROWS
         turns = self._turns()
         while turns and not self._kv.fits(len(self.running), _longest(turns)):
             self._put_back(self.running[-1])
@@ -247,10 +250,11 @@ class Batch:
             stood, token = agree(proposal, best)
         else:
             target_KV = probabilities(logits_KV, [row.draw] * len(best))
-            stood, token = accept(proposal, draft.drafted, target_KV, row.draw.rng)
+            drafted = draft.drafted if isinstance(draft, Draft) else certain(proposal, target_KV)
+            stood, token = accept(proposal, drafted, target_KV, row.draw.rng)
         generation = row.generation
         generation.drafted += len(proposal)
-        generation.draft_output += len(proposal)
+        generation.draft_output += len(proposal) if isinstance(draft, Draft) else 0
         generation.accepted += stood
         draft.verified(len(row.tokens), stood)
         return [*proposal[:stood], token]

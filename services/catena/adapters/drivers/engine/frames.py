@@ -20,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int = 1 << 30
     prefix_bytes: int = 256 << 20
     prefill_tokens: int = 512
+    lookup_tokens: int = 0
     coalesce_s: float = 0.025
 
 

@@ -15,6 +15,7 @@ from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings
 from catena.adapters.drivers.engine.grammar import Grammar
+from catena.adapters.drivers.engine.lookup import Lookup
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.rows import Draft, Row
 from catena.adapters.drivers.engine.sampling import draw_of
@@ -134,6 +135,8 @@ class Loop:
             rows.append(row)
         if work.draft is not None:
             self._attach_drafts(work, work.draft, rows, held)
+        elif self._settings.lookup_tokens:
+            self._attach_lookups(rows)
         self._live[call] = rows
         for row in rows:
             held.batch.add(row)
@@ -159,6 +162,11 @@ class Loop:
                 adapter=adapter,
                 draw=draw_of(work.sampling, target.text.temperature, f"{row.answer.index}:draft"),
             )
+
+    def _attach_lookups(self, rows: list[Row]) -> None:
+        for row in rows:
+            if not row.draw.shifts and row.grammar is None:
+                row.draft = Lookup(tokens=row.tokens, most=self._settings.lookup_tokens, limit=row.limit)
 
     def _find(self, weights: Weights) -> tuple[Held, Adapter | None]:
         held = self.bases.get(weights.base)
@@ -187,11 +195,11 @@ class Loop:
                 seen.add(generation.call)
                 self._hand_out(generation)
 
-    def _follow(self, row: Row, draft: Draft) -> None:
+    def _follow(self, row: Row, draft: Draft | Lookup) -> None:
         """Start a draft once its target runs, so that no draft takes a slot that its own target waits for."""
         if row.answer.finish:
             self._drop_draft(row)
-        elif not draft.queued and (held := self._draft_base(row)) is not None:
+        elif isinstance(draft, Draft) and not draft.queued and (held := self._draft_base(row)) is not None:
             draft.queued = True
             row.generation.draft_input += row.prompt
             held.batch.add(draft)
@@ -227,7 +235,7 @@ class Loop:
 
     def _drop_draft(self, row: Row) -> None:
         draft, row.draft = row.draft, None
-        if draft is not None:
+        if isinstance(draft, Draft):
             held = self._draft_base(row)
             if held is not None:
                 held.batch.remove(draft)

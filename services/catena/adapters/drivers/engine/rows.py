@@ -7,6 +7,7 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.answer import Answer, Generation, Tops
 from catena.adapters.drivers.engine.grammar import Grammar
+from catena.adapters.drivers.engine.lookup import Lookup
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.prefix import BLOCK
 from catena.adapters.drivers.engine.sampling import Draw
@@ -33,7 +34,7 @@ class Row:
     salt: str = ""
     acts: int = 0
     twin: "Row | None" = None
-    draft: "Draft | None" = None
+    draft: "Draft | Lookup | None" = None
     slot: int = -1
     cached: int = 0
 
@@ -72,7 +73,7 @@ class Row:
         """Positions at the end of what is fed whose logits are needed, once everything pending is fed."""
         return 1 + len(self.proposal)
 
-    def _drafting(self, draft: "Draft") -> bool:
+    def _drafting(self, draft: "Draft | Lookup") -> bool:
         # A draft that found no slot yet must not hold its target up: two bases could wait for each other.
         return draft.slot >= 0 and len(self.tokens) > self.prompt and draft.room() > 0
 

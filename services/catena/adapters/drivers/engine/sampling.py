@@ -184,6 +184,16 @@ def accept(
     return len(proposal), pick(target_KV[len(proposal)].unsqueeze(0), [rng.random()])[0]
 
 
+def certain(proposal: Sequence[int], like_KV: Tensor) -> list[Tensor]:
+    """The distributions of a draft that is always sure of itself."""
+    drafted = []
+    for token in proposal:
+        one_V = torch.zeros_like(like_KV[0])
+        one_V[token] = 1.0
+        drafted.append(one_V)
+    return drafted
+
+
 def agree(proposal: Sequence[int], best: Sequence[int]) -> tuple[int, int]:
     """`accept` for greedy rows: the longest common start, and the target's own token after it."""
     for place, token in enumerate(proposal):
