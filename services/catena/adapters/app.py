@@ -9,7 +9,8 @@ import structlog
 
 from catena.adapters.config import AdaptersConfig
 from catena.adapters.core.adapters import Adapters
-from catena.adapters.core.residency import Budget
+from catena.adapters.core.manner import Manner
+from catena.adapters.core.resident import Budget
 from catena.adapters.drivers.bases import LocalBases
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
 from catena.adapters.drivers.engine.frames import Settings
@@ -56,7 +57,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             bases=bases,
             gate=gate,
             world=world,
-            budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
+            manner=_manner(config),
         )
 
         def lost() -> None:
@@ -74,6 +75,14 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             chassis.background(_keep_books(adapters, engine, figures), "books")
             chassis.background(_prepare(adapters, registry, config), "prepare")
             yield
+
+
+def _manner(config: AdaptersConfig) -> Manner:
+    return Manner(
+        budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
+        eviction=config.eviction,
+        half_life_s=config.reuse_half_life_s,
+    )
 
 
 def _settings(house: House, config: AdaptersConfig) -> Settings:

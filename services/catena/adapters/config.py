@@ -1,5 +1,7 @@
 """What can be set of the adapters."""
 
+from typing import Literal
+
 from catena.kit.config import FilePath, Section
 
 
@@ -7,7 +9,9 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     """The section `adapters`.
 
     Residency: `budget_bytes` and `max_resident` bound the adapters on the device (2 GiB and 10 keep a laptop usable).
-    `max_rank` is the largest rank that the gate lets through.
+    `eviction` `cost` lets go first what is least worth its bytes: the chance of its reuse, from uses that fade by half
+    in `reuse_half_life_s` (10 minutes outlast a pause in a conversation), times the seconds its load takes; `lru` lets
+    go what was used longest ago. `max_rank` is the largest rank that the gate lets through.
 
     Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
     leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
@@ -27,6 +31,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
 
     budget_bytes: int = 2 << 30
     max_resident: int = 10
+    eviction: Literal["cost", "lru"] = "cost"
+    reuse_half_life_s: float = 600.0
     max_rank: int = 256
     device: str = "cpu"
     dtype: str = "auto"

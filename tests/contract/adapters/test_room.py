@@ -145,7 +145,7 @@ async def test_listing_goes_page_by_page(room: Room) -> None:
 
 
 async def test_the_least_recently_used_adapter_makes_room(house: House) -> None:
-    async with open_room(house, max_resident=2) as room:
+    async with open_room(house, max_resident=2, eviction="lru") as room:
         for seed, name in enumerate("abc"):
             await register(room, new_adapter(house, name, seed=seed + 1))
         await room.ask("Load", pb.LoadRequest(model="demo-large@a:1"))

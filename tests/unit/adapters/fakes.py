@@ -1,7 +1,7 @@
 """Fakes of the room's ports."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from catena.adapters.core.errors import UnknownAdapter, UnknownModel
@@ -21,9 +21,15 @@ from catena.kit.errors import CatenaError
 
 
 class FakeEngine:
-    """Answers with the key of the weights; `gate` holds loads back, `answering` ends, `failure` is the next load's."""
+    """Answers with the key of the weights; `gate` holds loads back, `answering` ends, `failure` is the next load's.
+
+    An adapter takes what `sizes` says of it, else 100 bytes a part. `on_load` is called at the end of each load.
+    """
 
     def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.held: dict[Weights, int] = {}
+        self.on_load: Callable[[Weights], None] = lambda weights: None
         self.loaded: list[Weights] = []
         self.bases: list[str] = []
         self.log: list[str] = []
@@ -52,13 +58,21 @@ class FakeEngine:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+        assert adapter.weights not in self.loaded
         self.loaded.append(adapter.weights)
-        return 100 * len(adapter.parts)
+        self.held[adapter.weights] = self.sizes.get(adapter.weights.adapter, 100 * len(adapter.parts))
+        self.on_load(adapter.weights)
+        return self.held[adapter.weights]
 
     async def unload(self, weights: Weights) -> int:
         self.log.append(f"unload {weights.adapter}")
+        await self.gate.wait()
         self.loaded.remove(weights)
-        return 100
+        return self.held.pop(weights)
+
+    @property
+    def used(self) -> int:
+        return sum(self.held.values())
 
     async def counters(self) -> Counters:
         return Counters()

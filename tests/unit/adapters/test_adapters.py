@@ -7,7 +7,8 @@ import pytest
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
 from catena.adapters.core.errors import AdapterWithdrawn, UnknownAdapter, UnknownModel
-from catena.adapters.core.residency import Budget
+from catena.adapters.core.manner import Manner
+from catena.adapters.core.resident import Budget
 from catena.adapters.core.work import Message, Piece, Sampling, Weights
 from catena.kit.clock import still_world
 from catena.kit.errors import Invalid
@@ -25,7 +26,7 @@ class Bench:
             bases=FakeBases(),
             gate=self.gate,
             world=still_world(),
-            budget=Budget(bytes=1000, count=10),
+            manner=Manner(budget=Budget(bytes=1000, count=10)),
         )
 
     async def ask(self, model: str, **fields: object) -> tuple[str, Answered]:

@@ -13,9 +13,12 @@ import msgspec
 from catena.adapters.core import refs
 from catena.adapters.core.asking import DRAFT_TOKENS, Answered, Question, check
 from catena.adapters.core.errors import AdapterWithdrawn, BaseMisplaced
+from catena.adapters.core.eviction import History
+from catena.adapters.core.manner import Manner
 from catena.adapters.core.ports import Bases, Engine, Gate, Registry
 from catena.adapters.core.records import AdapterRecord, Admitted, BaseState, Change, Use
-from catena.adapters.core.residency import Budget, Residency, Wanted
+from catena.adapters.core.residency import Residency
+from catena.adapters.core.resident import Wanted
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Piece, Sampling, Weights, Work
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Unavailable
@@ -37,9 +40,9 @@ class Adapters:
     """Serves bases with registered adapters. `lost` is to be called when the engine had to be started anew."""
 
     def __init__(
-        self, *, engine: Engine, registry: Registry, bases: Bases, gate: Gate, world: World, budget: Budget
+        self, *, engine: Engine, registry: Registry, bases: Bases, gate: Gate, world: World, manner: Manner
     ) -> None:
-        """Take the ports; `budget` bounds the resident adapters."""
+        """Take the ports; `manner` is how it decides."""
         self._engine = engine
         self._registry = registry
         self._bases = bases
@@ -49,7 +52,14 @@ class Adapters:
         self._uses: Counter[Use] = Counter()
         self._writing = asyncio.Lock()
         self._loads: dict[str, asyncio.Task[BaseFacts]] = {}
-        self.residency = Residency(engine, clock=world.clock, budget=budget, tell=self._changes.append)
+        self.residency = Residency(
+            engine,
+            clock=world.clock,
+            budget=manner.budget,
+            tell=self._changes.append,
+            policy=manner.eviction,
+            history=History(half_life_s=manner.half_life_s),
+        )
 
     async def generate(self, tenant: str, question: Question) -> AsyncGenerator[Piece | Answered, None]:
         """Pieces as they come, then how it ended. Closing the generator cancels the work.
@@ -64,7 +74,7 @@ class Adapters:
             for each in (target, draft) if draft is not None else (target,):
                 await self._load_base(each.weights.base)
                 if each.wanted is not None:
-                    await held.enter_async_context(self.residency.hold(each.wanted))
+                    await held.enter_async_context(self.residency.hold(each.wanted, beside=each is draft))
                 for record in each.records:
                     self._uses[
                         Use(tenant=record.tenant, base=record.base, name=record.name, version=record.version)

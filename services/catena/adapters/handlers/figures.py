@@ -39,7 +39,7 @@ class Figures:
     def mirror(self, residency: Residency, counters: Counters) -> None:
         """Take over what was counted elsewhere since the last time."""
         residents, tally = residency.residents(), residency.tally
-        self._resident.set(sum(resident.bytes for resident in residents))
+        self._resident.set(residency.used_bytes)
         self._adapters.set(len(residents))
         for outcome, count in (("hit", tally.hits), ("miss", tally.misses), ("eviction", tally.evictions)):
             self._cache.labels(outcome).inc(self._since(outcome, count))

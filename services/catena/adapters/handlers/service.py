@@ -118,7 +118,6 @@ class AdaptersHandlers(AdaptersServiceServicer):
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
         """What is resident."""
         residency, counters = self._adapters.residency, await self._engine.counters()
-        residents = residency.residents()
         return pb.GetResidencyResponse(
             residents=[
                 pb.Resident(
@@ -130,10 +129,10 @@ class AdaptersHandlers(AdaptersServiceServicer):
                     users=resident.users,
                     last_used_s=resident.last_used_s,
                 )
-                for resident in residents
+                for resident in residency.residents()
             ],
             budget_bytes=residency.budget.bytes,
-            used_bytes=sum(resident.bytes for resident in residents),
+            used_bytes=residency.used_bytes,
             hits=residency.tally.hits,
             misses=residency.tally.misses,
             evictions=residency.tally.evictions,
