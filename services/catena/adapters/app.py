@@ -5,17 +5,20 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from catena.adapters.config import AdaptersConfig
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.manner import Manner
+from catena.adapters.core.pressure import Bounds
 from catena.adapters.core.resident import Budget
 from catena.adapters.drivers.bases import LocalBases
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
 from catena.adapters.drivers.engine.frames import Settings
 from catena.adapters.drivers.gate import ArtifactGate
 from catena.adapters.drivers.library import register_library
+from catena.adapters.drivers.memory import free_memory
 from catena.adapters.drivers.registry import SqlRegistry
 from catena.adapters.drivers.tables import METADATA
 from catena.adapters.handlers import AdaptersHandlers, Figures
@@ -32,6 +35,7 @@ from catena.kit.errors import CatenaError
 ROOM = "adapters"
 SERVICE = "catena.api.adapters.v1.AdaptersService"
 BOOKS_EVERY_S = 0.5
+TEND_EVERY_S = 1.0
 log = structlog.get_logger()
 
 
@@ -58,6 +62,8 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             gate=gate,
             world=world,
             manner=_manner(config),
+            # On a CPU the adapters live in the machine's memory; another device's is the budget's matter alone.
+            free=free_memory if config.device == "cpu" else lambda: None,
         )
 
         def lost() -> None:
@@ -73,6 +79,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             chassis.serve(lambda server: add_AdaptersServiceServicer_to_server(handlers, server), names=[SERVICE]),
         ):
             chassis.background(_keep_books(adapters, engine, figures), "books")
+            chassis.background(_tend(adapters), "tend")
             chassis.background(_prepare(adapters, registry, config), "prepare")
             yield
 
@@ -82,6 +89,7 @@ def _manner(config: AdaptersConfig) -> Manner:
         budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
         eviction=config.eviction,
         half_life_s=config.reuse_half_life_s,
+        bounds=Bounds(**msgspec.structs.asdict(config.pressure)),
     )
 
 
@@ -115,13 +123,23 @@ async def _warm(adapters: Adapters) -> None:
         log.error("not warmed", code=failure.code, error=failure.message)
 
 
+async def _tend(adapters: Adapters) -> None:
+    while True:
+        await asyncio.sleep(TEND_EVERY_S)
+        try:
+            await adapters.tend()
+        except CatenaError as error:
+            # The engine is away for a moment; the next turn looks again.
+            log.warning("not tended", code=error.code, error=error.message)
+
+
 async def _keep_books(adapters: Adapters, engine: ProcessEngine, figures: Figures) -> None:
     while True:
         await asyncio.sleep(BOOKS_EVERY_S)
         try:
             await adapters.write_books()
             if engine.connected:
-                figures.mirror(adapters.residency, await engine.counters())
+                figures.mirror(adapters.residency, adapters.pressure, await engine.counters())
         except CatenaError as error:
             # The database or the engine is away for a moment; what was counted is kept for the next time.
             log.warning("books not written", error=error.message)

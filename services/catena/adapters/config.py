@@ -5,6 +5,22 @@ from typing import Literal
 from catena.kit.config import FilePath, Section
 
 
+class PressureConfig(Section, frozen=True, kw_only=True):
+    """When memory is tight: shares of bytes used over those that there are, at which the levels begin.
+
+    Below `medium` more is preloaded, above it nothing new is; above `high` leaves what was idle for `idle_s`; above
+    `critical` stays only what is pinned or in use. A level ends `hysteresis` below where it began. On a CPU
+    `reserve_bytes` of the machine's memory are left to others.
+    """
+
+    medium: float = 0.6
+    high: float = 0.85
+    critical: float = 1.0
+    hysteresis: float = 0.05
+    idle_s: float = 600.0
+    reserve_bytes: int = 256 << 20
+
+
 class AdaptersConfig(Section, frozen=True, kw_only=True):
     """The section `adapters`.
 
@@ -33,6 +49,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     max_resident: int = 10
     eviction: Literal["cost", "lru"] = "cost"
     reuse_half_life_s: float = 600.0
+    pressure: PressureConfig = PressureConfig()
     max_rank: int = 256
     device: str = "cpu"
     dtype: str = "auto"

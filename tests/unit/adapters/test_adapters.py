@@ -19,6 +19,7 @@ HELLO = (Message(role="user", content="hello"),)
 
 class Bench:
     def __init__(self, *names: str) -> None:
+        self.free: int | None = None
         self.engine, self.gate, self.registry = FakeEngine(), FakeGate(), FakeRegistry(*names)
         self.adapters = Adapters(
             engine=self.engine,
@@ -27,6 +28,7 @@ class Bench:
             gate=self.gate,
             world=still_world(),
             manner=Manner(budget=Budget(bytes=1000, count=10)),
+            free=lambda: self.free,
         )
 
     async def ask(self, model: str, **fields: object) -> tuple[str, Answered]:
@@ -162,3 +164,18 @@ async def test_warming_goes_on_past_a_failure() -> None:
 
     assert [failure.code for failure in failures] == ["adapter_tampered"]
     assert [(r.model, r.pinned) for r in bench.adapters.residency.residents()] == [("base@good:1", True)]
+
+
+async def test_when_memory_runs_out_only_what_is_pinned_or_used_stays() -> None:
+    bench = Bench("a", "b")
+    bench.registry.records["pin"] = record("pin", pinned=True)
+    for name in ("a", "b", "pin"):
+        await bench.ask(f"base@{name}")
+    await bench.adapters.tend()
+    assert (bench.adapters.pressure.level, len(bench.engine.loaded)) == ("low", 3)
+
+    bench.free = 0
+    await bench.adapters.tend()
+
+    assert bench.adapters.pressure.level == "critical"
+    assert [weights.adapter for weights in bench.engine.loaded] == ["digest-pin"]

@@ -51,7 +51,8 @@ def resident(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
             told = await adapters.GetResidency(adapters_pb2.GetResidencyRequest())
         rows = [(r.model, r.tier, Bytes(r.bytes), r.pinned, r.users) for r in told.residents]
         used = f"{size(told.used_bytes)} of {size(told.budget_bytes)}"
-        title = f"Resident: {used}; {told.hits} hits, {told.misses} misses, {told.evictions} evictions"
+        counts = f"{told.hits} hits, {told.misses} misses, {told.preloads} preloads, {told.evictions} evictions"
+        title = f"Resident: {used}, pressure {told.pressure}; {counts}"
         terminal.table(title, ("adapter", "tier", "size", "pinned", "users"), rows)
 
     terminal.run(work())

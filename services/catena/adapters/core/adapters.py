@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from catena.adapters.core.errors import AdapterWithdrawn, BaseMisplaced
 from catena.adapters.core.eviction import History
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.ports import Bases, Engine, Gate, Registry
+from catena.adapters.core.pressure import Pressure
 from catena.adapters.core.records import AdapterRecord, Admitted, BaseState, Change, Use
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import Wanted
@@ -40,9 +41,17 @@ class Adapters:
     """Serves bases with registered adapters. `lost` is to be called when the engine had to be started anew."""
 
     def __init__(
-        self, *, engine: Engine, registry: Registry, bases: Bases, gate: Gate, world: World, manner: Manner
+        self,
+        *,
+        engine: Engine,
+        registry: Registry,
+        bases: Bases,
+        gate: Gate,
+        world: World,
+        manner: Manner,
+        free: Callable[[], int | None],
     ) -> None:
-        """Take the ports; `manner` is how it decides."""
+        """Take the ports; `manner` is how it decides, `free` reads the free bytes that bound it beside its budget."""
         self._engine = engine
         self._registry = registry
         self._bases = bases
@@ -60,6 +69,7 @@ class Adapters:
             policy=manner.eviction,
             history=History(half_life_s=manner.half_life_s),
         )
+        self.pressure = Pressure(self.residency, bounds=manner.bounds, free=free)
 
     async def generate(self, tenant: str, question: Question) -> AsyncGenerator[Piece | Answered, None]:
         """Pieces as they come, then how it ended. Closing the generator cancels the work.
@@ -157,6 +167,10 @@ class Adapters:
             except CatenaError as error:
                 failures.append(error)
         return failures
+
+    async def tend(self) -> None:
+        """What is due from time to time: act upon memory pressure."""
+        await self.pressure.relieve()
 
     async def write_books(self) -> None:
         """Commit the uses counted and announce what came and went since the last time."""

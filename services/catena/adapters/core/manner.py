@@ -1,15 +1,20 @@
 """How the room decides: the configuration's part that the core reads, with profiles already applied."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from catena.adapters.core.eviction import HALF_LIFE_S, Policy
+from catena.adapters.core.pressure import Bounds
 from catena.adapters.core.resident import Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade."""
+    """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade.
+
+    `bounds` are those of the levels of memory pressure.
+    """
 
     budget: Budget
     eviction: Policy = "cost"
     half_life_s: float = HALF_LIFE_S
+    bounds: Bounds = field(default_factory=Bounds)

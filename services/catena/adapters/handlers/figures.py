@@ -1,6 +1,7 @@
 """The adapters' metrics."""
 
 from catena.adapters.core.asking import Answered
+from catena.adapters.core.pressure import LEVELS, Pressure
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.work import Counters
 from catena.kit.telemetry import counter, gauge, histogram
@@ -18,6 +19,7 @@ class Figures:
         self._first = histogram(ROOM, "first_token_seconds", "From arrival to the first token", ["model"])
         self._resident = gauge(ROOM, "resident_bytes", "Bytes of adapters on the device")
         self._adapters = gauge(ROOM, "resident_adapters", "Adapters on the device")
+        self._pressure = gauge(ROOM, "memory_pressure", "0 low, 1 medium, 2 high, 3 critical")
         self._cache = counter(ROOM, "cache_total", "Uses of adapters by how the cache did", ["outcome"])
         self._load = histogram(ROOM, "load_seconds", "Gate, load and probe of an adapter")
         self._rows = gauge(ROOM, "answers", "Answers in the engine", ["state"])
@@ -36,13 +38,15 @@ class Figures:
             self._drafted.labels(base, "accepted").inc(done.accepted)
             self._drafted.labels(base, "rejected").inc(done.drafted - done.accepted)
 
-    def mirror(self, residency: Residency, counters: Counters) -> None:
+    def mirror(self, residency: Residency, pressure: Pressure, counters: Counters) -> None:
         """Take over what was counted elsewhere since the last time."""
         residents, tally = residency.residents(), residency.tally
         self._resident.set(residency.used_bytes)
         self._adapters.set(len(residents))
-        for outcome, count in (("hit", tally.hits), ("miss", tally.misses), ("eviction", tally.evictions)):
+        counts = {"hit": tally.hits, "miss": tally.misses, "eviction": tally.evictions, "preload": tally.preloads}
+        for outcome, count in counts.items():
             self._cache.labels(outcome).inc(self._since(outcome, count))
+        self._pressure.set(LEVELS.index(pressure.level))
         loads, tally.load_seconds[:] = list(tally.load_seconds), []
         for seconds in loads:
             self._load.observe(seconds)

@@ -138,6 +138,8 @@ class AdaptersHandlers(AdaptersServiceServicer):
             evictions=residency.tally.evictions,
             forwards=counters.forwards,
             tokens=counters.tokens,
+            pressure=self._adapters.pressure.level,
+            preloads=residency.tally.preloads,
         )
 
 

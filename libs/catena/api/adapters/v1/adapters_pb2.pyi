@@ -823,6 +823,8 @@ class GetResidencyResponse(_message.Message):
     EVICTIONS_FIELD_NUMBER: _builtins.int
     FORWARDS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PRESSURE_FIELD_NUMBER: _builtins.int
+    PRELOADS_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Byte budget of the device."""
     used_bytes: _builtins.int
@@ -837,6 +839,10 @@ class GetResidencyResponse(_message.Message):
     """Base forward passes so far, over all bases."""
     tokens: _builtins.int
     """Tokens generated so far."""
+    pressure: _builtins.str
+    """How tight memory is: `low`, `medium`, `high` or `critical`."""
+    preloads: _builtins.int
+    """Adapters loaded ahead of need."""
     @_builtins.property
     def residents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resident]:
         """Most recently used first."""
@@ -852,10 +858,12 @@ class GetResidencyResponse(_message.Message):
         evictions: _builtins.int = ...,
         forwards: _builtins.int = ...,
         tokens: _builtins.int = ...,
+        pressure: _builtins.str = ...,
+        preloads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "forwards", b"forwards", "hits", b"hits", "misses", b"misses", "residents", b"residents", "tokens", b"tokens", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "forwards", b"forwards", "hits", b"hits", "misses", b"misses", "preloads", b"preloads", "pressure", b"pressure", "residents", b"residents", "tokens", b"tokens", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
