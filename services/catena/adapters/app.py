@@ -20,6 +20,7 @@ from catena.adapters.drivers.gate import ArtifactGate
 from catena.adapters.drivers.library import register_library
 from catena.adapters.drivers.memory import free_memory
 from catena.adapters.drivers.registry import SqlRegistry
+from catena.adapters.drivers.shipped.workflows import read_workflows
 from catena.adapters.drivers.tables import METADATA
 from catena.adapters.handlers import AdaptersHandlers, Figures
 from catena.api.adapters.v1.adapters_pb2_grpc import add_AdaptersServiceServicer_to_server
@@ -90,6 +91,8 @@ def _manner(config: AdaptersConfig) -> Manner:
         eviction=config.eviction,
         half_life_s=config.reuse_half_life_s,
         bounds=Bounds(**msgspec.structs.asdict(config.pressure)),
+        preload=config.preload,
+        workflows=read_workflows(config.workflows),
     )
 
 
@@ -125,9 +128,10 @@ async def _warm(adapters: Adapters) -> None:
 
 async def _tend(adapters: Adapters) -> None:
     while True:
-        await asyncio.sleep(TEND_EVERY_S)
+        await adapters.preloading.rest(TEND_EVERY_S)
         try:
-            await adapters.tend()
+            for ahead in await adapters.tend():
+                log.debug("loaded ahead", adapter=ahead.model, resident=ahead.resident, reason=ahead.reason)
         except CatenaError as error:
             # The engine is away for a moment; the next turn looks again.
             log.warning("not tended", code=error.code, error=error.message)

@@ -29,6 +29,10 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     in `reuse_half_life_s` (10 minutes outlast a pause in a conversation), times the seconds its load takes; `lru` lets
     go what was used longest ago. `max_rank` is the largest rank that the gate lets through.
 
+    `preload` loads ahead, into free room and while memory pressure is low, what a user or a workflow probably asks for
+    next: `likely` from a chance of 0.7, `eager` from 0.5. `workflows` is a YAML file of the sets that workflows begin
+    with; empty: the one that is shipped.
+
     Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
     leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
     up to `queue` answers wait beyond them. `kv_bytes` holds keys and values per base and so caps its context.
@@ -50,6 +54,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     eviction: Literal["cost", "lru"] = "cost"
     reuse_half_life_s: float = 600.0
     pressure: PressureConfig = PressureConfig()
+    preload: Literal["off", "likely", "eager"] = "likely"
+    workflows: str = ""
     max_rank: int = 256
     device: str = "cpu"
     dtype: str = "auto"

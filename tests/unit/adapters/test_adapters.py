@@ -179,3 +179,19 @@ async def test_when_memory_runs_out_only_what_is_pinned_or_used_stays() -> None:
 
     assert bench.adapters.pressure.level == "critical"
     assert [weights.adapter for weights in bench.engine.loaded] == ["digest-pin"]
+
+
+async def test_what_a_user_asks_for_next_is_there_before_it_is_asked_for() -> None:
+    bench = Bench("a", "b")
+    for _ in range(4):
+        await bench.ask("base@a", user="ann")
+        await bench.ask("base@b", user="ann")
+    await bench.adapters.tend()
+    await bench.adapters.unload("acme", "base@b")
+
+    await bench.ask("base@a", user="ann")
+    ahead = await bench.adapters.tend()
+
+    assert [(one.model, one.resident) for one in ahead] == [("base@b", True)]
+    assert bench.adapters.residency.tally.preloads == 1
+    assert Weights(base="base", adapter="digest-b") in bench.engine.loaded

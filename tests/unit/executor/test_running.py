@@ -15,6 +15,7 @@ from catena.executor.core.events import RunEvent, StageResult
 from catena.executor.core.executor import Executor
 from catena.executor.core.parts import Settings
 from catena.executor.core.streaming import stream
+from catena.executor.handlers.wire import generate_request
 from catena.kit.clock import ManualClock, World, still_world
 from catena.kit.errors import Exhausted, Invalid, Late, Unavailable
 from catena.kit.testing import eventually, running
@@ -39,6 +40,13 @@ async def test_critical_requests_are_tried_three_times() -> None:
     table = bed(large=[busy, busy, "fine"])
     finished, _ = await table.run(ANY, context=Context(critical=True))
     assert len(finished.stages) == 3
+
+
+async def test_a_model_learns_who_asks_and_in_which_workflow() -> None:
+    table = bed(large="fine")
+    await table.run(ANY, context=Context(user_id="ann", workflow_type="writing", task="code"))
+    told = generate_request(table.provider.asked[0]).context
+    assert (told.user_id, told.workflow_type, told.task) == ("ann", "writing", "code")
 
 
 async def test_a_provider_that_asks_for_more_time_than_there_is_is_not_waited_for() -> None:

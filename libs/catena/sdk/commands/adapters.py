@@ -88,6 +88,25 @@ def load(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> No
 
 
 @app.command()
+def preload(
+    context: typer.Context,
+    workflow: Annotated[str, typer.Argument(help="For example content-creation.")],
+    base: Annotated[str, typer.Option(help="Base on whose adapters the workflow runs.")],
+    tenant: Tenant = DEVELOPER,
+) -> None:
+    """Load what a workflow begins with, as far as it fits."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            told = await adapters.Preload(adapters_pb2.PreloadRequest(workflow=workflow, base=base))
+        rows = [(one.model, one.resident, one.reason) for one in told.preloaded]
+        terminal.table(f"Set of {workflow}", ("adapter", "resident", "reason"), rows)
+
+    terminal.run(work())
+
+
+@app.command()
 def unload(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> None:
     """Drain and free an adapter."""
     terminal: Terminal = context.obj

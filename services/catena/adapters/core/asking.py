@@ -21,7 +21,10 @@ DEFAULTS = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a model is asked. `draft_model` empty: no speculation; `draft_tokens` 0: the default."""
+    """What a model is asked. `draft_model` empty: no speculation; `draft_tokens` 0: the default.
+
+    `user` and `workflow`, empty if unknown, say whose habits to learn from.
+    """
 
     model: str
     messages: Sequence[Message] = ()
@@ -30,6 +33,8 @@ class Question:
     draft_model: str = ""
     draft_tokens: int = 0
     constraint: Constraint | None = None
+    user: str = ""
+    workflow: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

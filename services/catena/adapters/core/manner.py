@@ -1,8 +1,10 @@
 """How the room decides: the configuration's part that the core reads, with profiles already applied."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from catena.adapters.core.eviction import HALF_LIFE_S, Policy
+from catena.adapters.core.preloading import Preload
 from catena.adapters.core.pressure import Bounds
 from catena.adapters.core.resident import Budget
 
@@ -11,10 +13,13 @@ from catena.adapters.core.resident import Budget
 class Manner:
     """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade.
 
-    `bounds` are those of the levels of memory pressure.
+    `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is; `workflows` are the
+    adapters that each workflow begins with.
     """
 
     budget: Budget
     eviction: Policy = "cost"
     half_life_s: float = HALF_LIFE_S
     bounds: Bounds = field(default_factory=Bounds)
+    preload: Preload = "likely"
+    workflows: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -59,6 +59,13 @@ class AdaptersHandlers(AdaptersServiceServicer):
         duration_ms, size = await self._adapters.load(caller().tenant, request.model)
         return pb.LoadResponse(duration_ms=duration_ms, bytes=size)
 
+    async def Preload(self, request: pb.PreloadRequest, context: Context) -> pb.PreloadResponse:
+        """Load a workflow's set as far as it fits."""
+        loaded = await self._adapters.preloading.load_workflow(caller().tenant, request.workflow, request.base)
+        return pb.PreloadResponse(
+            preloaded=[pb.Preloaded(model=one.model, resident=one.resident, reason=one.reason) for one in loaded]
+        )
+
     async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadResponse:
         """Drain and free an adapter."""
         return pb.UnloadResponse(bytes=await self._adapters.unload(caller().tenant, request.model))
@@ -113,7 +120,7 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def ListBases(self, request: pb.ListBasesRequest, context: Context) -> pb.ListBasesResponse:
         """The bases."""
-        return pb.ListBasesResponse(bases=map(base_to, self._adapters.bases()))
+        return pb.ListBasesResponse(bases=map(base_to, self._adapters.bases.states()))
 
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
         """What is resident."""
@@ -161,6 +168,8 @@ def question_of(request: pb.GenerateRequest) -> Question:
         draft_model=request.draft_model,
         draft_tokens=request.draft_tokens,
         constraint=constraint_of(asked),
+        user=request.context.user_id,
+        workflow=request.context.workflow_type,
     )
 
 

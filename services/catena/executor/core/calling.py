@@ -166,7 +166,7 @@ async def _listen(run: Execution, asked: Call, model: Model, heard: Heard, timeo
         timeout_s=timeout_s,
         draft_model=asked.draft.model if asked.draft else "",
         draft_tokens=asked.draft_tokens,
-        agent_type=run.context.agent_type,
+        context=run.context,
     )
     async with aclosing(cast(Any, provider.generate(ask))) as pieces:
         async for piece in pieces:

@@ -169,6 +169,9 @@ class Context:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+NOBODY = Context()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """How good an answer is, 0 to 1, and who says so."""

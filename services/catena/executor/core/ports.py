@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Delta, Score, Usage
+from catena.executor.core.chat import NOBODY, NOTHING_USED, ChatRequest, Choice, Context, Delta, Score, Usage
 from catena.executor.core.events import Record
 from catena.executor.core.figures import PipelineFigures
 from catena.executor.core.steps import Pipeline
@@ -15,7 +15,7 @@ from catena.executor.core.steps import Pipeline
 class Ask:
     """A call as a provider gets it. `draft_model` empty: no speculation. `timeout_s`: what is left at the start.
 
-    `agent_type` is who asks, for figures.
+    `context` is who asks, for figures and for those who learn from habits.
     """
 
     model: Model
@@ -23,7 +23,7 @@ class Ask:
     timeout_s: float
     draft_model: str = ""
     draft_tokens: int = 0
-    agent_type: str = ""
+    context: Context = NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,8 @@ class Observed:
             name = name if outcome == "ok" else base_of(name)
             self._calls.labels(name, outcome).inc()
             self._seconds.labels(name).observe(took_s)
-            who = ask.agent_type if ask.agent_type in self._agent_types else "other"
+            agent_type = ask.context.agent_type
+            who = agent_type if agent_type in self._agent_types else "other"
             self._alora.labels(name, who).inc()
             self._alora_s.labels(name).observe(took_s)
 

@@ -27,6 +27,7 @@ def generate_request(ask: Ask) -> adapters_pb2.GenerateRequest:
         request=chat.chat_to(ask.request),
         draft_model=ask.draft_model,
         draft_tokens=ask.draft_tokens,
+        context=chat.context_to(ask.context),
     )
 
 

@@ -29,6 +29,7 @@ class GenerateRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     DRAFT_MODEL_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`base`, `base@adapter`, `base@adapter:version`, `base@adapter:alias`, `base@{a=0.7,b=0.3}`."""
     draft_model: _builtins.str
@@ -39,6 +40,10 @@ class GenerateRequest(_message.Message):
     def request(self) -> _types_pb2.ChatRequest:
         """What is asked."""
 
+    @_builtins.property
+    def context(self) -> _types_pb2.RequestContext:
+        """Who asks: user and workflow teach what to load ahead; absent: nobody known."""
+
     def __init__(
         self,
         *,
@@ -46,10 +51,11 @@ class GenerateRequest(_message.Message):
         request: _types_pb2.ChatRequest | None = ...,
         draft_model: _builtins.str = ...,
         draft_tokens: _builtins.int = ...,
+        context: _types_pb2.RequestContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_model", b"draft_model", "draft_tokens", b"draft_tokens", "model", b"model", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "draft_model", b"draft_model", "draft_tokens", b"draft_tokens", "model", b"model", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,6 +192,86 @@ class LoadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadResponse: _TypeAlias = LoadResponse  # noqa: Y015
+
+@_typing.final
+class PreloadRequest(_message.Message):
+    """Names a workflow that is about to begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """For example `content-creation`; one without a set of its own gets the set of any other."""
+    base: _builtins.str
+    """Base on whose adapters it will run."""
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        base: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreloadRequest: _TypeAlias = PreloadRequest  # noqa: Y015
+
+@_typing.final
+class Preloaded(_message.Message):
+    """What became of one adapter of the set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`base@adapter`."""
+    resident: _builtins.bool
+    """Whether it is resident now."""
+    reason: _builtins.str
+    """Code of why it is not, for example `unknown_adapter` or `no_adapter_room`; empty: it is."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        resident: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason", "resident", b"resident"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preloaded: _TypeAlias = Preloaded  # noqa: Y015
+
+@_typing.final
+class PreloadResponse(_message.Message):
+    """What became of the set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRELOADED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preloaded(self) -> _containers.RepeatedCompositeFieldContainer[Global___Preloaded]:
+        """In the order of the set."""
+
+    def __init__(
+        self,
+        *,
+        preloaded: _abc.Iterable[Global___Preloaded] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preloaded", b"preloaded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreloadResponse: _TypeAlias = PreloadResponse  # noqa: Y015
 
 @_typing.final
 class UnloadRequest(_message.Message):

@@ -45,6 +45,11 @@ class AdaptersServiceStub(object):
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadResponse.FromString,
                 _registered_method=True)
+        self.Preload = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/Preload',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadResponse.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/catena.api.adapters.v1.AdaptersService/Unload',
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.UnloadRequest.SerializeToString,
@@ -105,6 +110,13 @@ class AdaptersServiceServicer(object):
 
     def Load(self, request, context):
         """Makes an adapter or base resident and returns once it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Preload(self, request, context):
+        """Loads what a workflow begins with, as far as it fits without making anything leave.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +197,11 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadRequest.FromString,
                     response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadResponse.SerializeToString,
+            ),
+            'Preload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Preload,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadResponse.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -287,6 +304,33 @@ class AdaptersService(object):
             '/catena.api.adapters.v1.AdaptersService/Load',
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadRequest.SerializeToString,
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Preload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/Preload',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PreloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

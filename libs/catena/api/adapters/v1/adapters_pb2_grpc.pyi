@@ -37,6 +37,8 @@ class AdaptersServiceStub:
     """Generates and streams; cancelling the call frees what it held."""
     Load: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.LoadRequest, _adapters_pb2.LoadResponse]
     """Makes an adapter or base resident and returns once it is."""
+    Preload: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.PreloadRequest, _adapters_pb2.PreloadResponse]
+    """Loads what a workflow begins with, as far as it fits without making anything leave."""
     Unload: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.UnloadRequest, _adapters_pb2.UnloadResponse]
     """Drains and frees an adapter."""
     Pin: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.PinRequest, _adapters_pb2.PinResponse]
@@ -65,6 +67,8 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Generates and streams; cancelling the call frees what it held."""
     Load: _aio.UnaryUnaryMultiCallable[_adapters_pb2.LoadRequest, _adapters_pb2.LoadResponse]  # type: ignore[assignment]
     """Makes an adapter or base resident and returns once it is."""
+    Preload: _aio.UnaryUnaryMultiCallable[_adapters_pb2.PreloadRequest, _adapters_pb2.PreloadResponse]  # type: ignore[assignment]
+    """Loads what a workflow begins with, as far as it fits without making anything leave."""
     Unload: _aio.UnaryUnaryMultiCallable[_adapters_pb2.UnloadRequest, _adapters_pb2.UnloadResponse]  # type: ignore[assignment]
     """Drains and frees an adapter."""
     Pin: _aio.UnaryUnaryMultiCallable[_adapters_pb2.PinRequest, _adapters_pb2.PinResponse]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.LoadResponse, _abc.Awaitable[_adapters_pb2.LoadResponse]]:
         """Makes an adapter or base resident and returns once it is."""
+
+    @_abc_1.abstractmethod
+    def Preload(
+        self,
+        request: _adapters_pb2.PreloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.PreloadResponse, _abc.Awaitable[_adapters_pb2.PreloadResponse]]:
+        """Loads what a workflow begins with, as far as it fits without making anything leave."""
 
     @_abc_1.abstractmethod
     def Unload(
