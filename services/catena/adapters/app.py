@@ -20,8 +20,8 @@ from catena.adapters.drivers.gate import ArtifactGate
 from catena.adapters.drivers.library import register_library
 from catena.adapters.drivers.memory import free_memory
 from catena.adapters.drivers.registry import SqlRegistry
-from catena.adapters.drivers.shipped.workflows import read_workflows
-from catena.adapters.drivers.tables import METADATA
+from catena.adapters.drivers.shipped import read_profiles, read_workflows
+from catena.adapters.drivers.tables import METADATA, MIGRATIONS
 from catena.adapters.handlers import AdaptersHandlers, Figures
 from catena.api.adapters.v1.adapters_pb2_grpc import add_AdaptersServiceServicer_to_server
 from catena.artifacts.base import BaseRules
@@ -52,10 +52,12 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
     bases = LocalBases(house.models, keys=keys(), rules=BaseRules(), hub=config.hub)
     gate = ArtifactGate(ArtifactStore(house.folder("artifacts")), bases, keys=keys, rules=rules)
     async with (
-        open_chassis(ROOM, house, world, metadata=METADATA) as chassis,
+        open_chassis(ROOM, house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis,
         open_engine(_settings(house, config), house.folder("run")) as engine,
     ):
-        registry = SqlRegistry(chassis.store, chassis.outbox, world, replica=world.new_id())
+        registry = SqlRegistry(
+            chassis.store, chassis.outbox, world, replica=world.new_id(), unknown_s=config.unknown_ttl_s
+        )
         adapters = Adapters(
             engine=engine,
             registry=registry,
@@ -93,6 +95,7 @@ def _manner(config: AdaptersConfig) -> Manner:
         bounds=Bounds(**msgspec.structs.asdict(config.pressure)),
         preload=config.preload,
         workflows=read_workflows(config.workflows),
+        profiles=read_profiles(config.profiles),
     )
 
 

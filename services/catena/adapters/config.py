@@ -31,7 +31,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
 
     `preload` loads ahead, into free room and while memory pressure is low, what a user or a workflow probably asks for
     next: `likely` from a chance of 0.7, `eager` from 0.5. `workflows` is a YAML file of the sets that workflows begin
-    with; empty: the one that is shipped.
+    with, `profiles` one of the tasks that adapters of well-known names are for; empty: those that are shipped.
+    `unknown_ttl_s` is how long a name that is not registered is known not to be, unless it is registered here.
 
     Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
     leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
@@ -56,6 +57,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     pressure: PressureConfig = PressureConfig()
     preload: Literal["off", "likely", "eager"] = "likely"
     workflows: str = ""
+    profiles: str = ""
+    unknown_ttl_s: float = 5.0
     max_rank: int = 256
     device: str = "cpu"
     dtype: str = "auto"

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from catena.adapters.core.errors import AdapterWithdrawn, AliasMoved, UnknownAdapter, VersionTaken
 from catena.adapters.core.records import Admitted, Use
 from catena.adapters.drivers.registry import SqlRegistry
-from catena.adapters.drivers.tables import METADATA
+from catena.adapters.drivers.tables import FALLBACKS, METADATA, MIGRATIONS
 from catena.api.events.v1 import events_pb2
-from catena.kit.clock import still_world
+from catena.kit.clock import ManualClock, still_world
 from catena.kit.errors import Invalid
 from catena.kit.outbox import Outbox
 from catena.kit.store import Store, open_store
@@ -54,10 +55,10 @@ class Bench:
 @pytest.fixture(params=["sqlite", "postgres"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     if request.param == "sqlite":
-        async with open_store(sqlite_url(tmp_path), METADATA, room="adapters") as store:
+        async with open_store(sqlite_url(tmp_path), METADATA, room="adapters", migrations=MIGRATIONS) as store:
             yield Bench(store)
     else:
-        async with postgres() as url, open_store(url, METADATA, room="adapters") as store:
+        async with postgres() as url, open_store(url, METADATA, room="adapters", migrations=MIGRATIONS) as store:
             yield Bench(store)
 
 
@@ -215,3 +216,80 @@ async def test_residency_is_told(bench: Bench) -> None:
     assert await bench.told(1) == ["residency.changed"]
     told = events_pb2.ResidencyChanged.FromString(bench.bus.events[0].data)
     assert (told.replica, told.model, told.tier, told.bytes) == ("r1", "base@code:1", "device", 42)
+
+
+async def test_a_name_that_is_not_there_is_known_not_to_be_for_a_while(bench: Bench, tmp_path: Path) -> None:
+    elsewhere = SqlRegistry(bench.registry._store, bench.outbox, bench.world, replica="r2", unknown_s=5.0)
+    clock = bench.world.clock
+    assert isinstance(clock, ManualClock)
+    with pytest.raises(UnknownAdapter):
+        await elsewhere.find("acme", "base", "code", "1")
+
+    await bench.registry.add("acme", CODE)
+
+    clock.advance(4.9)
+    with pytest.raises(UnknownAdapter, match="no adapter"):
+        await elsewhere.find("acme", "base", "code", "1")
+    clock.advance(0.2)
+    assert (await elsewhere.find("acme", "base", "code", "1")).digest == CODE.digest
+    assert (await bench.registry.find("acme", "base", "code", "1")).digest == CODE.digest
+
+
+async def test_what_is_registered_here_is_known_here_at_once(bench: Bench) -> None:
+    with pytest.raises(UnknownAdapter):
+        await bench.registry.find("acme", "base", "code", "1")
+
+    await bench.registry.add("acme", CODE)
+
+    assert (await bench.registry.find("acme", "base", "code", "1")).version == "1"
+
+
+async def test_the_stable_version_of_each_adapter_is_listed_the_tenants_own_first(bench: Bench) -> None:
+    registry = bench.registry
+    for tenant, name, version in (("acme", "code", "1"), ("acme", "code", "2"), ("shared", "code", "9")):
+        await registry.add(tenant, replace(CODE, name=name, version=version))
+    await registry.add("shared", replace(CODE, name="prose"))
+    await registry.add("shared", replace(CODE, name="unstable"))
+    assert await registry.stable("acme", "base") == []
+
+    await registry.set_alias("acme", "base", "code", "stable", version="2", expected="")
+    await registry.set_alias("shared", "base", "code", "stable", version="9", expected="")
+    await registry.set_alias("shared", "base", "prose", "stable", version="1", expected="")
+
+    assert [r.model for r in await registry.stable("acme", "base")] == ["base@code:2", "base@prose:1"]
+    assert [r.model for r in await registry.stable("other", "base")] == ["base@code:9", "base@prose:1"]
+    versions = await registry.versions("acme", "base", "code")
+    assert [(r.tenant, r.version) for r in versions] == [("acme", "1"), ("acme", "2"), ("shared", "9")]
+    assert versions[1].aliases == ("stable",)
+
+
+async def test_fallbacks_are_the_tenants_own_or_those_of_all(bench: Bench) -> None:
+    registry = bench.registry
+    assert list(await registry.fallbacks("acme", "base", "code")) == []
+
+    await registry.set_fallbacks("shared", "base", "code", ["base"])
+    assert list(await registry.fallbacks("acme", "base", "code")) == ["base"]
+    await registry.set_fallbacks("acme", "base", "code", ["base@a", "base@b"])
+    await registry.set_fallbacks("acme", "base", "code", ["base@b"])
+
+    assert list(await registry.fallbacks("acme", "base", "code")) == ["base@b"]
+    assert list(await registry.fallbacks("other", "base", "code")) == ["base"]
+    await registry.set_fallbacks("acme", "base", "code", [])
+    assert list(await registry.fallbacks("acme", "base", "code")) == ["base"]
+
+
+async def test_a_database_from_before_fallbacks_gains_their_table(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path)
+    before = sa.MetaData()
+    for table in METADATA.tables.values():
+        if table is not FALLBACKS:
+            table.to_metadata(before)
+    async with open_store(url, before, room="adapters") as store:
+        await SqlRegistry(store, Outbox(store, MemoryBus(), still_world()), still_world(), replica="r").add("t", CODE)
+
+    async with open_store(url, METADATA, room="adapters", migrations=MIGRATIONS) as store:
+        registry = SqlRegistry(store, Outbox(store, MemoryBus(), still_world()), still_world(), replica="r")
+        await registry.set_fallbacks("t", "base", "code", ["base"])
+
+        assert list(await registry.fallbacks("t", "base", "code")) == ["base"]
+        assert (await registry.find("t", "base", "code", "1")).digest == CODE.digest

@@ -142,6 +142,7 @@ class FakeRegistry:
         self.records = {name: record(name) for name in names}
         self.uses: dict[Use, int] = {}
         self.told: list[tuple[str, str]] = []
+        self.declared: dict[str, Sequence[str]] = {}
 
     async def find(self, tenant: str, base: str, name: str, tag: str) -> AdapterRecord:
         if name not in self.records:
@@ -164,6 +165,18 @@ class FakeRegistry:
         self, tenant: str, base: str, name: str, alias: str, *, version: str, expected: str
     ) -> AdapterRecord | None:
         return self.records.get(name)
+
+    async def versions(self, tenant: str, base: str, name: str) -> Sequence[AdapterRecord]:
+        return [record for record in self.records.values() if record.name == name]
+
+    async def stable(self, tenant: str, base: str) -> Sequence[AdapterRecord]:
+        return [record for record in self.records.values() if record.status == "active"]
+
+    async def set_fallbacks(self, tenant: str, base: str, name: str, models: Sequence[str]) -> None:
+        self.declared[name] = models
+
+    async def fallbacks(self, tenant: str, base: str, name: str) -> Sequence[str]:
+        return self.declared.get(name, ())
 
     async def set_pinned(self, record: AdapterRecord, pinned: bool) -> None:
         return None

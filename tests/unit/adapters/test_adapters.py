@@ -6,12 +6,12 @@ import pytest
 
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
-from catena.adapters.core.errors import AdapterWithdrawn, UnknownAdapter, UnknownModel
+from catena.adapters.core.errors import AdapterWithdrawn, BadModel, UnknownAdapter, UnknownModel
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.resident import Budget
 from catena.adapters.core.work import Message, Piece, Sampling, Weights
 from catena.kit.clock import still_world
-from catena.kit.errors import Invalid
+from catena.kit.errors import Invalid, Unavailable
 from tests.unit.adapters.fakes import FakeBases, FakeEngine, FakeGate, FakeRegistry, record
 
 HELLO = (Message(role="user", content="hello"),)
@@ -195,3 +195,84 @@ async def test_what_a_user_asks_for_next_is_there_before_it_is_asked_for() -> No
     assert [(one.model, one.resident) for one in ahead] == [("base@b", True)]
     assert bench.adapters.residency.tally.preloads == 1
     assert Weights(base="base", adapter="digest-b") in bench.engine.loaded
+
+
+async def test_a_declared_fallback_answers_and_the_end_says_so() -> None:
+    bench = Bench("general")
+    names = bench.adapters.names
+    await names.declare("acme", "base@code", ["base@also-gone", "base@general", "base"])
+
+    text, end = await bench.ask("base@code")
+
+    assert (text, end.served) == ("digest-general", "fallback")
+    assert end.model == "base@general:1#digest-general"
+    assert end.reason == "base@code cannot answer: no adapter code"
+    await names.declare("acme", "base@code", [])
+    with pytest.raises(UnknownAdapter):
+        await bench.ask("base@code")
+
+
+async def test_when_no_fallback_can_answer_the_first_failure_is_told() -> None:
+    bench = Bench()
+    await bench.adapters.names.declare("acme", "base@code", ["base@b"])
+
+    with pytest.raises(UnknownAdapter, match="code"):
+        await bench.ask("base@code")
+
+
+async def test_a_refused_adapter_is_stood_in_for_but_a_lost_engine_is_not() -> None:
+    bench = Bench("code", "general")
+    await bench.adapters.names.declare("acme", "base@code", ["base@general"])
+
+    bench.engine.failure = Unavailable("lost", code="engine_lost")
+    with pytest.raises(Unavailable):
+        await bench.ask("base@code")
+    bench.engine.failure = Invalid("tampered", code="adapter_tampered")
+    _, end = await bench.ask("base@code")
+
+    assert end.served == "fallback"
+    assert bench.adapters.residency.residents()[0].users == 0
+
+
+@pytest.mark.parametrize(
+    "stand_ins", [["base@code"], ["base@code:stable"], ["@"], ["base"] * 9], ids=["itself", "tagged", "bad", "many"]
+)
+async def test_a_fallback_that_cannot_be_is_refused_when_it_is_declared(stand_ins: list[str]) -> None:
+    with pytest.raises(BadModel):
+        await Bench().adapters.names.declare("acme", "base@code", stand_ins)
+
+
+async def test_auto_means_the_best_stable_adapter_for_the_task() -> None:
+    bench = Bench()
+    bench.registry.records = {
+        "a": record("a", tasks=("code",), metrics={"accuracy": 0.7}),
+        "b": record("b", tasks=("code",), metrics={"accuracy": 0.9}),
+    }
+
+    text, end = await bench.ask("base@auto", task="code")
+
+    assert (text, end.served) == ("digest-b", "auto")
+    assert end.reason == "best of 2 for 'code': accuracy 0.9"
+
+
+@pytest.mark.parametrize("task", ["", "poems"])
+async def test_auto_is_the_base_where_no_adapter_is_for_the_task_and_says_so(task: str) -> None:
+    text, end = await Bench("code").ask("base@auto", task=task)
+
+    assert (text, end.served) == ("base", "auto-base")
+    assert end.reason.endswith("the base answered")
+
+
+async def test_what_was_asked_for_is_said_to_be_that() -> None:
+    _, end = await Bench("code").ask("base@code", task="poems")
+
+    assert (end.served, end.reason) == ("asked", "")
+
+
+async def test_no_adapter_may_be_called_auto() -> None:
+    bench = Bench()
+
+    with pytest.raises(Invalid, match="another name"):
+        await bench.adapters.register("acme", Path("/auto"))
+
+    assert bench.registry.records == {}

@@ -7,7 +7,7 @@ from catena.adapters.core.asking import Question
 from catena.adapters.core.errors import UnknownAdapter
 from catena.adapters.core.preloading import Preload, Preloading
 from catena.adapters.core.pressure import Level
-from catena.adapters.drivers.shipped.workflows import read_workflows
+from catena.adapters.drivers.shipped import read_workflows
 from catena.kit.clock import ManualClock
 from catena.kit.errors import Invalid
 

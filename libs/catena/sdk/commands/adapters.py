@@ -141,3 +141,72 @@ def alias(
             terminal.message((await adapters.SetAlias(request)).adapter)
 
     terminal.run(work())
+
+
+@app.command()
+def fallback(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="base@adapter")],
+    others: Annotated[list[str] | None, typer.Argument(help="Models to try in its place; none: remove.")] = None,
+    tenant: Tenant = DEVELOPER,
+) -> None:
+    """Declare which models may answer where an adapter cannot."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            await adapters.SetFallbacks(adapters_pb2.SetFallbacksRequest(model=model, fallbacks=others or []))
+        terminal.say(f"{model}: {', '.join(others) if others else 'no fallback'}")
+
+    terminal.run(work())
+
+
+@app.command()
+def select(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="The task, for example code.")],
+    base: Annotated[str, typer.Option(help="Base whose adapters are meant.")],
+    tenant: Tenant = DEVELOPER,
+) -> None:
+    """Show which adapter base@auto means for a task, and what it was chosen from."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            told = await adapters.SelectAdapter(adapters_pb2.SelectAdapterRequest(base=base, task=task))
+        rows = [
+            (
+                f"{one.adapter.base}@{one.adapter.name}:{one.adapter.version}",
+                one.accuracy if one.HasField("accuracy") else None,
+            )
+            for one in told.candidates
+        ]
+        terminal.table(f"{told.model}: {told.reason}", ("adapter", "accuracy"), rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def update(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> None:
+    """Tell whether a newer version is worth moving to."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            terminal.message(await adapters.RecommendUpdate(adapters_pb2.RecommendUpdateRequest(model=model)))
+
+    terminal.run(work())
+
+
+@app.command()
+def profiles(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
+    """List the library profiles: well-known names, what they are for, and which are there."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            told = await adapters.ListProfiles(adapters_pb2.ListProfilesRequest())
+        rows = [(one.name, " ".join(one.tasks), one.description, " ".join(one.models)) for one in told.profiles]
+        terminal.table("Library profiles", ("name", "tasks", "for", "adapters"), rows)
+
+    terminal.run(work())

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,15 +13,16 @@ from catena.adapters.core.asking import DRAFT_TOKENS, Answered, Question, check
 from catena.adapters.core.bases import BaseLoads
 from catena.adapters.core.eviction import History
 from catena.adapters.core.manner import Manner
-from catena.adapters.core.naming import Names, record_of, weights_of
+from catena.adapters.core.naming import Names, Target, may_stand_in, record_of, weights_of
 from catena.adapters.core.ports import Bases, Engine, Gate, Registry
 from catena.adapters.core.preloading import Ahead, Preloading
 from catena.adapters.core.pressure import Pressure
 from catena.adapters.core.records import AdapterRecord, Admitted, Change, Use
+from catena.adapters.core.refs import AUTO
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.work import Piece, Sampling, Work
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError
+from catena.kit.errors import CatenaError, Invalid
 
 SHARED = "shared"
 
@@ -47,7 +49,7 @@ class Adapters:
         self._changes: list[Change] = []
         self._uses: Counter[Use] = Counter()
         self._writing = asyncio.Lock()
-        self._names = Names(registry, bases, gate)
+        self.names = Names(registry, bases, gate, manner.profiles)
         self.bases = BaseLoads(bases, engine)
         self.residency = Residency(
             engine,
@@ -70,20 +72,15 @@ class Adapters:
         """Pieces as they come, then how it ended. Closing the generator cancels the work.
 
         Raises Invalid for a bad question, UnknownModel, UnknownAdapter, AdapterWithdrawn, NoRoom, the gate's refusals,
-        and what `Engine.submit` raises; never answers with other weights than asked for.
+        and what `Engine.submit` raises. Other weights than asked for answer only where that was declared (a fallback)
+        or asked (`base@auto`), and the end says so.
         """
         check(question)
-        target = await self._names.resolve(tenant, question.model)
-        draft = await self._names.resolve(tenant, question.draft_model) if question.draft_model else None
         async with AsyncExitStack() as held:
-            for each in (target, draft) if draft is not None else (target,):
-                await self.bases.load(each.weights.base)
-                if each.wanted is not None:
-                    await held.enter_async_context(self.residency.hold(each.wanted, beside=each is draft))
-                for record in each.records:
-                    self._uses[
-                        Use(tenant=record.tenant, base=record.base, name=record.name, version=record.version)
-                    ] += 1
+            target = await self._hold_or_stand_in(tenant, question, held)
+            draft = None
+            if question.draft_model:
+                draft = await self._hold(await self.names.resolve(tenant, question.draft_model), held, beside=True)
             work = Work(
                 weights=target.weights,
                 messages=tuple(question.messages),
@@ -97,12 +94,15 @@ class Adapters:
             self.preloading.used(tenant, question)
             async with aclosing(self._engine.submit(work)) as pieces:
                 async for piece in pieces:
-                    yield piece if isinstance(piece, Piece) else Answered(done=piece, model=target.resolved)
+                    if isinstance(piece, Piece):
+                        yield piece
+                        continue
+                    yield Answered(done=piece, model=target.resolved, served=target.served, reason=target.reason)
 
     async def load(self, tenant: str, model: str) -> tuple[float, int]:
         """Make a base or adapter resident; the milliseconds that it took, 0 if it was, and its bytes."""
         began_s = self._world.clock.monotonic()
-        target = await self._names.resolve(tenant, model)
+        target = await self.names.resolve(tenant, model)
         there = self.bases.has(target.weights.base)
         size = (await self.bases.load(target.weights.base)).bytes
         if target.wanted is not None:
@@ -113,25 +113,27 @@ class Adapters:
 
     async def unload(self, tenant: str, model: str) -> int:
         """Drain and free an adapter; the bytes freed."""
-        return await self.residency.unload((await self._names.resolve_one(tenant, model)).weights)
+        return await self.residency.unload((await self.names.resolve_one(tenant, model)).weights)
 
     async def pin(self, tenant: str, model: str, *, pinned: bool) -> None:
         """Keep an adapter from eviction, also after a restart, or let it go."""
-        target = await self._names.resolve_one(tenant, model)
+        target = await self.names.resolve_one(tenant, model)
         await self._registry.set_pinned(target.records[0], pinned)
         self.residency.pin(target.weights, pinned)
 
     async def register(self, tenant: str, source: Path | bytes) -> AdapterRecord:
         """Take an adapter in through the gate, prove on its base that it works, and register it."""
         admitted = await self._admit(source)
+        if admitted.name == AUTO:
+            raise Invalid(f"no adapter may be called {AUTO!r}, which stands for the best one; give it another name")
         await self.bases.load(admitted.base)
         record = record_of(tenant, admitted)
-        async with self.residency.hold(self._names.wanted([(record, 1.0)])):
+        async with self.residency.hold(self.names.wanted([(record, 1.0)])):
             return await self._registry.add(tenant, admitted)
 
     async def get(self, tenant: str, model: str) -> AdapterRecord:
         """One adapter version, withdrawn or not."""
-        return await self._names.find(tenant, model)
+        return await self.names.find(tenant, model)
 
     async def withdraw(self, tenant: str, model: str, reason: str) -> AdapterRecord:
         """Withdraw a version; it answers no further request, and leaves the device once idle."""
@@ -150,7 +152,7 @@ class Adapters:
         for record in await self._registry.pinned():
             try:
                 await self.bases.load(record.base)
-                async with self.residency.hold(self._names.wanted([(record, 1.0)])):
+                async with self.residency.hold(self.names.wanted([(record, 1.0)])):
                     pass
             except CatenaError as error:
                 failures.append(error)
@@ -183,8 +185,31 @@ class Adapters:
         self.bases.close()
         await self.write_books()
 
+    async def _hold_or_stand_in(self, tenant: str, question: Question, held: AsyncExitStack) -> Target:
+        try:
+            return await self._hold(await self.names.resolve(tenant, question.model, question.task), held)
+        except CatenaError as error:
+            if not may_stand_in(error):
+                raise
+            for model in await self.names.stand_ins(tenant, question.model):
+                try:
+                    target = await self._hold(await self.names.resolve(tenant, model), held)
+                except CatenaError:
+                    # The next in line; if none can, what failed first is what the caller has to know.
+                    continue
+                return replace(target, served="fallback", reason=f"{question.model} cannot answer: {error.message}")
+            raise
+
+    async def _hold(self, target: Target, held: AsyncExitStack, *, beside: bool = False) -> Target:
+        await self.bases.load(target.weights.base)
+        if target.wanted is not None:
+            await held.enter_async_context(self.residency.hold(target.wanted, beside=beside))
+        for record in target.records:
+            self._uses[Use(tenant=record.tenant, base=record.base, name=record.name, version=record.version)] += 1
+        return target
+
     async def _load_ahead(self, tenant: str, model: str) -> bool:
-        target = await self._names.resolve(tenant, model)
+        target = await self.names.resolve(tenant, model)
         await self.bases.load(target.weights.base)
         return target.wanted is None or await self.residency.preload(target.wanted)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from catena.adapters.core.work import Constraint, Done, Message, Sampling
 from catena.kit.errors import Invalid
@@ -17,13 +18,15 @@ MAX_CONSTRAINT_CHARS = 200_000
 MAX_DRAFT_TOKENS = 16
 DRAFT_TOKENS = 5
 DEFAULTS = Sampling()
+Served = Literal["asked", "fallback", "auto", "auto-base"]
+"""What was asked for; a declared stand-in; the best adapter for the task; the base, where no adapter is for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What a model is asked. `draft_model` empty: no speculation; `draft_tokens` 0: the default.
 
-    `user` and `workflow`, empty if unknown, say whose habits to learn from.
+    `user` and `workflow`, empty if unknown, say whose habits to learn from; `task` what `base@auto` chooses for.
     """
 
     model: str
@@ -35,14 +38,20 @@ class Question:
     constraint: Constraint | None = None
     user: str = ""
     workflow: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """How it ended, and `base@adapter:version#digest` that answered."""
+    """How it ended, and `base@adapter:version#digest` that answered.
+
+    `served` and `reason`: whether that is what was asked for, and why if not.
+    """
 
     done: Done
     model: str
+    served: Served = "asked"
+    reason: str = ""
 
 
 def check(question: Question) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from catena.adapters.core.eviction import HALF_LIFE_S, Policy
 from catena.adapters.core.preloading import Preload
 from catena.adapters.core.pressure import Bounds
+from catena.adapters.core.records import Profile
 from catena.adapters.core.resident import Budget
 
 
@@ -14,7 +15,7 @@ class Manner:
     """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade.
 
     `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is; `workflows` are the
-    adapters that each workflow begins with.
+    adapters that each workflow begins with, `profiles` what adapters of well-known names are for.
     """
 
     budget: Budget
@@ -23,3 +24,4 @@ class Manner:
     bounds: Bounds = field(default_factory=Bounds)
     preload: Preload = "likely"
     workflows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)

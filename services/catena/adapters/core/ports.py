@@ -75,6 +75,22 @@ class Registry(Protocol):
         """
         ...
 
+    async def versions(self, tenant: str, base: str, name: str) -> Sequence[AdapterRecord]:
+        """Every version of an adapter that the tenant sees, withdrawn ones too, the tenant's before shared ones."""
+        ...
+
+    async def stable(self, tenant: str, base: str) -> Sequence[AdapterRecord]:
+        """The active stable version of every adapter of a base, the tenant's own in place of a shared one."""
+        ...
+
+    async def set_fallbacks(self, tenant: str, base: str, name: str, models: Sequence[str]) -> None:
+        """Declare which models may answer in place of an adapter, in this order; none: nobody may."""
+        ...
+
+    async def fallbacks(self, tenant: str, base: str, name: str) -> Sequence[str]:
+        """What was declared: by the tenant, else by `shared`."""
+        ...
+
     async def set_pinned(self, record: AdapterRecord, pinned: bool) -> None:
         """Remember a pin."""
         ...

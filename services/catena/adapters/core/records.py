@@ -99,3 +99,12 @@ class Use:
     base: str
     name: str
     version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What adapters of a well-known name are for."""
+
+    name: str
+    tasks: tuple[str, ...] = ()
+    description: str = ""

@@ -1,7 +1,7 @@
-"""How models are named: `base`, `base@adapter`, `base@adapter:tag`, `base@{a=0.7,b:2=0.3}`.
+"""How models are named: `base`, `base@adapter`, `base@adapter:tag`, `base@{a=0.7,b:2=0.3}`, `base@auto`.
 
 A tag is a version (`3`, `1.2.0`) or an alias (`stable`, `canary`), and no tag means `stable`. The two cannot be
-confused: versions begin with a digit, aliases with a letter.
+confused: versions begin with a digit, aliases with a letter. `auto` is no adapter's name: it stands for the best one.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from catena.adapters.core.errors import BadModel
 
 STABLE = "stable"
+AUTO = "auto"
 MAX_PARTS = 8
 MAX_WEIGHT = 8.0
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
@@ -29,10 +30,11 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """What a model's name says: a base, and no, one or several adapters."""
+    """What a model's name says: a base, and no, one or several adapters, or `auto`: whichever is best."""
 
     base: str
     adapters: tuple[AdapterRef, ...] = ()
+    auto: bool = False
 
 
 def parse(model: str) -> ModelRef:
@@ -42,6 +44,8 @@ def parse(model: str) -> ModelRef:
         raise _bad(model)
     if not at:
         return ModelRef(base)
+    if rest == AUTO:
+        return ModelRef(base, auto=True)
     if rest.startswith("{") and rest.endswith("}"):
         return ModelRef(base, _composition(model, rest[1:-1]))
     return ModelRef(base, (_adapter(model, rest),))
@@ -75,6 +79,8 @@ def check_alias(alias: str) -> str:
 def _adapter(model: str, text: str, weight: float = 1.0) -> AdapterRef:
     name, colon, tag = text.partition(":")
     tag = tag if colon else STABLE
+    if name == AUTO:
+        raise BadModel(f"model {model[:200]!r}: {AUTO} stands for the best adapter and has no versions; leave them out")
     if not NAME.match(name) or not (VERSION.match(tag) or ALIAS.match(tag)):
         raise _bad(model)
     return AdapterRef(name, tag, weight)

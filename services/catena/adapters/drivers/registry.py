@@ -1,9 +1,9 @@
 """The registry in SQL: versions, aliases moved by compare-and-set, and the events of each change in its transaction."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.adapters.core.errors import AdapterWithdrawn, AliasMoved, UnknownAdapter, VersionTaken
 from catena.adapters.core.records import AdapterRecord, Admitted, Use
-from catena.adapters.core.refs import check_alias, full_name, is_version
-from catena.adapters.drivers.tables import ALIASES, GENERATION, VERSIONS
+from catena.adapters.core.refs import STABLE, check_alias, full_name, is_version
+from catena.adapters.drivers.tables import ALIASES, FALLBACKS, GENERATION, VERSIONS
 from catena.api.events.v1 import events_pb2
 from catena.kit.caller import SHARED
 from catena.kit.clock import World
@@ -23,35 +23,41 @@ from catena.kit.store import Store, upsert
 CACHED_S = 2.0
 """How long a name's meaning may be reused; changes made here are seen at once, those of other replicas within this."""
 CACHED_NAMES = 4096
-V, A = VERSIONS.c, ALIASES.c
+UNKNOWN_S = 5.0
+V, A, F = VERSIONS.c, ALIASES.c, FALLBACKS.c
+Found = TypeVar("Found")
 
 
 class SqlRegistry:
     """Implements the port `Registry`."""
 
-    def __init__(self, store: Store, outbox: Outbox, world: World, *, replica: str) -> None:
-        """`replica` names this process in residency events."""
+    def __init__(
+        self, store: Store, outbox: Outbox, world: World, *, replica: str, unknown_s: float = UNKNOWN_S
+    ) -> None:
+        """`replica` names this process in residency events; `unknown_s` is how long a missing name stays missing."""
         self._store = store
         self._outbox = outbox
         self._world = world
         self._replica = replica
-        self._cache: dict[tuple[str, str, str, str], tuple[float, AdapterRecord]] = {}
+        self._unknown_s = unknown_s
+        self._changes = 0
+        self._cache: dict[tuple[str, str, str, str], tuple[float, AdapterRecord | str]] = {}
+        self._lists: dict[tuple[str, ...], tuple[float, Any]] = {}
 
     async def find(self, tenant: str, base: str, name: str, tag: str) -> AdapterRecord:
         """The version that a tag means; the tenant's own come before those of `shared`."""
         key = (tenant, base, name, tag)
-        until_s, known = self._cache.get(key, (0.0, None))
-        if known is not None and self._world.clock.monotonic() < until_s:
-            return known
-        async with self._store.connect() as conn:
-            for owner in dict.fromkeys((tenant, SHARED)):
-                record = await _find(conn, owner, base, name, tag)
-                if record is not None:
-                    if len(self._cache) >= CACHED_NAMES:
-                        self._cache.clear()
-                    self._cache[key] = (self._world.clock.monotonic() + CACHED_S, record)
-                    return record
-            raise await _unknown(conn, tenant, base, name, tag)
+        until_s, known = self._cache.get(key, (0.0, ""))
+        now_s, changes = self._world.clock.monotonic(), self._changes
+        if now_s >= until_s:
+            known = await self._look_up(key)
+        if now_s >= until_s and changes == self._changes:
+            if len(self._cache) >= CACHED_NAMES:
+                self._cache.clear()
+            self._cache[key] = (now_s + (self._unknown_s if isinstance(known, str) else CACHED_S), known)
+        if isinstance(known, str):
+            raise UnknownAdapter(known)
+        return known
 
     async def add(self, tenant: str, admitted: Admitted) -> AdapterRecord:
         """Register a version."""
@@ -77,7 +83,7 @@ class SqlRegistry:
                 )
                 await self._tell(conn, "adapters.adapter.registered", tenant, record.model, told)
                 await _next_generation(conn)
-        self._cache.clear()
+        self._forget()
         return record
 
     async def page(
@@ -122,7 +128,7 @@ class SqlRegistry:
                 await _next_generation(conn)
             found = await _version(conn, tenant, base, name, version)
             assert found is not None
-        self._cache.clear()
+        self._forget()
         return found
 
     async def set_alias(
@@ -150,15 +156,64 @@ class SqlRegistry:
             await _move(conn, (tenant, base, name, alias), version, digest, expected)
             await self._tell_alias(conn, tenant, (base, name, alias), version, digest)
             found = await _version(conn, tenant, base, name, version) if version else None
-        self._cache.clear()
+        self._forget()
         return found
+
+    async def versions(self, tenant: str, base: str, name: str) -> Sequence[AdapterRecord]:
+        """Every version of an adapter."""
+        query = sa.select(VERSIONS).where(V.tenant.in_({tenant, SHARED}), V.base == base, V.name == name)
+        async with self._store.connect() as conn:
+            found = [_record(row) for row in (await conn.execute(query)).mappings()]
+            aliases = await _aliases(conn, {tenant, SHARED}, base, name)
+        own_first = sorted(found, key=lambda record: record.tenant != tenant)
+        return [_with_aliases(record, aliases) for record in own_first]
+
+    async def stable(self, tenant: str, base: str) -> Sequence[AdapterRecord]:
+        """The stable version of every adapter of a base."""
+
+        async def read() -> list[AdapterRecord]:
+            same = sa.and_(A.tenant == V.tenant, A.base == V.base, A.name == V.name, A.version == V.version)
+            query = sa.select(VERSIONS).join(ALIASES, same).order_by(V.name)
+            query = query.where(V.tenant.in_({tenant, SHARED}), V.base == base, A.alias == STABLE, V.status == "active")
+            async with self._store.connect() as conn:
+                found = [_record(row) for row in (await conn.execute(query)).mappings()]
+            own = {record.name for record in found if record.tenant == tenant}
+            return [record for record in found if record.tenant == tenant or record.name not in own]
+
+        return await self._cached(("stable", tenant, base), read)
+
+    async def set_fallbacks(self, tenant: str, base: str, name: str, models: Sequence[str]) -> None:
+        """Declare fallbacks."""
+        async with self._store.begin() as conn:
+            if not models:
+                here = (F.tenant == tenant, F.base == base, F.name == name)
+                await conn.execute(FALLBACKS.delete().where(*here))
+            else:
+                row = {"tenant": tenant, "base": base, "name": name, "models": list(models)}
+                put = upsert(FALLBACKS, conn).values(row)
+                put = put.on_conflict_do_update(
+                    index_elements=["tenant", "base", "name"], set_={"models": put.excluded.models}
+                )
+                await conn.execute(put)
+        self._forget()
+
+    async def fallbacks(self, tenant: str, base: str, name: str) -> Sequence[str]:
+        """What was declared."""
+
+        async def read() -> list[str]:
+            query = sa.select(F.tenant, F.models).where(F.tenant.in_({tenant, SHARED}), F.base == base, F.name == name)
+            async with self._store.connect() as conn:
+                found = {row.tenant: list(row.models) for row in await conn.execute(query)}
+            return found.get(tenant, found.get(SHARED, []))
+
+        return await self._cached(("fallbacks", tenant, base, name), read)
 
     async def set_pinned(self, record: AdapterRecord, pinned: bool) -> None:
         """Remember a pin."""
         this = _is(record.tenant, record.base, record.name, record.version)
         async with self._store.begin() as conn:
             await conn.execute(VERSIONS.update().where(this).values(pinned=pinned))
-        self._cache.clear()
+        self._forget()
 
     async def pinned(self) -> Sequence[AdapterRecord]:
         """Every pinned, active version."""
@@ -179,6 +234,33 @@ class SqlRegistry:
         told = events_pb2.ResidencyChanged(replica=self._replica, model=model, tier=tier, bytes=bytes)
         async with self._store.begin() as conn:
             await self._tell(conn, "adapters.residency.changed", tenant, model, told)
+
+    async def _look_up(self, key: tuple[str, str, str, str]) -> AdapterRecord | str:
+        """The version that is meant, or why there is none."""
+        tenant, base, name, tag = key
+        async with self._store.connect() as conn:
+            for owner in dict.fromkeys((tenant, SHARED)):
+                record = await _find(conn, owner, base, name, tag)
+                if record is not None:
+                    return record
+            return await _unknown(conn, tenant, base, name, tag)
+
+    async def _cached(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+        until_s, found = self._lists.get(key, (0.0, None))
+        now_s, changes = self._world.clock.monotonic(), self._changes
+        if now_s >= until_s:
+            found = await read()
+        if now_s >= until_s and changes == self._changes:
+            if len(self._lists) >= CACHED_NAMES:
+                self._lists.clear()
+            self._lists[key] = (now_s + CACHED_S, found)
+        return cast(Found, found)
+
+    def _forget(self) -> None:
+        """What this replica changed, it sees at once; what was being read meanwhile is not kept."""
+        self._changes += 1
+        self._cache.clear()
+        self._lists.clear()
 
     async def _tell_alias(
         self, conn: AsyncConnection, tenant: str, where: tuple[str, str, str], version: str, digest: str
@@ -248,12 +330,12 @@ async def _next_generation(conn: AsyncConnection) -> int:
     return int(await conn.scalar(sa.select(GENERATION.c.generation)) or 0)
 
 
-async def _unknown(conn: AsyncConnection, tenant: str, base: str, name: str, tag: str) -> UnknownAdapter:
+async def _unknown(conn: AsyncConnection, tenant: str, base: str, name: str, tag: str) -> str:
     seen = sa.select(V.version).where(V.tenant.in_({tenant, SHARED}), V.base == base, V.name == name)
     versions = sorted((await conn.scalars(seen)).all())
     if versions:
-        return UnknownAdapter(f"{base}@{name} has no {tag!r}; it has versions {', '.join(versions)}")
-    return UnknownAdapter(f"{base} has no adapter {name!r}; register it or ask for another")
+        return f"{base}@{name} has no {tag!r}; it has versions {', '.join(versions)}"
+    return f"{base} has no adapter {name!r}; register it or ask for another"
 
 
 def _is(tenant: str, base: str, name: str, version: str) -> sa.ColumnElement[bool]:

@@ -1,9 +1,10 @@
 """The adapters' own tables."""
 
 import sqlalchemy as sa
+from alembic.operations import Operations
 
 from catena.kit.outbox import outbox_table
-from catena.kit.store import Json
+from catena.kit.store import Json, Migration
 
 METADATA = sa.MetaData()
 outbox_table(METADATA)
@@ -48,3 +49,26 @@ GENERATION = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("generation", sa.BigInteger, nullable=False),
 )
+
+
+FALLBACKS = sa.Table(
+    "adapter_fallbacks",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("base", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("models", Json, nullable=False),
+)
+
+
+def _add_fallbacks(operations: Operations) -> None:
+    operations.create_table(
+        "adapter_fallbacks",
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("base", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("models", Json, nullable=False),
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_fallbacks,)

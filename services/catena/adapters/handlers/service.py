@@ -88,7 +88,9 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
         """One version."""
-        return pb.GetAdapterResponse(adapter=adapter_to(await self._adapters.get(caller().tenant, request.model)))
+        record = await self._adapters.get(caller().tenant, request.model)
+        fallbacks = await self._registry.fallbacks(caller().tenant, record.base, record.name)
+        return pb.GetAdapterResponse(adapter=adapter_to(record), fallbacks=fallbacks)
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
         """A page of versions."""
@@ -117,6 +119,43 @@ class AdaptersHandlers(AdaptersServiceServicer):
             expected=request.expected_digest.removeprefix("blake3:"),
         )
         return pb.SetAliasResponse(adapter=adapter_to(record) if record is not None else None)
+
+    async def SetFallbacks(self, request: pb.SetFallbacksRequest, context: Context) -> pb.SetFallbacksResponse:
+        """Declare who may answer for an adapter."""
+        await self._adapters.names.declare(caller().tenant, request.model, request.fallbacks)
+        return pb.SetFallbacksResponse()
+
+    async def SelectAdapter(self, request: pb.SelectAdapterRequest, context: Context) -> pb.SelectAdapterResponse:
+        """What `base@auto` means for a task."""
+        names, tenant = self._adapters.names, caller().tenant
+        target = await names.resolve(tenant, f"{request.base}@{refs.AUTO}", request.task)
+        found = await names.select(tenant, request.base, request.task)
+        return pb.SelectAdapterResponse(
+            model=target.wanted.model if target.wanted is not None else request.base,
+            served=target.served,
+            reason=target.reason,
+            candidates=[pb.Candidate(adapter=adapter_to(one.record), accuracy=one.accuracy) for one in found],
+        )
+
+    async def RecommendUpdate(self, request: pb.RecommendUpdateRequest, context: Context) -> pb.RecommendUpdateResponse:
+        """Whether to move to a newer version."""
+        current, update = await self._adapters.names.update(caller().tenant, request.model)
+        return pb.RecommendUpdateResponse(
+            current=adapter_to(current),
+            recommended=adapter_to(update.record) if update.record is not None else None,
+            gain=update.gain,
+            reason=update.reason,
+        )
+
+    async def ListProfiles(self, request: pb.ListProfilesRequest, context: Context) -> pb.ListProfilesResponse:
+        """The library profiles."""
+        listed = await self._adapters.names.profiles(caller().tenant)
+        return pb.ListProfilesResponse(
+            profiles=[
+                pb.Profile(name=one.name, tasks=one.tasks, description=one.description, models=models)
+                for one, models in listed
+            ]
+        )
 
     async def ListBases(self, request: pb.ListBasesRequest, context: Context) -> pb.ListBasesResponse:
         """The bases."""
@@ -170,6 +209,7 @@ def question_of(request: pb.GenerateRequest) -> Question:
         constraint=constraint_of(asked),
         user=request.context.user_id,
         workflow=request.context.workflow_type,
+        task=request.context.task,
     )
 
 
@@ -227,6 +267,8 @@ def done_to(answered: Answered) -> pb.GenerateDone:
         accepted_tokens=done.accepted,
         first_token_ms=done.first_token_ms,
         draft_usage=types.Usage(input_tokens=done.draft_input_tokens, output_tokens=done.draft_output_tokens),
+        served=answered.served,
+        reason=answered.reason,
     )
 
 

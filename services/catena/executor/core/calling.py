@@ -224,7 +224,7 @@ def _stages(
         accepted_tokens=ended.accepted_tokens,
         drafted_tokens=ended.drafted_tokens,
         error_code=error.code if error else "",
-        reason="" if counted else "tokens estimated",
+        reason="; ".join(filter(None, (ended.remark, "" if counted else "tokens estimated"))),
         answer_digest=digest(result.choices, run.tenant) if result is not None else "",
     )
     if asked.draft is None or ended.draft_usage == NOTHING_USED:

@@ -28,7 +28,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a generation ended. `usage` None: the provider did not say. `confidence`: least token probability."""
+    """How a generation ended. `usage` None: the provider did not say. `confidence`: least token probability.
+
+    `remark` says why another than the named model answered; empty: the named one did.
+    """
 
     usage: Usage | None = None
     resolved_model: str = ""
@@ -36,6 +39,7 @@ class Ended:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     draft_usage: Usage = NOTHING_USED
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ def piece_from(message: adapters_pb2.GenerateResponse) -> Piece:
         drafted_tokens=done.drafted_tokens,
         accepted_tokens=done.accepted_tokens,
         draft_usage=chat.usage_from(done.draft_usage),
+        remark=done.reason,
     )
     return Piece(deltas=deltas, ended=ended)
 

@@ -31,7 +31,9 @@ class GenerateRequest(_message.Message):
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """`base`, `base@adapter`, `base@adapter:version`, `base@adapter:alias`, `base@{a=0.7,b=0.3}`."""
+    """`base`, `base@adapter`, `base@adapter:version`, `base@adapter:alias`, `base@{a=0.7,b=0.3}`, or `base@auto`: the
+    best adapter for the task in `context`, the base itself where none is for it.
+    """
     draft_model: _builtins.str
     """Base that drafts for lossless speculation; empty: none."""
     draft_tokens: _builtins.int
@@ -42,7 +44,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def context(self) -> _types_pb2.RequestContext:
-        """Who asks: user and workflow teach what to load ahead; absent: nobody known."""
+        """Who asks, for which task: user and workflow teach what to load ahead; absent: nobody known."""
 
     def __init__(
         self,
@@ -105,6 +107,8 @@ class GenerateDone(_message.Message):
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     DRAFT_USAGE_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     resolved_model: _builtins.str
     """`base@adapter:version#digest` that answered."""
     min_probability: _builtins.float
@@ -117,6 +121,12 @@ class GenerateDone(_message.Message):
     """Draft tokens accepted."""
     first_token_ms: _builtins.float
     """Milliseconds from arrival to the first token."""
+    served: _builtins.str
+    """`asked`; `fallback`: a declared model answered in place of the one asked for; `auto`: the best adapter for the task;
+    `auto-base`: the base, since no adapter is for the task.
+    """
+    reason: _builtins.str
+    """Why another than the named model answered; empty: the named one did."""
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
         """Tokens read and written."""
@@ -136,10 +146,12 @@ class GenerateDone(_message.Message):
         accepted_tokens: _builtins.int = ...,
         first_token_ms: _builtins.float = ...,
         draft_usage: _types_pb2.Usage | None = ...,
+        served: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["draft_usage", b"draft_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_usage", b"draft_usage", "drafted_tokens", b"drafted_tokens", "first_token_ms", b"first_token_ms", "mean_logprob", b"mean_logprob", "min_probability", b"min_probability", "resolved_model", b"resolved_model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_usage", b"draft_usage", "drafted_tokens", b"drafted_tokens", "first_token_ms", b"first_token_ms", "mean_logprob", b"mean_logprob", "min_probability", b"min_probability", "reason", b"reason", "resolved_model", b"resolved_model", "served", b"served", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -553,18 +565,24 @@ class GetAdapterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
         """As registered."""
+
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that may answer where it cannot, in order; empty: none is declared."""
 
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
+        fallbacks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "fallbacks", b"fallbacks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -736,6 +754,282 @@ class SetAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class SetFallbacksRequest(_message.Message):
+    """What may answer where an adapter cannot: since it is unknown, withdrawn, refused by the gate or finds no room."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`base@adapter`; its version does not matter."""
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models as requests name them, tried in this order; empty: nobody may answer for it."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        fallbacks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallbacks", b"fallbacks", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFallbacksRequest: _TypeAlias = SetFallbacksRequest  # noqa: Y015
+
+@_typing.final
+class SetFallbacksResponse(_message.Message):
+    """The fallbacks are as declared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFallbacksResponse: _TypeAlias = SetFallbacksResponse  # noqa: Y015
+
+@_typing.final
+class SelectAdapterRequest(_message.Message):
+    """Asks for the best adapter for a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """Base whose adapters are meant."""
+    task: _builtins.str
+    """The task; empty: no adapter is for it."""
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        task: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectAdapterRequest: _TypeAlias = SelectAdapterRequest  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """An adapter that is for the task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    accuracy: _builtins.float
+    """Its accuracy, on the task itself where that was measured; absent: it tells none."""
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As registered."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+        accuracy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
+    _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class SelectAdapterResponse(_message.Message):
+    """What `base@auto` means for the task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`base@adapter:version`, or the base."""
+    served: _builtins.str
+    """`auto`, or `auto-base` where no adapter is for the task."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """All that are for the task, the best first."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        served: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model", b"model", "reason", b"reason", "served", b"served"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SelectAdapterResponse: _TypeAlias = SelectAdapterResponse  # noqa: Y015
+
+@_typing.final
+class RecommendUpdateRequest(_message.Message):
+    """Names the version in use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`base@adapter`, `base@adapter:version` or `base@adapter:alias`."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendUpdateRequest: _TypeAlias = RecommendUpdateRequest  # noqa: Y015
+
+@_typing.final
+class RecommendUpdateResponse(_message.Message):
+    """Whether to move, and where to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    gain: _builtins.float
+    """Accuracy that the best newer version gains, may be negative; 0 where none can be compared."""
+    reason: _builtins.str
+    """Why, or why not."""
+    @_builtins.property
+    def current(self) -> Global___Adapter:
+        """The version in use."""
+
+    @_builtins.property
+    def recommended(self) -> Global___Adapter:
+        """A newer version that fits the base as it is and is more accurate by more than 0.02; absent: stay."""
+
+    def __init__(
+        self,
+        *,
+        current: Global___Adapter | None = ...,
+        recommended: Global___Adapter | None = ...,
+        gain: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "recommended", b"recommended"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "gain", b"gain", "reason", b"reason", "recommended", b"recommended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendUpdateResponse: _TypeAlias = RecommendUpdateResponse  # noqa: Y015
+
+@_typing.final
+class ListProfilesRequest(_message.Message):
+    """Asks for the library profiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProfilesRequest: _TypeAlias = ListProfilesRequest  # noqa: Y015
+
+@_typing.final
+class Profile(_message.Message):
+    """What adapters of a well-known name are for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    description: _builtins.str
+    """What it does, for people."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks that an adapter of that name serves."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`base@adapter:version` of the stable adapters of that name; empty: none is registered."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        description: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "models", b"models", "name", b"name", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
+@_typing.final
+class ListProfilesResponse(_message.Message):
+    """The library profiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        profiles: _abc.Iterable[Global___Profile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profiles", b"profiles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProfilesResponse: _TypeAlias = ListProfilesResponse  # noqa: Y015
 
 @_typing.final
 class ListBasesRequest(_message.Message):

@@ -85,6 +85,26 @@ class AdaptersServiceStub(object):
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.SetFallbacks = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/SetFallbacks',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksResponse.FromString,
+                _registered_method=True)
+        self.SelectAdapter = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/SelectAdapter',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterResponse.FromString,
+                _registered_method=True)
+        self.RecommendUpdate = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/RecommendUpdate',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateResponse.FromString,
+                _registered_method=True)
+        self.ListProfiles = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/ListProfiles',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesResponse.FromString,
+                _registered_method=True)
         self.ListBases = channel.unary_unary(
                 '/catena.api.adapters.v1.AdaptersService/ListBases',
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesRequest.SerializeToString,
@@ -171,6 +191,34 @@ class AdaptersServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetFallbacks(self, request, context):
+        """Declares which models may answer where an adapter cannot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SelectAdapter(self, request, context):
+        """Tells which stable adapter serves a task best.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecommendUpdate(self, request, context):
+        """Tells whether a newer version is worth moving to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProfiles(self, request, context):
+        """Lists the library profiles: well-known names and what they are for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBases(self, request, context):
         """Lists the bases.
         """
@@ -237,6 +285,26 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasRequest.FromString,
                     response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'SetFallbacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFallbacks,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksResponse.SerializeToString,
+            ),
+            'SelectAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.SelectAdapter,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterResponse.SerializeToString,
+            ),
+            'RecommendUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecommendUpdate,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateResponse.SerializeToString,
+            ),
+            'ListProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProfiles,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesResponse.SerializeToString,
             ),
             'ListBases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBases,
@@ -520,6 +588,114 @@ class AdaptersService(object):
             '/catena.api.adapters.v1.AdaptersService/SetAlias',
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasRequest.SerializeToString,
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFallbacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/SetFallbacks',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SetFallbacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SelectAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/SelectAdapter',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.SelectAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/RecommendUpdate',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/ListProfiles',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

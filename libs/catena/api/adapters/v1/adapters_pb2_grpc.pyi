@@ -53,6 +53,14 @@ class AdaptersServiceStub:
     """Withdraws an adapter version."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.SetAliasRequest, _adapters_pb2.SetAliasResponse]
     """Points an alias at a version if it still points where the caller thinks."""
+    SetFallbacks: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.SetFallbacksRequest, _adapters_pb2.SetFallbacksResponse]
+    """Declares which models may answer where an adapter cannot."""
+    SelectAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.SelectAdapterRequest, _adapters_pb2.SelectAdapterResponse]
+    """Tells which stable adapter serves a task best."""
+    RecommendUpdate: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.RecommendUpdateRequest, _adapters_pb2.RecommendUpdateResponse]
+    """Tells whether a newer version is worth moving to."""
+    ListProfiles: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListProfilesRequest, _adapters_pb2.ListProfilesResponse]
+    """Lists the library profiles: well-known names and what they are for."""
     ListBases: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListBasesRequest, _adapters_pb2.ListBasesResponse]
     """Lists the bases."""
     GetResidency: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetResidencyRequest, _adapters_pb2.GetResidencyResponse]
@@ -83,6 +91,14 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Withdraws an adapter version."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_adapters_pb2.SetAliasRequest, _adapters_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a version if it still points where the caller thinks."""
+    SetFallbacks: _aio.UnaryUnaryMultiCallable[_adapters_pb2.SetFallbacksRequest, _adapters_pb2.SetFallbacksResponse]  # type: ignore[assignment]
+    """Declares which models may answer where an adapter cannot."""
+    SelectAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.SelectAdapterRequest, _adapters_pb2.SelectAdapterResponse]  # type: ignore[assignment]
+    """Tells which stable adapter serves a task best."""
+    RecommendUpdate: _aio.UnaryUnaryMultiCallable[_adapters_pb2.RecommendUpdateRequest, _adapters_pb2.RecommendUpdateResponse]  # type: ignore[assignment]
+    """Tells whether a newer version is worth moving to."""
+    ListProfiles: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListProfilesRequest, _adapters_pb2.ListProfilesResponse]  # type: ignore[assignment]
+    """Lists the library profiles: well-known names and what they are for."""
     ListBases: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListBasesRequest, _adapters_pb2.ListBasesResponse]  # type: ignore[assignment]
     """Lists the bases."""
     GetResidency: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetResidencyRequest, _adapters_pb2.GetResidencyResponse]  # type: ignore[assignment]
@@ -170,6 +186,38 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.SetAliasResponse, _abc.Awaitable[_adapters_pb2.SetAliasResponse]]:
         """Points an alias at a version if it still points where the caller thinks."""
+
+    @_abc_1.abstractmethod
+    def SetFallbacks(
+        self,
+        request: _adapters_pb2.SetFallbacksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.SetFallbacksResponse, _abc.Awaitable[_adapters_pb2.SetFallbacksResponse]]:
+        """Declares which models may answer where an adapter cannot."""
+
+    @_abc_1.abstractmethod
+    def SelectAdapter(
+        self,
+        request: _adapters_pb2.SelectAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.SelectAdapterResponse, _abc.Awaitable[_adapters_pb2.SelectAdapterResponse]]:
+        """Tells which stable adapter serves a task best."""
+
+    @_abc_1.abstractmethod
+    def RecommendUpdate(
+        self,
+        request: _adapters_pb2.RecommendUpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.RecommendUpdateResponse, _abc.Awaitable[_adapters_pb2.RecommendUpdateResponse]]:
+        """Tells whether a newer version is worth moving to."""
+
+    @_abc_1.abstractmethod
+    def ListProfiles(
+        self,
+        request: _adapters_pb2.ListProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.ListProfilesResponse, _abc.Awaitable[_adapters_pb2.ListProfilesResponse]]:
+        """Lists the library profiles: well-known names and what they are for."""
 
     @_abc_1.abstractmethod
     def ListBases(
