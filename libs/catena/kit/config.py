@@ -53,11 +53,14 @@ class AuthConfig(Section, frozen=True, kw_only=True):
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
-    """`otlp_endpoint` empty: spans go to rotating files under `home/traces`. `sample` is a share of traces, 0 to 1."""
+    """`otlp_endpoint` empty: spans go to rotating files under `home/traces`. `sample` is a share of traces, 0 to 1.
+
+    `level` is that of logs from which on they are written; null: debug in the development profile, info elsewhere.
+    """
 
     otlp_endpoint: str = ""
     sample: float = 1.0
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] | None = None
     agent_types: list[str] = msgspec.field(default_factory=list)
 
 
@@ -113,6 +116,11 @@ class House(Section, frozen=True, kw_only=True):
         path = Path(self.home).resolve().joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def log_level(self) -> Literal["debug", "info", "warning", "error"]:
+        """The level of logs as configured, else as the profile has it."""
+        return self.telemetry.level or ("debug" if self.profile == "development" else "info")
 
     def embedding_folder(self) -> Path:
         """Where the embedding model is, whether or not it has been prepared."""

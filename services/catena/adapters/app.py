@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from catena.adapters.config import AdaptersConfig
+from catena.adapters.config import AdaptersConfig, Conduct, conduct
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.pressure import Bounds
@@ -17,7 +17,7 @@ from catena.adapters.drivers.bases import LocalBases
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
 from catena.adapters.drivers.engine.frames import Settings
 from catena.adapters.drivers.gate import ArtifactGate
-from catena.adapters.drivers.library import register_library
+from catena.adapters.drivers.library import Library
 from catena.adapters.drivers.memory import free_memory
 from catena.adapters.drivers.registry import SqlRegistry
 from catena.adapters.drivers.shipped import read_profiles, read_workflows
@@ -37,6 +37,7 @@ ROOM = "adapters"
 SERVICE = "catena.api.adapters.v1.AdaptersService"
 BOOKS_EVERY_S = 0.5
 TEND_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 log = structlog.get_logger()
 
 
@@ -48,6 +49,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
     def keys() -> Mapping[str, Path]:
         return public_keys(trusted)
 
+    chosen = conduct(config, house.profile)
     rules = Rules(max_rank=config.max_rank, require_signature=config.require_signature)
     bases = LocalBases(house.models, keys=keys(), rules=BaseRules(), hub=config.hub)
     gate = ArtifactGate(ArtifactStore(house.folder("artifacts")), bases, keys=keys, rules=rules)
@@ -64,14 +66,14 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             bases=bases,
             gate=gate,
             world=world,
-            manner=_manner(config),
+            manner=_manner(config, chosen),
             # On a CPU the adapters live in the machine's memory; another device's is the budget's matter alone.
             free=free_memory if config.device == "cpu" else lambda: None,
         )
 
         def lost() -> None:
             adapters.lost()
-            if config.warm:
+            if chosen.warm:
                 chassis.background(_warm(adapters), "warm")
 
         engine.lost = lost
@@ -83,17 +85,17 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
         ):
             chassis.background(_keep_books(adapters, engine, figures), "books")
             chassis.background(_tend(adapters), "tend")
-            chassis.background(_prepare(adapters, registry, config), "prepare")
+            chassis.background(_prepare(adapters, registry, config, chosen), "prepare")
             yield
 
 
-def _manner(config: AdaptersConfig) -> Manner:
+def _manner(config: AdaptersConfig, chosen: Conduct) -> Manner:
     return Manner(
         budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
         eviction=config.eviction,
         half_life_s=config.reuse_half_life_s,
         bounds=Bounds(**msgspec.structs.asdict(config.pressure)),
-        preload=config.preload,
+        preload=chosen.preload,
         workflows=read_workflows(config.workflows),
         profiles=read_profiles(config.profiles),
     )
@@ -115,12 +117,23 @@ def _settings(house: House, config: AdaptersConfig) -> Settings:
     )
 
 
-async def _prepare(adapters: Adapters, registry: SqlRegistry, config: AdaptersConfig) -> None:
-    """Load and register what is wanted from the start."""
-    if config.warm:
+async def _prepare(adapters: Adapters, registry: SqlRegistry, config: AdaptersConfig, chosen: Conduct) -> None:
+    """Load and register what is wanted from the start, and then what changes."""
+    if chosen.warm:
         await _warm(adapters)
-    if config.library:
-        await register_library(Path(config.library), adapters, registry)
+    if not config.library:
+        return
+    library = Library(
+        Path(config.library),
+        adapters,
+        registry,
+        watched=chosen.hot_reload,
+        reseal=not config.require_signature,
+    )
+    await library.register_all()
+    while chosen.hot_reload:
+        await asyncio.sleep(LOOK_EVERY_S)
+        await library.turn()
 
 
 async def _warm(adapters: Adapters) -> None:

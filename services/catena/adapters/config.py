@@ -1,8 +1,13 @@
 """What can be set of the adapters."""
 
+from collections.abc import Mapping
 from typing import Literal
 
+import msgspec
+
 from catena.kit.config import FilePath, Section
+
+Preload = Literal["off", "likely", "eager"]
 
 
 class PressureConfig(Section, frozen=True, kw_only=True):
@@ -30,9 +35,10 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     go what was used longest ago. `max_rank` is the largest rank that the gate lets through.
 
     `preload` loads ahead, into free room and while memory pressure is low, what a user or a workflow probably asks for
-    next: `likely` from a chance of 0.7, `eager` from 0.5. `workflows` is a YAML file of the sets that workflows begin
-    with, `profiles` one of the tasks that adapters of well-known names are for; empty: those that are shipped.
-    `unknown_ttl_s` is how long a name that is not registered is known not to be, unless it is registered here.
+    next: `likely` from a chance of 0.7, `eager` from 0.5; null: as the profile has it. `workflows` is a YAML file of
+    the sets that workflows begin with, `profiles` one of the tasks that adapters of well-known names are for; empty:
+    those that are shipped. `unknown_ttl_s` is how long a name that is not registered is known not to be, unless it is
+    registered here.
 
     Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
     leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
@@ -47,7 +53,9 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     is then fetched; off, since nothing should be downloaded unasked.
 
     `library` is a folder of signed adapter folders that are registered for everybody at the start; empty: none.
-    `warm` loads every base at the start, else with its first request.
+    `hot_reload` watches that folder: what changes there is registered under a new version, and `stable` follows where
+    it pointed at the newest. `warm` loads every base at the start, else with its first request. Null, for both: as the
+    profile has it.
     """
 
     budget_bytes: int = 2 << 30
@@ -55,9 +63,9 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     eviction: Literal["cost", "lru"] = "cost"
     reuse_half_life_s: float = 600.0
     pressure: PressureConfig = PressureConfig()
-    preload: Literal["off", "likely", "eager"] = "likely"
-    workflows: str = ""
-    profiles: str = ""
+    preload: Preload | None = None
+    workflows: FilePath = ""
+    profiles: FilePath = ""
     unknown_ttl_s: float = 5.0
     max_rank: int = 256
     device: str = "cpu"
@@ -74,4 +82,28 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     require_signature: bool = True
     hub: bool = False
     library: FilePath = ""
-    warm: bool = True
+    warm: bool | None = None
+    hot_reload: bool | None = None
+
+
+class Conduct(msgspec.Struct, frozen=True, kw_only=True):
+    """What an environment decides where the configuration leaves it open."""
+
+    warm: bool
+    preload: Preload
+    hot_reload: bool
+
+
+PROFILES: Mapping[str, Conduct] = {
+    "development": Conduct(warm=False, preload="off", hot_reload=True),
+    "staging": Conduct(warm=True, preload="likely", hot_reload=False),
+    "production": Conduct(warm=True, preload="eager", hot_reload=False),
+}
+
+
+def conduct(config: AdaptersConfig, profile: str) -> Conduct:
+    """The profile's conduct, but for what the configuration says."""
+    said = {name: getattr(config, name) for name in Conduct.__struct_fields__}
+    return msgspec.structs.replace(
+        PROFILES[profile], **{name: value for name, value in said.items() if value is not None}
+    )

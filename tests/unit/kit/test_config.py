@@ -84,3 +84,16 @@ gateway:
     assert (room.path, room.tags) == (str(tmp_path / "p"), ["x"])
     assert room.shelves == [Shelf(folder=str(tmp_path / "f"), model="none", words="w")]
     assert room.own.folder == str(tmp_path / "g")
+
+
+@pytest.mark.parametrize(
+    ("house", "level"),
+    [
+        (House(), "debug"),
+        (House(profile="production"), "info"),
+        (House(profile="production", telemetry=TelemetryConfig(level="debug")), "debug"),
+        (House(telemetry=TelemetryConfig(level="warning")), "warning"),
+    ],
+)
+def test_the_profile_decides_the_level_of_logs_unless_one_is_named(house: House, level: str) -> None:
+    assert house.log_level == level

@@ -35,7 +35,7 @@ from tests.unit.kit.echo import echo
 
 @pytest.fixture
 def telemetry(tmp_path: Path) -> Iterator[Telemetry]:
-    with setup("allinone", House(home=str(tmp_path))) as running:
+    with setup("allinone", House(home=str(tmp_path), profile="staging")) as running:
         yield running
     structlog.reset_defaults()
 

@@ -47,7 +47,7 @@ def setup(room: str, house: House) -> Telemetry:
 
     Spans go to `telemetry.otlp_endpoint` (gRPC) when the house names one, else to files under `home/traces`.
     """
-    configure(room, house.telemetry.level)
+    configure(room, house.log_level)
     return Telemetry(room, _exporter(room, house), sample=house.telemetry.sample)
 
 

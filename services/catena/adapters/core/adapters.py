@@ -20,6 +20,7 @@ from catena.adapters.core.pressure import Pressure
 from catena.adapters.core.records import AdapterRecord, Admitted, Change, Use
 from catena.adapters.core.refs import AUTO
 from catena.adapters.core.residency import Residency
+from catena.adapters.core.versions import following, order
 from catena.adapters.core.work import Piece, Sampling, Work
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Invalid
@@ -121,11 +122,16 @@ class Adapters:
         await self._registry.set_pinned(target.records[0], pinned)
         self.residency.pin(target.weights, pinned)
 
-    async def register(self, tenant: str, source: Path | bytes) -> AdapterRecord:
-        """Take an adapter in through the gate, prove on its base that it works, and register it."""
+    async def register(self, tenant: str, source: Path | bytes, *, renumber: bool = False) -> AdapterRecord:
+        """Take an adapter in through the gate, prove on its base that it works, and register it.
+
+        With `renumber`, one whose version is taken by other content is given the next version instead of being refused.
+        """
         admitted = await self._admit(source)
         if admitted.name == AUTO:
             raise Invalid(f"no adapter may be called {AUTO!r}, which stands for the best one; give it another name")
+        if renumber:
+            admitted = await self._renumbered(tenant, admitted)
         await self.bases.load(admitted.base)
         record = record_of(tenant, admitted)
         async with self.residency.hold(self.names.wanted([(record, 1.0)])):
@@ -184,6 +190,14 @@ class Adapters:
         await self.residency.close()
         self.bases.close()
         await self.write_books()
+
+    async def _renumbered(self, tenant: str, admitted: Admitted) -> Admitted:
+        seen = await self._registry.versions(tenant, admitted.base, admitted.name)
+        own = {record.version: record.digest for record in seen if record.tenant == tenant}
+        same = [version for version, digest in own.items() if digest == admitted.digest]
+        if same:
+            return replace(admitted, version=max(same, key=order))
+        return replace(admitted, version=following(own)) if admitted.version in own else admitted
 
     async def _hold_or_stand_in(self, tenant: str, question: Question, held: AsyncExitStack) -> Target:
         try:

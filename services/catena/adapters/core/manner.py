@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from catena.adapters.config import Preload
 from catena.adapters.core.eviction import HALF_LIFE_S, Policy
-from catena.adapters.core.preloading import Preload
 from catena.adapters.core.pressure import Bounds
 from catena.adapters.core.records import Profile
 from catena.adapters.core.resident import Budget

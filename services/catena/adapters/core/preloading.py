@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from catena.adapters.config import Preload
 from catena.adapters.core import refs
 from catena.adapters.core.asking import Question
 from catena.adapters.core.prediction import Predictor
@@ -12,7 +12,6 @@ from catena.adapters.core.pressure import Level
 from catena.kit.clock import Clock
 from catena.kit.errors import CatenaError
 
-Preload = Literal["off", "likely", "eager"]
 ANY_OTHER = "*"
 """In the workflow sets: the set of every workflow that has none of its own."""
 THRESHOLDS: Mapping[Preload, float] = {"off": 1.0, "likely": 0.7, "eager": 0.5}
