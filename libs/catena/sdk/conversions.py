@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from catena.artifacts import sidecar, signature
+from catena.artifacts import migration, sidecar, signature
 from catena.artifacts.formats import imports
 from catena.artifacts.formats.arrays import Step, silent
 from catena.artifacts.formats.derived import Derived
@@ -32,6 +32,7 @@ from catena.artifacts.formats.placing import new_file, new_folder
 from catena.artifacts.formats.profiles import Profiles, read_profiles, shipped
 from catena.artifacts.formats.quantising import Quantised, export_quantised
 from catena.artifacts.gate import Checked, Rules, check_adapter
+from catena.artifacts.migration import NO_STRATEGIES, Move, read_strategies
 from catena.artifacts.placing import put
 from catena.artifacts.store import place_of
 from catena.kit.config import House
@@ -115,6 +116,22 @@ def take_in(house: House, source: Path, out: Path, naming: Naming, *, base: str,
     private = _importing_key(house.folder("keys"), trusted)
     keys = signature.public_keys(trusted)
     return imports.import_adapter(source, out, model, naming, private=private, keys=keys, now_s=now_s)
+
+
+def migrate(house: House, source: Path, out: Path, *, version: str, bases: tuple[str, str], strategies: str) -> Checked:
+    """Write an adapter as another version, signed with this installation's importing key, past the gate.
+
+    `bases` are the one that it is to fit and, if it is another one, the one that it was trained on.
+    """
+    trusted = house.folder("keys", "trusted")
+    private = _importing_key(house.folder("keys"), trusted)
+    base, former = (base_of(house, told)[1].folder if told else None for told in bases)
+    assert base is not None
+    told = read_strategies(Path(strategies)) if strategies else NO_STRATEGIES
+    move = Move(version=version, base=base, former=former, strategies=told)
+    with new_folder(out) as made:
+        checked = migration.migrate(source, made, move, private=private, keys=signature.public_keys(trusted))
+    return replace(checked, folder=out)
 
 
 def merge(base: tuple[str, BaseModel], adapter: Adapter, out: Path, *, now_s: float, terminal: Terminal) -> Derived:

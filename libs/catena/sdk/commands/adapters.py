@@ -199,7 +199,7 @@ def update(context: typer.Context, model: Model, tenant: Tenant = DEVELOPER) -> 
 
 
 @app.command()
-def profiles(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
+def library(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     """List the library profiles: well-known names, what they are for, and which are there."""
     terminal: Terminal = context.obj
 

@@ -107,6 +107,31 @@ def import_(
         terminal.run(registered())
 
 
+def migrate(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="The signed folder of the version to move from.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the signed new version.")],
+    to: Annotated[str, typer.Option(help="The new version.")],
+    base: Base,
+    former: Annotated[str, typer.Option(help="The base it was trained on, where that has another digest.")] = "",
+    strategies: Annotated[str, typer.Option(help="YAML of strategies and the pairs of versions they are for.")] = "",
+) -> None:
+    """Move an adapter to another version of names, format or base; its weights stay as they are.
+
+    A strategy named for the two versions is followed; else names are brought into PEFT's form of today, and each must
+    mean a layer of the base. A base with another digest must hold the same weights in every adapted layer.
+
+    `catena adapters migrate ./code-1 ./code-2 --to 2 --base demo-small --strategies ./migrations.yaml`
+    """
+    terminal: Terminal = context.obj
+
+    def work() -> None:
+        checked = _tools().migrate(terminal.house, source, out, version=to, bases=(base, former), strategies=strategies)
+        _tell(terminal, "Migrated", {"to": to, "digest": checked.digest, "signer": checked.signer, "at": str(out)})
+
+    terminal.do(work)
+
+
 def export_model(
     context: typer.Context,
     base: Annotated[str, typer.Argument(help="The base: its folder, or its name under `models`.")],
