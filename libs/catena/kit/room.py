@@ -58,22 +58,28 @@ async def _until_stopped(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     parts = {name: False}
+    opened = asyncio.Event()
     async with open_admin(admin[1], lambda: parts, host=admin[0]) as port:
         log.info("admin port open", process=name, port=port)
-        kept = asyncio.create_task(_keep(opener, parts, name, stop))
+        kept = asyncio.create_task(_keep(opener, parts, name, opened, stop))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({kept, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not parts[name] and not kept.done():
-            kept.cancel()
+        if not opened.is_set():
+            kept.cancel()  # what opened must not be cancelled: it drains
         with contextlib.suppress(asyncio.CancelledError):
             await kept
 
 
 async def _keep(
-    opener: Callable[[], AbstractAsyncContextManager[None]], parts: dict[str, bool], name: str, stop: asyncio.Event
+    opener: Callable[[], AbstractAsyncContextManager[None]],
+    parts: dict[str, bool],
+    name: str,
+    opened: asyncio.Event,
+    stop: asyncio.Event,
 ) -> None:
     async with opener():
         parts[name] = True
+        opened.set()
         await stop.wait()
         parts[name] = False
