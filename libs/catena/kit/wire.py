@@ -97,6 +97,8 @@ def from_rpc(error: grpc.aio.AioRpcError, *, verb: str, address: str) -> CatenaE
         return Unavailable(f"{verb}: no answer from {address} ({text}); {cure}", retry_after_s=1.0)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Late(f"{verb} did not answer before the deadline")
+    if code is grpc.StatusCode.CANCELLED:
+        return Unavailable(f"{verb}: the server at {address} gave the call up; try again", retry_after_s=1.0)
     kind = _KIND_OF_CODE.get(code, CatenaError)
     return kind(f"{verb}: {text}", code="" if kind is not CatenaError else code.name.lower())
 

@@ -24,11 +24,12 @@ from catena.plan.wire import plan_to_proto
 
 @dataclass
 class Executor(executor_pb2_grpc.ExecutorServiceServicer):
-    """Answers with the words of the question, one delta a word; `busy`, `cut` and `slow` are models that fail."""
+    """Answers with the words of the question, one delta a word; models `busy`, `cut`, `slow`, `stuck` fail."""
 
     asked: list[executor_pb2.RunRequest] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
     runs: dict[str, executor_pb2.Run] = field(default_factory=dict)
 
     async def Run(self, request: executor_pb2.RunRequest, context: Any) -> AsyncIterator[executor_pb2.RunResponse]:
@@ -41,6 +42,9 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
             raise Exhausted("the queue is full; wait", code="queue_full", retry_after_s=3)
         words = (request.request.prompt or request.request.messages[-1].content).split()
         yield executor_pb2.RunResponse(stage_started=executor_pb2.StageStarted(name="main", model=model, attempt=1))
+        if model == "stuck":
+            self.began.set()
+            await asyncio.sleep(60)
         if request.stream:
             for number, word in enumerate(words):
                 text = word if number == 0 else f" {word}"
@@ -139,10 +143,10 @@ class Behind:
 
 
 @asynccontextmanager
-async def gateway_with_rooms(home: Any, **settings: Any) -> AsyncIterator[Behind]:
+async def gateway_with_rooms(home: Any, *, drain_s: float = 5.0, **settings: Any) -> AsyncIterator[Behind]:
     """A real gateway over scripted rooms, with a real broker."""
     models = [ModelConfig(name="base", price=PriceConfig(input=1.0, output=4.0))]
-    house = House(home=str(home), models=models)
+    house = House(home=str(home), models=models, drain_s=drain_s)
     token = service_token(house)
     executor, router, learner = Executor(), Router(), Learner()
     services = {

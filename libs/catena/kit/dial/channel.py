@@ -11,6 +11,7 @@ import grpc
 from catena.kit import wire
 from catena.kit.caller import caller, deadline_s
 from catena.kit.dial.calls import Outgoing
+from catena.kit.errors import Unavailable
 from catena.kit.telemetry import current_traceparent
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -137,7 +138,11 @@ class Dialled:
         ) -> Outgoing:
             limit_s = min(self.timeout_s if timeout is None else timeout, deadline_s())
             # At 0 the transport still lets a fast call through; a deadline in the past fails for certain.
-            made = start(request, timeout=limit_s if limit_s > 0 else -1.0, metadata=self._metadata(metadata), **kwargs)
+            due_s = limit_s if limit_s > 0 else -1.0
+            try:
+                made = start(request, timeout=due_s, metadata=self._metadata(metadata), **kwargs)
+            except grpc.aio.UsageError as error:
+                raise Unavailable(f"{verb}: stopping ({error}); try again", retry_after_s=1.0) from error
             return Outgoing(made, verb=verb, address=self.address)
 
         return call

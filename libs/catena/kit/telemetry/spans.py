@@ -3,7 +3,9 @@
 Until `setup` has run nothing is recorded, but trace ids exist and travel, so tests and tools need no set-up.
 """
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from opentelemetry import context, trace
@@ -99,11 +101,18 @@ def span(
 
 
 def mark_failed(target: Span, error: Exception) -> None:
-    """Give `target` the error's code, or its type where the error was not expected."""
+    """Give `target` the error's code and message, or its type and place where the error was not expected."""
     if target.is_recording():
         code = error.code if isinstance(error, CatenaError) else type(error).__name__
         target.set_attribute("error.type", code)
-        target.set_status(Status(StatusCode.ERROR, error.message if isinstance(error, CatenaError) else code))
+        told = error.message if isinstance(error, CatenaError) else f"{code}{_place(error)}"
+        target.set_status(Status(StatusCode.ERROR, told))
+
+
+def _place(error: Exception) -> str:
+    """Where `error` was raised, as ` at file.py:123`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def current_traceparent() -> str:

@@ -1,5 +1,6 @@
 """The HTTP surface: OpenAI's routes and Catena's own, on Starlette."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.kit.caller import Caller, as_caller
-from catena.kit.errors import CatenaError, Invalid, Missing
+from catena.kit.errors import Invalid, Missing, Unavailable
+from catena.kit.jsonvalue import from_json, struct_from_json
 from catena.kit.telemetry import span, trace_id
+from catena.kit.telemetry.spans import mark_failed
 
 Handler = Callable[[Request, Key], Awaitable[Response]]
 log = structlog.get_logger()
@@ -101,17 +104,20 @@ class Front:
         """`handler` behind key, trace, size limit and error shape."""
 
         async def route(request: Request) -> Response:
-            with span(f"gateway.{request.url.path.strip('/').replace('/', '_')}"):
+            with span(f"gateway.{request.url.path.strip('/').replace('/', '_')}") as here:
                 try:
                     key = self.asking.gateway.identify(bearer(request))
                     with as_caller(Caller(key.tenant, key.role)):
                         return await handler(request, key)
-                except CatenaError as error:
-                    return error_response(error)
+                except asyncio.CancelledError:
+                    # Only the server does that, to what outlasts its drain; raised, it would answer a bare 500.
+                    return error_response(Unavailable("the gateway is stopping; try again", retry_after_s=1.0))
                 except Exception as error:
-                    if not isinstance(deepest(error), Invalid):
+                    told = deepest(error)
+                    if told.code == "internal":
                         log.exception("request failed", path=request.url.path)
-                    return error_response(deepest(error))
+                    mark_failed(here, error)
+                    return error_response(told)
 
         return route
 
@@ -204,10 +210,10 @@ class Front:
         self.asking.gateway.admit(key, now_s)
         wanted = executor_pb2.PredictRequest(
             model_id=body.model_id,
-            data=openai.value_of(body.data),
+            data=from_json(body.data),
+            parameters=struct_from_json(body.parameters),
             context=read_context(request.headers, {}),
         )
-        wanted.parameters.update(body.parameters)
         done = await self.asking.executor.Predict(wanted)
         tokens = done.usage.input_tokens + done.usage.output_tokens
         self.asking.gateway.charge(key, now_s, tokens=tokens, cost_usd=done.cost_usd)

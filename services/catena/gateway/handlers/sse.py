@@ -21,7 +21,7 @@ from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers import openai
 from catena.gateway.handlers.asking import deepest
-from catena.kit.telemetry import trace_id
+from catena.kit.telemetry import span, trace_id
 
 Events = AsyncGenerator[executor_pb2.RunResponse, None]
 DONE = b"data: [DONE]\n\n"
@@ -140,9 +140,10 @@ class Pump:
 
     async def _read(self, events: Events) -> None:
         try:
-            async with aclosing(events):
-                async for event in events:
-                    await self._queue.put(event)
+            with span("gateway.stream"):
+                async with aclosing(events):
+                    async for event in events:
+                        await self._queue.put(event)
             await self._queue.put(None)
         except Exception as error:  # noqa: BLE001 - carried to the reader, which raises it
             await self._queue.put(error)
