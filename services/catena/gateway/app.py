@@ -1,18 +1,15 @@
 """Where the gateway's parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
 
-from google.protobuf.message import Message
-
-from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
-from catena.api.features.v1 import features_pb2, features_pb2_grpc
+from catena.api.executor.v1 import executor_pb2_grpc
+from catena.api.features.v1 import features_pb2_grpc
 from catena.api.gateway.v1 import gateway_pb2_grpc
 from catena.api.learner.v1 import learner_pb2_grpc
-from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
+from catena.api.memory.v1 import memory_pb2_grpc
 from catena.api.router.v1 import router_pb2_grpc
 from catena.api.types.v1 import types_pb2
 from catena.gateway.config import GatewayConfig
@@ -28,7 +25,7 @@ from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
-from catena.gateway.handlers.passage import Passage, Way
+from catena.gateway.handlers.passage import Passage, ways
 from catena.kit.chassis import Chassis, open_chassis
 from catena.kit.clock import World
 from catena.kit.config import House, ModelConfig
@@ -52,7 +49,14 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
             asking=asking,
             models=ModelList(executor=asking.executor),
             reader=reader,
-            passage=Passage(ways=await _ways(chassis, asking.executor), reader=reader),
+            passage=Passage(
+                ways=ways(
+                    asking.executor,
+                    memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory")),
+                    features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features")),
+                ),
+                reader=reader,
+            ),
             keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
             cors_origins=config.cors_origins,
@@ -134,29 +138,3 @@ def baseline(models: list[ModelConfig], name: str) -> Baseline:
         return (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
 
     return cost
-
-
-async def _ways(chassis: Chassis, executor: "executor_pb2_grpc.ExecutorServiceAsyncStub") -> list[Way]:
-    memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
-    features = features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features"))
-    table: list[tuple[str, str, type[Message], Callable[[Any], Awaitable[Message]]]] = [
-        ("PUT", "/v1/pipelines", executor_pb2.PutPipelineRequest, executor.PutPipeline),
-        ("GET", "/v1/pipelines", executor_pb2.ListPipelinesRequest, executor.ListPipelines),
-        ("GET", "/v1/pipelines/{name}", executor_pb2.GetPipelineRequest, executor.GetPipeline),
-        ("DELETE", "/v1/pipelines/{name}", executor_pb2.DeletePipelineRequest, executor.DeletePipeline),
-        ("GET", "/v1/executions/{id}", executor_pb2.GetExecutionRequest, executor.GetExecution),
-        ("GET", "/v1/runs/{id}", executor_pb2.GetRunRequest, executor.GetRun),
-        ("DELETE", "/v1/runs/{id}", executor_pb2.CancelRunRequest, executor.CancelRun),
-        ("POST", "/v1/batch_predict", executor_pb2.BatchPredictRequest, executor.BatchPredict),
-        ("POST", "/v1/memory/documents", memory_pb2.PutDocumentsRequest, memory.PutDocuments),
-        ("POST", "/v1/memory/delete", memory_pb2.DeleteDocumentsRequest, memory.DeleteDocuments),
-        ("POST", "/v1/memory/search", memory_pb2.SearchRequest, memory.Search),
-        ("PUT", "/v1/memory/sops", memory_pb2.PutSopRequest, memory.PutSop),
-        ("POST", "/v1/memory/sops/match", memory_pb2.MatchSopsRequest, memory.MatchSops),
-        ("POST", "/v1/features", features_pb2.SetRequest, features.Set),
-        ("POST", "/v1/features/get", features_pb2.GetRequest, features.Get),
-        ("POST", "/v1/features/batch", features_pb2.BatchGetRequest, features.BatchGet),
-        ("PUT", "/v1/features/definitions", features_pb2.PutDefinitionRequest, features.PutDefinition),
-        ("PUT", "/v1/features/groups", features_pb2.PutGroupRequest, features.PutGroup),
-    ]
-    return [Way(verb=verb, path=path, request=kind, call=call) for verb, path, kind, call in table]

@@ -13,6 +13,7 @@ from catena.kit.errors import CatenaError, Invalid, Missing
 from catena.kit.telemetry import trace_id
 
 Body = TypeVar("Body")
+MOST_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Reader:
     max_bytes: int
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
-        """The body as `kind`. Raises Invalid (`body_too_large`, `bad_json`, `bad_request`, `too_deep`)."""
+        """The body as `kind`. Raises Invalid (`body_too_large` and those of `decode`)."""
         return decode(await self.raw(request), kind)
 
     async def raw(self, request: Request) -> bytes:
@@ -42,15 +43,51 @@ class Reader:
 
 
 def decode(raw: bytes, kind: type[Body]) -> Body:
-    """JSON as `kind`. Raises Invalid that quotes what does not fit, never the body."""
+    """JSON as `kind`, within what the rooms behind can carry. Raises Invalid that quotes what does not fit, no more."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        plain = msgspec.json.decode(raw)
     except msgspec.ValidationError as error:
         raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"the body is not JSON: {error}", code="bad_json") from None
     except RecursionError:
-        raise Invalid("the body is nested too deeply; flatten it", code="too_deep") from None
+        raise too_deep() from None
+    check_plain(plain)
+    try:
+        return msgspec.convert(plain, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
+
+
+def check_plain(data: Any) -> None:
+    """Raise Invalid (`too_deep`, `bad_value`) for JSON that no room could be sent.
+
+    A protobuf message of more than 100 levels is not parsed, and a JSON object within one takes three of them. Numbers
+    of more than 64 bits have no exact form there, and PostgreSQL keeps no NUL.
+    """
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MOST_DEPTH + 1:
+            raise too_deep()
+        level = [inner for item in level for inner in _inside(item)]
+
+
+def _inside(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    if isinstance(item, list):
+        return item
+    if isinstance(item, str) and "\0" in item:
+        raise Invalid(f"{item[:40]!r} holds a NUL character; send text, not binary", code="bad_value")
+    if type(item) is int and not -(2**63) <= item < 2**64:
+        raise Invalid(f"the number {str(item)[:40]} needs more than 64 bits; send it as text", code="bad_value")
+    return []
+
+
+def too_deep() -> Invalid:
+    """The refusal of a body that no message could hold."""
+    return Invalid(f"the body is nested more than {MOST_DEPTH} deep; flatten it", code="too_deep")
 
 
 def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

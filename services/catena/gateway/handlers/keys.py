@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -10,8 +10,11 @@ from starlette.responses import Response
 
 from catena.gateway.core.keys import Gateway, Key, digest_of, new_secret
 from catena.gateway.handlers.exchange import Reader, json_response
+from catena.kit.caller import Caller
 from catena.kit.clock import World
 from catena.kit.errors import Denied, Invalid
+
+PerMinute = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,9 +23,9 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     role: str = "user"
     name: str = ""
-    budget_usd: float = 0.0
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
+    budget_usd: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    requests_per_minute: PerMinute = 0
+    tokens_per_minute: PerMinute = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,7 @@ class KeyRoutes:
             raise Denied(f"a key of tenant {key.tenant!r} makes no keys for {body.tenant!r}", code="not_your_tenant")
         if body.role not in ("user", "admin"):
             raise Invalid(f"unknown role {body.role!r}; use user or admin", code="bad_role")
-        if min(body.budget_usd, body.requests_per_minute, body.tokens_per_minute) < 0:
-            raise Invalid("a limit is negative; 0 means none", code="bad_parameter")
+        Caller(body.tenant)  # refuses a tenant that no call could be made for
         secret = new_secret()
         made = Key(
             id=self.world.new_id(),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import json_format
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
@@ -17,6 +17,7 @@ from catena.kit.wire import http_status
 
 Json = dict[str, Any]
 MOST_TOKEN = 2**32 - 1
+MOST_LENGTH = 2**31 - 1
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -69,6 +70,19 @@ class ToolCall(msgspec.Struct, frozen=True):
 
     function: Function
     id: str = ""
+    type: str = "function"
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A function's name."""
+
+    name: str
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """`tool_choice` that names a function."""
+
+    function: Named
     type: str = "function"
 
 
@@ -129,7 +143,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | Json | None = None
+    tool_choice: str | ToolChoice | None = None
 
 
 class CompletionBody(Sampled, frozen=True, kw_only=True):
@@ -201,13 +215,11 @@ def sampling_of(body: Sampled) -> types_pb2.Sampling:
     """How tokens are drawn. Raises Invalid for values out of OpenAI's ranges."""
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if most is not None and most < 1:
-        raise Invalid(f"`max_tokens` {most} is below 1; leave it out for no limit", code="bad_parameter")
     return types_pb2.Sampling(
-        max_tokens=most or 0,
+        max_tokens=0 if most is None else within("max_tokens", most, 1, MOST_LENGTH),
         temperature=None if body.temperature is None else within("temperature", body.temperature, 0.0, 2.0),
         top_p=None if body.top_p is None else within("top_p", body.top_p, 0.0, 1.0),
-        seed=body.seed,
+        seed=None if body.seed is None else within("seed", body.seed, -(2**63), 2**63 - 1),
         stop=stop,
         n=within("n", 1 if body.n is None else body.n, 1, 16),
         presence_penalty=_penalty("presence_penalty", body.presence_penalty),
@@ -261,11 +273,9 @@ def message_of(message: Message) -> types_pb2.ChatMessage:
     return turn
 
 
-def tool_choice_of(choice: str | Json | None) -> str:
+def tool_choice_of(choice: str | ToolChoice | None) -> str:
     """`auto`, `none`, `required`, or the named function."""
-    if isinstance(choice, dict):
-        return str(choice.get("function", {}).get("name", ""))
-    return choice or ""
+    return choice.function.name if isinstance(choice, ToolChoice) else choice or ""
 
 
 def schema_of(wanted: ResponseFormat | None) -> Json | None:
@@ -411,8 +421,3 @@ def error_status(error: CatenaError) -> int:
     """The HTTP status; OpenAI answers 401, not 403, to a bad key, and 413 to a body too large."""
     special = {"invalid_api_key": 401, "body_too_large": 413, "method_not_allowed": 405}
     return special.get(error.code, http_status(error))
-
-
-def value_of(data: Any) -> struct_pb2.Value:
-    """Plain JSON data as a protobuf Value."""
-    return json_format.ParseDict(data, struct_pb2.Value())

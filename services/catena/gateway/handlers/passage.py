@@ -4,19 +4,25 @@ Field names are the protos'; path parameters fill fields of the same name.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
-from catena.api.executor.v1 import executor_pb2
+from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
+from catena.api.features.v1 import features_pb2, features_pb2_grpc
+from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
 from catena.gateway.core.keys import Key
 from catena.gateway.handlers.exchange import Reader, decode
 from catena.kit.errors import Invalid
+
+Wanted = TypeVar("Wanted", bound=Message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,35 @@ class Way:
     path: str
     request: type[Message]
     call: Callable[[Any], Awaitable[Message]]
+
+
+def ways(
+    executor: "executor_pb2_grpc.ExecutorServiceAsyncStub",
+    memory: "memory_pb2_grpc.MemoryServiceAsyncStub",
+    features: "features_pb2_grpc.FeaturesServiceAsyncStub",
+) -> list[Way]:
+    """Every way that is served."""
+    table: list[tuple[str, str, type[Message], Callable[[Any], Awaitable[Message]]]] = [
+        ("PUT", "/v1/pipelines", executor_pb2.PutPipelineRequest, executor.PutPipeline),
+        ("GET", "/v1/pipelines", executor_pb2.ListPipelinesRequest, executor.ListPipelines),
+        ("GET", "/v1/pipelines/{name}", executor_pb2.GetPipelineRequest, executor.GetPipeline),
+        ("DELETE", "/v1/pipelines/{name}", executor_pb2.DeletePipelineRequest, executor.DeletePipeline),
+        ("GET", "/v1/executions/{id}", executor_pb2.GetExecutionRequest, executor.GetExecution),
+        ("GET", "/v1/runs/{id}", executor_pb2.GetRunRequest, executor.GetRun),
+        ("DELETE", "/v1/runs/{id}", executor_pb2.CancelRunRequest, executor.CancelRun),
+        ("POST", "/v1/batch_predict", executor_pb2.BatchPredictRequest, executor.BatchPredict),
+        ("POST", "/v1/memory/documents", memory_pb2.PutDocumentsRequest, memory.PutDocuments),
+        ("POST", "/v1/memory/delete", memory_pb2.DeleteDocumentsRequest, memory.DeleteDocuments),
+        ("POST", "/v1/memory/search", memory_pb2.SearchRequest, memory.Search),
+        ("PUT", "/v1/memory/sops", memory_pb2.PutSopRequest, memory.PutSop),
+        ("POST", "/v1/memory/sops/match", memory_pb2.MatchSopsRequest, memory.MatchSops),
+        ("POST", "/v1/features", features_pb2.SetRequest, features.Set),
+        ("POST", "/v1/features/get", features_pb2.GetRequest, features.Get),
+        ("POST", "/v1/features/batch", features_pb2.BatchGetRequest, features.BatchGet),
+        ("PUT", "/v1/features/definitions", features_pb2.PutDefinitionRequest, features.PutDefinition),
+        ("PUT", "/v1/features/groups", features_pb2.PutGroupRequest, features.PutGroup),
+    ]
+    return [Way(verb=verb, path=path, request=kind, call=call) for verb, path, kind, call in table]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +75,7 @@ class Passage:
         """Body, query and path as the room's request; its answer as JSON. Raises Invalid (`bad_request`)."""
         raw = await self.reader.raw(request) if way.verb in ("POST", "PUT") else b""
         fields = decode(raw, dict[str, Any]) if raw else {}
-        fields |= {**request.query_params, **request.path_params}
-        try:
-            wanted = json_format.ParseDict(fields, way.request())
-        except json_format.ParseError as error:
-            raise Invalid(f"the request does not fit: {error}", code="bad_request") from None
+        wanted = message_from(fields | {**request.query_params, **request.path_params}, way.request)
         return Response(message_json(await way.call(wanted)), media_type="application/json")
 
     def predicted(self, done: executor_pb2.PredictResponse) -> dict[str, Any]:
@@ -65,6 +96,31 @@ class Passage:
                 for step in done.steps
             ],
         }
+
+
+def message_from(fields: dict[str, Any], kind: type[Wanted]) -> Wanted:
+    """JSON as a message. Raises Invalid (`bad_request`) that names fields as the protos do."""
+    try:
+        return json_format.ParseDict(fields, kind())
+    # Beside its own error, protobuf's parser lets slip what plain code raises at a value of a wrong type.
+    except (json_format.ParseError, AttributeError, TypeError, ValueError) as error:
+        told = str(error) if isinstance(error, json_format.ParseError) else "a value is of a wrong type"
+        raise Invalid(f"the request does not fit: {snake(told, kind())}", code="bad_request") from None
+
+
+def snake(text: str, message: Message) -> str:
+    """`text` with the fields that it quotes in camel case, as the parser does, named as documented."""
+    known = {field.json_name: field.name for field in fields_of(cast(Descriptor, message.DESCRIPTOR), set())}
+    return re.sub(r"(?<![\w.])[a-z]\w*[A-Z]\w*", lambda found: known.get(found[0], found[0]), text)
+
+
+def fields_of(message: Descriptor, seen: set[str]) -> list[FieldDescriptor]:
+    """The fields of a message and of every message inside it."""
+    if message.full_name in seen:
+        return []
+    seen.add(message.full_name)
+    inner = [field for one in message.fields if one.message_type for field in fields_of(one.message_type, seen)]
+    return [*message.fields, *inner]
 
 
 def message_json(message: Message) -> bytes:
