@@ -43,6 +43,20 @@ async def test_a_run_streams_stage_events_deltas_and_an_end_that_adds_up(tmp_pat
     assert room.adapters.tenants == ["acme"]
 
 
+async def test_a_run_has_the_identity_that_its_caller_gave_it(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        end = await finished(room.stub.Run(request(LARGE, execution_id="e-7")))
+        assert end.execution_id == "e-7"
+
+        async def recorded() -> bool:
+            try:
+                return bool(await room.stub.GetExecution(pb.GetExecutionRequest(id="e-7")))
+            except Missing:
+                return False
+
+        await eventually(recorded)
+
+
 async def test_a_cascade_climbs_and_the_record_of_it_can_be_read(tmp_path: Path) -> None:
     async with around(tmp_path, keep_texts=["acme"]) as room:
         with as_caller(Caller("acme")):

@@ -30,6 +30,8 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
     tenants: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Event = field(default_factory=asyncio.Event)
+    records: dict[str, str] = field(default_factory=dict)
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
     runs: dict[str, executor_pb2.Run] = field(default_factory=dict)
 
     async def Run(self, request: executor_pb2.RunRequest, context: Any) -> AsyncIterator[executor_pb2.RunResponse]:
@@ -56,7 +58,9 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
                         await asyncio.sleep(30)
                     finally:
                         self.cancelled.set()
-        yield executor_pb2.RunResponse(finished=self.finished(request, model, words))
+        finished = self.finished(request, model, words)
+        yield executor_pb2.RunResponse(finished=finished)
+        self.records[finished.execution_id] = caller().tenant
 
     @staticmethod
     def finished(request: executor_pb2.RunRequest, model: str, words: list[str]) -> executor_pb2.Finished:
@@ -64,7 +68,7 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
         message = types_pb2.ChatMessage(role="assistant", content=" ".join(words))
         stage = types_pb2.StageResult(name="main", model=model, usage=usage, cost_usd=0.001, outcome="accepted")
         return executor_pb2.Finished(
-            execution_id="e-1",
+            execution_id=request.execution_id or "e-1",
             choices=[types_pb2.Choice(message=message, finish_reason="stop")],
             usage=usage,
             cost_usd=0.001,
@@ -91,6 +95,14 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
     async def CancelRun(self, request: executor_pb2.CancelRunRequest, context: Any) -> executor_pb2.CancelRunResponse:
         self.runs[request.id].state = "cancelled"
         return executor_pb2.CancelRunResponse(run=self.runs[request.id])
+
+    async def GetExecution(
+        self, request: executor_pb2.GetExecutionRequest, context: Any
+    ) -> executor_pb2.GetExecutionResponse:
+        self.looked.set()
+        if self.records.get(request.id) != caller().tenant:
+            raise Missing(f"unknown execution {request.id!r}", code="unknown_execution")
+        return executor_pb2.GetExecutionResponse(execution=executor_pb2.Execution(id=request.id))
 
     async def ListModels(self, request: Any, context: Any) -> executor_pb2.ListModelsResponse:
         adapter = executor_pb2.Model(name="base@code", provider="local", parent="base")

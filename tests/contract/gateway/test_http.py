@@ -11,7 +11,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from catena.kit.errors import Denied
+from catena.kit.errors import Denied, Missing
 from catena.kit.telemetry import open_admin
 from catena.kit.testing import eventually
 from catena.sdk.client import AsyncCatena
@@ -32,6 +32,12 @@ def hello(model: str = "base") -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
 
 
+async def post(behind: Behind, path: str, body: Any, key: str = "") -> tuple[int, Any]:
+    headers = {"Authorization": f"Bearer {key or behind.key}"}
+    async with aiohttp.ClientSession(behind.url, headers=headers) as http, http.post(path, json=body) as answer:
+        return answer.status, await answer.json()
+
+
 async def test_the_official_client_gets_an_answer_with_its_account(behind: Behind) -> None:
     raw = await client(behind).chat.completions.with_raw_response.create(**hello())
     answer = raw.parse()
@@ -42,7 +48,8 @@ async def test_the_official_client_gets_an_answer_with_its_account(behind: Behin
     assert told["plan"]["shape"] == "sequential"
     assert told["stages"][0]["model"] == "base"
     assert told["trace_id"] == raw.headers["x-catena-trace-id"]
-    assert raw.headers["x-catena-execution-id"] == told["execution_id"] == "e-1"
+    assert raw.headers["x-catena-execution-id"] == told["execution_id"]
+    assert answer.id == f"chatcmpl-{told['execution_id']}"
     assert behind.router.asked == []
     assert behind.executor.tenants == ["default"]
 
@@ -223,7 +230,37 @@ async def test_feedback_on_an_answers_id_reaches_the_learner(behind: Behind) -> 
         body = {"id": answer.id, "thumbs": "down", "correction": "right"}
         async with http.post(f"{behind.url}/v1/feedback", json=body) as told:
             assert (await told.json())["id"] == "f-1"
-    assert (behind.learner.heard[0].execution_id, behind.learner.heard[0].thumbs) == ("e-1", -1)
+    (execution_id,) = behind.executor.records
+    assert (behind.learner.heard[0].execution_id, behind.learner.heard[0].thumbs) == (execution_id, -1)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+async def test_feedback_on_a_streams_id_reaches_its_execution(behind: Behind, chat: bool) -> None:
+    ask = client(behind)
+    if chat:
+        ids = {chunk.id async for chunk in await ask.chat.completions.create(**hello(), stream=True)}
+    else:
+        ids = {chunk.id async for chunk in await ask.completions.create(model="base", prompt="one two", stream=True)}
+    (id_,) = ids
+    assert id_.startswith("chatcmpl-" if chat else "cmpl-")
+    assert (await post(behind, "/v1/feedback", {"id": id_, "thumbs": 1}))[0] == 200
+    assert [heard.execution_id for heard in behind.learner.heard] == list(behind.executor.records)
+
+
+@pytest.mark.parametrize("id_", ["chatcmpl-0198c0de", "nonsense", "theirs"])
+async def test_feedback_on_what_the_tenant_never_ran_is_refused(behind: Behind, id_: str) -> None:
+    behind.executor.records["theirs"] = "another"
+    status, told = await post(behind, "/v1/feedback", {"id": id_, "thumbs": 1})
+    assert (status, told["error"]["code"]) == (404, "unknown_execution")
+    assert behind.learner.heard == []
+
+
+async def test_feedback_may_overtake_the_record_of_its_execution(behind: Behind) -> None:
+    judging = asyncio.create_task(post(behind, "/v1/feedback", {"execution_id": "soon", "thumbs": 1}))
+    async with asyncio.timeout(30):
+        await behind.executor.looked.wait()
+    behind.executor.records["soon"] = "default"
+    assert (await judging)[0] == 200
 
 
 async def test_predict_answers_result_and_latency(behind: Behind) -> None:
@@ -289,6 +326,8 @@ async def test_the_sdk_asks_over_grpc_with_the_same_key(behind: Behind) -> None:
         answer = await catena.chat("one two", model="base", task="sums")
         assert (answer.text, answer.execution_id) == ("one two", "e-1")
         assert await catena.feedback("e-1", thumbs=1) == "f-1"
+        with pytest.raises(Missing):
+            await catena.feedback("e-2", thumbs=1)
         assert await catena.embed(["abc"]) == [[3.0, 0.5]]
     assert behind.executor.asked[-1].context.task == "sums"
     async with AsyncCatena(behind.grpc, key="ck-wrong") as stranger:

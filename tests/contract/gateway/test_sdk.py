@@ -84,6 +84,7 @@ async def test_a_stream_that_breaks_off_raises_after_what_came(behind: Behind) -
 
 async def test_feedback_embeddings_and_predictions_come_back(behind: Behind) -> None:
     def use(catena: Catena) -> tuple[str, list[list[float]], Any]:
+        catena.chat("one", model="base")
         told = catena.feedback("e-1", score=0.0, correction="better")
         return told, catena.embed(["a", "bcd"]), catena.predict("base", {"a": [1, None]}, top=2)
 

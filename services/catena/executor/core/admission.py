@@ -20,7 +20,10 @@ LEAST_REPETITION = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one."""
+    """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one.
+
+    `execution_id` empty: the execution gets a new one.
+    """
 
     tenant: str
     plan: Plan
@@ -30,6 +33,7 @@ class Errand:
     no_cache: bool = False
     stream: bool = False
     request_id: str = ""
+    execution_id: str = ""
 
 
 def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:

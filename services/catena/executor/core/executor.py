@@ -42,7 +42,7 @@ class Executor:
         check_errand(errand, self.parts.models)
 
         async def work(emit: Emit) -> None:
-            await carry_out(self.parts, errand, emit, NoJournal())
+            await carry_out(self.parts, errand, emit, NoJournal(), errand.execution_id)
 
         events = stream(work, window_s=settings.window_s, clock=self.parts.world.clock)
         async with aclosing(events):

@@ -152,4 +152,5 @@ def errand_from(request: pb.RunRequest) -> Errand:
         no_cache=request.no_cache,
         stream=request.stream,
         request_id=request.request_id,
+        execution_id=request.execution_id,
     )

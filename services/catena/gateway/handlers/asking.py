@@ -1,11 +1,12 @@
 """From a request's words to the executor's events; shared by HTTP and gRPC so that both behave alike."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from dataclasses import dataclass, field
 
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
-from catena.api.learner.v1 import learner_pb2_grpc
+from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import AUTO, Choice, cap, objective
@@ -14,18 +15,20 @@ from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.openai import shape_name
 from catena.kit.caller import within
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Invalid
+from catena.kit.errors import CatenaError, Invalid, Missing
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Shape
 from catena.plan.wire import SHAPES, plan_to_proto
 
 Event = executor_pb2.RunResponse
+RECORDED_WITHIN_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Pauses between looks for a record: far longer than the executor's 50 ms, because it may be busy."""
 Baseline = Callable[[types_pb2.Usage], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One request, decoded and admitted."""
+    """One request, decoded. `execution_id`: what its execution shall be called; empty: the executor's choice."""
 
     key: Key
     choice: Choice
@@ -33,6 +36,7 @@ class Question:
     context: types_pb2.RequestContext
     stream: bool = False
     no_cache: bool = False
+    execution_id: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +80,7 @@ class Asking:
                     context=question.context,
                     no_cache=question.no_cache,
                     stream=question.stream,
+                    execution_id=question.execution_id,
                 )
                 async with contextlib.aclosing(_events(self.executor.Run(run))) as events:
                     async for event in events:
@@ -97,6 +102,23 @@ class Asking:
                 request_id=request_id,
             )
             return (await self.executor.SubmitRun(executor_pb2.SubmitRunRequest(run=run))).run
+
+    async def judge(self, feedback: learner_pb2.Feedback) -> str:
+        """The id of the feedback, once the learner has committed it.
+
+        Raises Missing (`unknown_execution`) unless the caller's tenant ran the execution; its record may still be on
+        its way, for it is written a moment after the answer.
+        """
+        for pause_s in (*RECORDED_WITHIN_S, 0.0):
+            try:
+                await self.executor.GetExecution(executor_pb2.GetExecutionRequest(id=feedback.execution_id))
+                break
+            except Missing:
+                if not pause_s:
+                    raise
+            await asyncio.sleep(pause_s)
+        recorded = await self.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=feedback))
+        return recorded.id
 
     def _count(self, question: Question, finished: executor_pb2.Finished | None, duration_ms: float) -> None:
         done = finished or executor_pb2.Finished()

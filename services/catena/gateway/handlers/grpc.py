@@ -7,7 +7,6 @@ from typing import Any
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
-from catena.api.learner.v1 import learner_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import choose
 from catena.gateway.core.keys import Gateway, Key
@@ -72,8 +71,7 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Feedback(self, request: gateway_pb2.FeedbackRequest, context: Any) -> gateway_pb2.FeedbackResponse:
         """Takes feedback; returns once the learner has committed it."""
-        wanted = learner_pb2.RecordFeedbackRequest(feedback=request.feedback)
-        return gateway_pb2.FeedbackResponse(id=(await self.asking.learner.RecordFeedback(wanted)).id)
+        return gateway_pb2.FeedbackResponse(id=await self.asking.judge(request.feedback))
 
     async def SubmitRun(self, request: gateway_pb2.SubmitRunRequest, context: Any) -> gateway_pb2.SubmitRunResponse:
         """Accepts a conversation to answer in the background."""

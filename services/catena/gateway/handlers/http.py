@@ -125,10 +125,16 @@ class Front:
         """Chat completions and completions, plain and streamed."""
         kind: type[openai.ChatBody | openai.CompletionBody] = openai.ChatBody if chat else openai.CompletionBody
         body = await self.reader.read(request, kind)
-        question = question_of(request, key, body)
+        question = question_of(request, key, body, self.asking.world.new_id())
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            chunks = sse.Chunks(model=body.model, chat=chat, usage=usage, created_s=int(self.asking.world.clock.now()))
+            chunks = sse.Chunks(
+                id=openai.answer_id(question.execution_id, chat=chat),
+                model=body.model,
+                chat=chat,
+                usage=usage,
+                created_s=int(self.asking.world.clock.now()),
+            )
             return await sse.respond(self.asking.run(question), chunks)
         finished = executor_pb2.Finished()
         async for event in self.asking.run(question):
@@ -136,7 +142,7 @@ class Front:
                 finished = event.finished
         trace = trace_id()
         answer = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{finished.execution_id}",
+            "id": openai.answer_id(finished.execution_id, chat=chat),
             "object": "chat.completion" if chat else "text_completion",
             "created": int(self.asking.world.clock.now()),
             "model": body.model,
@@ -200,8 +206,8 @@ class Front:
             task=body.task,
             request_id=body.request_id or request.headers.get("idempotency-key", ""),
         )
-        recorded = await self.asking.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=told))
-        return json_response({"id": recorded.id, "object": "feedback", "execution_id": told.execution_id})
+        id_ = await self.asking.judge(told)
+        return json_response({"id": id_, "object": "feedback", "execution_id": told.execution_id})
 
     async def predict(self, request: Request, key: Key) -> Response:
         """A pipeline or model on one input: `{model_id, data, parameters}` to `{result, latency}` in milliseconds."""
@@ -232,7 +238,9 @@ class Front:
         return json_response({"status": "ok"})
 
 
-def question_of(request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody) -> Question:
+def question_of(
+    request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody, execution_id: str = ""
+) -> Question:
     """What body and headers ask together. Raises Invalid."""
     return Question(
         key=key,
@@ -241,6 +249,7 @@ def question_of(request: Request, key: Key, body: openai.ChatBody | openai.Compl
         context=read_context(request.headers, body.metadata or {}, body.user),
         stream=bool(body.stream),
         no_cache="no-cache" in request.headers.get("cache-control", ""),
+        execution_id=execution_id,
     )
 
 

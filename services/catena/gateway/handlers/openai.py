@@ -328,6 +328,11 @@ def calls_json(calls: "list[types_pb2.ToolCall]", *, streaming: bool) -> list[Js
     return told
 
 
+def answer_id(execution_id: str, *, chat: bool) -> str:
+    """An answer's `id`, by which feedback finds its execution."""
+    return f"{'chatcmpl' if chat else 'cmpl'}-{execution_id}"
+
+
 def choice_json(choice: types_pb2.Choice, *, chat: bool) -> Json:
     """One answer of a response that is not streamed."""
     ends: Json = {"index": choice.index, "finish_reason": choice.finish_reason or "stop"}

@@ -46,6 +46,7 @@ def vector_json(values: Sequence[float], encoding: str) -> Any:
 class Chunks:
     """Turns the executor's events into chunks of one stream. Answers that were never streamed are sent at the end."""
 
+    id: str
     model: str
     chat: bool
     usage: bool
@@ -115,7 +116,7 @@ class Chunks:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk: dict[str, Any] = {
-            "id": f"chatcmpl-{self.trace}",
+            "id": self.id,
             "object": "chat.completion.chunk" if self.chat else "text_completion",
             "created": self.created_s,
             "model": self.model,

@@ -32,12 +32,15 @@ class RunRequest(_message.Message):
     NO_CACHE_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
     no_cache: _builtins.bool
     """Whether result caches are left alone for this request."""
     stream: _builtins.bool
     """Whether deltas are wanted; otherwise only stage events and the end."""
     request_id: _builtins.str
     """Makes repeats harmless; empty: every call is a new execution."""
+    execution_id: _builtins.str
+    """Identity that the execution shall have, unused before; empty: the executor makes one. A background run has its own."""
     @_builtins.property
     def plan(self) -> _types_pb2.Plan:
         """What to run."""
@@ -59,10 +62,11 @@ class RunRequest(_message.Message):
         no_cache: _builtins.bool = ...,
         stream: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        execution_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "plan", b"plan", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "no_cache", b"no_cache", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "execution_id", b"execution_id", "no_cache", b"no_cache", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
