@@ -151,6 +151,8 @@ async def test_auto_and_forced_strategies_ask_the_router_with_their_context(behi
         ({}, {"X-Catena-Max-Latency": "nan"}, 400, "bad_cap"),
         ({}, {"X-Catena-Objective": "luck"}, 400, "unknown_objective"),
         ({"model": "busy"}, {}, 429, "queue_full"),
+        ({"model": "stuck"}, {"X-Catena-Max-Latency": "50"}, 504, "deadline_exceeded"),
+        ({"model": "auto"}, {"X-Catena-Max-Latency": "0.0001"}, 504, "deadline_exceeded"),
         ({}, {"Authorization": "Bearer nonsense"}, 401, "invalid_api_key"),
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, {}, 413, "body_too_large"),
     ],
@@ -166,6 +168,8 @@ async def test_bad_requests_get_openai_shaped_errors(
         told = await answer.json()
     assert (answer.status, told["error"]["code"]) == (status, code)
     assert set(told["error"]) == {"message", "type", "param", "code"}
+    if code == "deadline_exceeded":
+        assert f"max_latency_ms {headers['X-Catena-Max-Latency']}" in told["error"]["message"]
     if code == "queue_full":
         assert answer.headers["retry-after"] == "3"
 

@@ -6,7 +6,7 @@ import pytest
 
 from catena.executor.core.chat import Context, Delta
 from catena.executor.core.events import StageResult
-from catena.kit.errors import Exhausted, Invalid, Missing, Unavailable
+from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.testing import eventually
 from catena.plan.model import Role, Shape
 from tests.unit.executor.fakes import bed, members, plan, stage
@@ -301,7 +301,7 @@ async def test_a_missing_adapter_is_never_hidden_by_another_stage() -> None:
 async def test_a_cost_cap_shortens_the_answer_and_then_ends_the_plan() -> None:
     table = bed(small="maybe so", large="strong")
     table.provider.finish["small"] = "length"
-    with pytest.raises(Exhausted) as caught:
+    with pytest.raises(Invalid) as caught:
         await table.run(CASCADE, "q " * 40, context=Context(max_cost_usd=0.00006))
     assert caught.value.code == "cost_cap"
     assert 0 < table.provider.asked[0].request.sampling.max_tokens < 15

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from catena.kit.errors import CatenaError, Exhausted, Unavailable
 from catena.plan.model import Role, Stage
 
-HOPELESS = frozenset({"provider_key_refused", "model_disabled", "cost_cap", "no_provider"})
+HOPELESS = frozenset({"provider_key_refused", "model_disabled", "no_provider"})
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 

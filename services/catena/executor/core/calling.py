@@ -17,7 +17,7 @@ from catena.executor.core.events import RunEvent, StageResult, StageStarted
 from catena.executor.core.normal import digest
 from catena.executor.core.ports import Ask, Ended, Journal, Memory, Provider
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Exhausted, Late, Missing, Unavailable
+from catena.kit.errors import CatenaError, Invalid, Late, Missing, Unavailable
 from catena.plan.model import Role
 
 Emit = Callable[[RunEvent], Awaitable[None]]
@@ -184,7 +184,7 @@ async def _listen(run: Execution, asked: Call, model: Model, heard: Heard, timeo
 
 
 def _within_budget(run: Execution, asked: Call, model: Model) -> ChatRequest:
-    """The request, its answer no longer than the cost cap still pays for. Raises Exhausted (`cost_cap`)."""
+    """The request, its answer no longer than the cost cap still pays for. Raises Invalid (`cost_cap`)."""
     cap = run.context.max_cost_usd
     request = asked.request
     if not cap:
@@ -193,7 +193,7 @@ def _within_budget(run: Execution, asked: Call, model: Model) -> ChatRequest:
     if most is None:
         return request
     if most < 1:
-        raise Exhausted(
+        raise Invalid(
             f"{run.spent_usd:.6f} USD are spent and {model.name} does not fit under max_cost_usd {cap:g}; raise it",
             code="cost_cap",
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
@@ -13,9 +13,9 @@ from catena.gateway.core.choice import AUTO, Choice, cap, objective
 from catena.gateway.core.figures import Ended, Figures
 from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.openai import shape_name
-from catena.kit.caller import within
+from catena.kit.caller import deadline_s, within
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Invalid, Missing
+from catena.kit.errors import CatenaError, Invalid, Late, Missing
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Shape
 from catena.plan.wire import SHAPES, plan_to_proto
@@ -73,7 +73,7 @@ class Asking:
         started = self.world.clock.monotonic()
         finished: executor_pb2.Finished | None = None
         try:
-            with within(question.context.max_latency_ms / 1000 or self.timeout_s):
+            with self._in_time(question):
                 run = executor_pb2.RunRequest(
                     plan=await self.plan(question),
                     request=question.request,
@@ -82,7 +82,7 @@ class Asking:
                     stream=question.stream,
                     execution_id=question.execution_id,
                 )
-                async with contextlib.aclosing(_events(self.executor.Run(run))) as events:
+                async with contextlib.aclosing(_events(self.executor.Run(run, timeout=deadline_s()))) as events:
                     async for event in events:
                         if event.HasField("finished"):
                             finished = event.finished
@@ -102,6 +102,19 @@ class Asking:
                 request_id=request_id,
             )
             return (await self.executor.SubmitRun(executor_pb2.SubmitRunRequest(run=run))).run
+
+    @contextlib.contextmanager
+    def _in_time(self, question: Question) -> Iterator[None]:
+        """The question's own cap on time, or the house's; a call that ran out of it says only that, not why."""
+        cap_ms = question.context.max_latency_ms
+        try:
+            with within(cap_ms / 1000 or self.timeout_s):
+                yield
+        except Late as error:
+            if error.code != Late.default_code:
+                raise
+            limit = f"max_latency_ms {cap_ms:g}" if cap_ms else f"gateway.timeout_s {self.timeout_s:g}"
+            raise Late(f"no answer within {limit}; raise it or drop it", code="deadline_exceeded") from error
 
     async def judge(self, feedback: learner_pb2.Feedback) -> str:
         """The id of the feedback, once the learner has committed it.
