@@ -16,7 +16,7 @@ from catena.gateway.config import GatewayConfig
 from catena.gateway.core.figures import Figures
 from catena.gateway.core.keys import Gateway
 from catena.gateway.drivers.exported import export
-from catena.gateway.drivers.keys import METADATA, KeyStore, development_secret, first_key
+from catena.gateway.drivers.keys import METADATA, MIGRATIONS, RUNS, KeyStore, development_secret, first_key
 from catena.gateway.drivers.web import open_web
 from catena.gateway.handlers.asking import Asking, Baseline
 from catena.gateway.handlers.exchange import Reader
@@ -26,6 +26,7 @@ from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
 from catena.gateway.handlers.passage import Passage, ways
+from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.kit.chassis import Chassis, open_chassis
 from catena.kit.clock import World
 from catena.kit.config import House, ModelConfig
@@ -38,7 +39,7 @@ SERVICE = "catena.api.gateway.v1.GatewayService"
 @asynccontextmanager
 async def open_gateway(house: House, config: GatewayConfig, world: World) -> AsyncIterator[None]:
     """Serve HTTP at `config.port` and GatewayService at the room's address until the block ends."""
-    async with open_chassis("gateway", house, world, metadata=METADATA) as chassis:
+    async with open_chassis("gateway", house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis:
         keys = KeyStore(chassis.store, chassis.outbox)
         gateway = await _known(keys, house, config.admin_key, world)
         asking = await _asking(chassis, config, gateway)
@@ -114,6 +115,7 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
             await asyncio.sleep(config.spend_flush_s)
             await _write_down(keys, asking.gateway)
 
+    chassis.consume(RUNS, [FINISHED], Settling(asking=asking, spend=keys.spend_once).hear)
     chassis.watch(["gateway.key.changed"], reload)
     chassis.watch(list(News.KINDS), News(asking.figures).hear)
     chassis.background(flush(), "spending")

@@ -22,7 +22,7 @@ LEAST_REPETITION = 1e-6
 class Errand:
     """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one.
 
-    `execution_id` empty: the execution gets a new one.
+    `execution_id` empty: the execution gets a new one. `payer`: who is charged for a background run; empty: nobody.
     """
 
     tenant: str
@@ -34,6 +34,7 @@ class Errand:
     stream: bool = False
     request_id: str = ""
     execution_id: str = ""
+    payer: str = ""
 
 
 def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:

@@ -37,12 +37,13 @@ class StoredRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """How a run ended, with the record of its execution, committed together."""
+    """How a run ended and who is charged, with the record of its execution, committed together."""
 
     state: State
     result: Finished | None
     error: str
     record: Record | None
+    payer: str = ""
 
 
 class Runs(Protocol):
@@ -194,7 +195,7 @@ async def _work_on(parts: Parts, runs: Runs, bay: Bay, run: StoredRun, longest_s
     except Exception:  # one run that fails for no known reason must not end the others
         log.exception("background run failed", run=run.id)
         end = RunEnd(state="failed", result=None, error="internal: see the log", record=holding.record)
-    await runs.finish(bay.holder, run.id, end)
+    await runs.finish(bay.holder, run.id, replace(end, payer=run.errand.payer))
 
 
 async def watch(runs: Runs, tenant: str, run_id: str, *, poll_s: float = 0.5) -> AsyncGenerator[StoredRun, None]:

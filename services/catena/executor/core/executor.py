@@ -117,7 +117,7 @@ class Executor:
             role=role,
             state="queued",
             created_s=world.clock.now(),
-            errand=replace(errand, request_id=""),
+            errand=replace(errand, request_id="", execution_id=""),
         )
         return await self.runs.submit(run, errand.request_id)
 

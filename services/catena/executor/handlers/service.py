@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -44,7 +45,8 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Context) -> pb.SubmitRunResponse:
         """Accept a run for the background."""
-        run = await self._core.submit(errand_from(request.run), caller().role)
+        errand = replace(errand_from(request.run), payer=request.payer)
+        run = await self._core.submit(errand, caller().role)
         return pb.SubmitRunResponse(run=wire.stored_run_to(run))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:

@@ -133,7 +133,7 @@ def completed_event(record: Record) -> events_pb2.ExecutionCompleted:
 def run_finished_event(run_id: str, end: RunEnd) -> events_pb2.RunFinished:
     """The event of a background run's end."""
     execution_id = end.record.id if end.record else ""
-    return events_pb2.RunFinished(run_id=run_id, state=end.state, execution_id=execution_id)
+    return events_pb2.RunFinished(run_id=run_id, state=end.state, execution_id=execution_id, payer=end.payer)
 
 
 def record_to(record: Record) -> pb.Execution:

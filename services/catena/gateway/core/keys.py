@@ -83,7 +83,7 @@ class Gateway:
 
     def admit(self, key: Key, now_s: float) -> None:
         """Count a request in. Raises Exhausted (`rate_limit_exceeded`, `insufficient_quota`)."""
-        meter = self._meter(key, now_s)
+        meter = self._meter(key.id, now_s)
         if key.budget_usd and meter.spent_usd >= key.budget_usd:
             raise Exhausted(
                 f"key {key.id} has spent its budget of {key.budget_usd:g} USD; raise it", code="insufficient_quota"
@@ -105,10 +105,16 @@ class Gateway:
 
     def charge(self, key: Key, now_s: float, *, tokens: int, cost_usd: float) -> None:
         """Count what a request used."""
-        meter = self._meter(key, now_s)
+        meter = self._meter(key.id, now_s)
         meter.tokens += tokens
         meter.spent_usd += cost_usd
         meter.unsaved_usd += cost_usd
+
+    def settle(self, key_id: str, now_s: float, *, tokens: int, cost_usd: float) -> None:
+        """Count what a background run used, which is written down already."""
+        meter = self._meter(key_id, now_s)
+        meter.tokens += tokens
+        meter.spent_usd += cost_usd
 
     def take_unsaved(self) -> dict[str, float]:
         """USD spent per key since the last call; to be written down, or given back by `charge_back`."""
@@ -127,8 +133,8 @@ class Gateway:
         meter = self._meters.get(key_id)
         return meter.spent_usd if meter else 0.0
 
-    def _meter(self, key: Key, now_s: float) -> Meter:
-        meter = self._meters.setdefault(key.id, Meter())
+    def _meter(self, key_id: str, now_s: float) -> Meter:
+        meter = self._meters.setdefault(key_id, Meter())
         minute = int(now_s // 60)
         if meter.minute != minute:
             meter.minute, meter.requests, meter.tokens = minute, 0, 0

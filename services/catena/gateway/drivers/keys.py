@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic.operations import Operations
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.api.events.v1 import events_pb2
 from catena.gateway.core.keys import Key, digest_of, new_secret
 from catena.kit.caller import DEVELOPER
 from catena.kit.clock import World
-from catena.kit.outbox import Outbox, outbox_table
-from catena.kit.store import Store, upsert
+from catena.kit.outbox import Outbox, inbox_table, once, outbox_table
+from catena.kit.store import Migration, Store, upsert
 
 METADATA = sa.MetaData()
 outbox_table(METADATA)
+INBOX = inbox_table(METADATA)
+RUNS = "gateway-runs"
+"""Who hears of background runs that ended, to charge for them."""
 KEYS = sa.Table(
     "api_keys",
     METADATA,
@@ -34,6 +39,13 @@ SPENDING = sa.Table(
     sa.Column("key_id", sa.String, primary_key=True),
     sa.Column("spent_usd", sa.Float, nullable=False),
 )
+
+
+def _add_inbox(operations: Operations) -> None:
+    INBOX.create(operations.get_bind())
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_inbox,)
 
 
 class KeyStore:
@@ -64,9 +76,21 @@ class KeyStore:
         """Add what keys spent."""
         async with self._store.begin() as conn:
             for key_id, amount in amounts.items():
-                added = upsert(SPENDING, conn).values(key_id=key_id, spent_usd=amount)
-                total = {"spent_usd": SPENDING.c.spent_usd + amount}
-                await conn.execute(added.on_conflict_do_update(index_elements=["key_id"], set_=total))
+                await _add(conn, key_id, amount)
+
+    async def spend_once(self, event_id: str, key_id: str, amount: float) -> bool:
+        """Add what an event says that a key spent; False, and nothing added, where the event was met before."""
+        async with self._store.begin() as conn:
+            first = await once(conn, event_id, RUNS)
+            if first:
+                await _add(conn, key_id, amount)
+        return first
+
+
+async def _add(conn: AsyncConnection, key_id: str, amount: float) -> None:
+    added = upsert(SPENDING, conn).values(key_id=key_id, spent_usd=amount)
+    total = {"spent_usd": SPENDING.c.spent_usd + amount}
+    await conn.execute(added.on_conflict_do_update(index_elements=["key_id"], set_=total))
 
 
 def development_secret(folder: Path) -> str:

@@ -101,7 +101,8 @@ class Asking:
                 no_cache=question.no_cache,
                 request_id=request_id,
             )
-            return (await self.executor.SubmitRun(executor_pb2.SubmitRunRequest(run=run))).run
+            submitted = executor_pb2.SubmitRunRequest(run=run, payer=question.key.id)
+            return (await self.executor.SubmitRun(submitted)).run
 
     @contextlib.contextmanager
     def _in_time(self, question: Question) -> Iterator[None]:
@@ -132,6 +133,11 @@ class Asking:
             await asyncio.sleep(pause_s)
         recorded = await self.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=feedback))
         return recorded.id
+
+    def settle(self, payer: str, execution: executor_pb2.Execution) -> None:
+        """Count a background run that ended, which is written down already."""
+        tokens = execution.usage.input_tokens + execution.usage.output_tokens
+        self.gateway.settle(payer, self.world.clock.now(), tokens=tokens, cost_usd=execution.cost_usd)
 
     def _count(self, question: Question, finished: executor_pb2.Finished | None, duration_ms: float) -> None:
         done = finished or executor_pb2.Finished()

@@ -108,22 +108,26 @@ class RunFinished(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    PAYER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Identity of the run."""
     state: _builtins.str
     """`succeeded`, `failed` or `cancelled`."""
     execution_id: _builtins.str
     """Identity of its execution; empty: none was made."""
+    payer: _builtins.str
+    """The `payer` that it was submitted with; empty: none."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         state: _builtins.str = ...,
         execution_id: _builtins.str = ...,
+        payer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "payer", b"payer", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

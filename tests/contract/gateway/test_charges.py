@@ -1,0 +1,125 @@
+"""What a key is charged, with a real executor and broker behind the gateway."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from catena.api.gateway.v1 import gateway_pb2
+from catena.api.types.v1 import types_pb2
+from catena.executor.app import open_executor
+from catena.executor.config import ExecutorConfig
+from catena.gateway.app import open_gateway
+from catena.gateway.config import GatewayConfig
+from catena.gateway.drivers.keys import METADATA, MIGRATIONS, KeyStore
+from catena.kit.clock import World, still_world
+from catena.kit.config import House
+from catena.kit.outbox import Outbox
+from catena.kit.store import open_store
+from catena.kit.testing import MemoryBus, eventually, nats_server, postgres, sqlite_url
+from catena.sdk.client import AsyncCatena
+from tests.contract.executor.rooms import Adapters, house_at, neighbours
+
+pytestmark = pytest.mark.contract
+COST_USD = (10 * 10 + 2 * 40) / 1e6
+BODY = {"model": "large", "messages": [{"role": "user", "content": "hello there"}]}
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What outlives a gateway."""
+
+    house: House
+    adapters: Adapters
+
+
+@pytest.fixture
+async def behind(tmp_path: Path) -> AsyncIterator[Behind]:
+    async with nats_server(tmp_path) as url:
+        house = house_at(tmp_path, bus_url=url)
+        async with neighbours(house) as (adapters, *_), open_executor(house, ExecutorConfig(), World()):
+            yield Behind(house, adapters)
+
+
+@asynccontextmanager
+async def gateway(behind: Behind) -> AsyncIterator[aiohttp.ClientSession]:
+    async with open_gateway(behind.house, GatewayConfig(port=0), World()):
+        home = Path(behind.house.home)
+        key = (home / "keys" / "development.key").read_text().strip()
+        url = msgspec.json.decode((home / "run" / "gateway.json").read_bytes())["url"]
+        async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {key}"}) as http:
+            yield http
+
+
+async def post(http: aiohttp.ClientSession, path: str, body: Any, key: str = "") -> tuple[int, Any]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with http.post(path, json=body, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def spent(http: aiohttp.ClientSession, name: str) -> float:
+    async with http.get("/v1/keys") as told:
+        keys = {key["name"]: key["spent_usd"] for key in (await told.json())["data"]}
+    return float(keys[name])
+
+
+async def test_a_background_run_uses_up_the_budget_of_its_key(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        _, made = await post(http, "/v1/keys", {"tenant": "default", "name": "poor", "budget_usd": COST_USD})
+        assert (await post(http, "/v1/runs", BODY, made["key"]))[0] == 202
+        await eventually(lambda: spent(http, "poor"))
+        assert await spent(http, "poor") == pytest.approx(COST_USD)
+        status, told = await post(http, "/v1/runs", BODY, made["key"])
+        assert (status, told["error"]["code"]) == (429, "insufficient_quota")
+
+
+async def test_over_grpc_it_does_too(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        _, made = await post(http, "/v1/keys", {"tenant": "default", "name": "poor", "tokens_per_minute": 5})
+        asked = types_pb2.ChatRequest(messages=[types_pb2.ChatMessage(role="user", content="hello there")])
+        chat = gateway_pb2.ChatRequest(model="large", request=asked)
+        async with AsyncCatena(behind.house.address("gateway"), key=made["key"]) as catena:
+            await catena.gateway.SubmitRun(gateway_pb2.SubmitRunRequest(chat=chat))
+            await eventually(lambda: spent(http, "poor"))
+        assert await spent(http, "poor") == pytest.approx(COST_USD)
+
+
+async def test_a_run_that_ends_while_the_gateway_is_away_is_charged_once(behind: Behind) -> None:
+    behind.adapters.hold.add("large")
+    async with gateway(behind) as http:
+        assert (await post(http, "/v1/runs", BODY))[0] == 202
+    behind.adapters.released.set()
+    async with gateway(behind) as http:
+        await eventually(lambda: spent(http, "development"))
+        assert await spent(http, "development") == pytest.approx(COST_USD)
+    async with gateway(behind) as http:
+        assert await spent(http, "development") == pytest.approx(COST_USD)
+        await post(http, "/v1/runs", BODY)
+
+        async def twice() -> bool:
+            return await spent(http, "development") > 1.5 * COST_USD
+
+        await eventually(twice)
+        assert await spent(http, "development") == pytest.approx(2 * COST_USD)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_a_database_from_before_learns_to_charge_once(tmp_path: Path, database: str) -> None:
+    before = sa.MetaData()
+    for table in METADATA.tables.values():
+        if table.name != "inbox":
+            table.to_metadata(before)
+    async with AsyncExitStack() as stack:
+        url = sqlite_url(tmp_path) if database == "sqlite" else await stack.enter_async_context(postgres())
+        async with open_store(url, before, room="gateway"):
+            pass
+        store = await stack.enter_async_context(open_store(url, METADATA, room="gateway", migrations=MIGRATIONS))
+        keys = KeyStore(store, Outbox(store, MemoryBus(), still_world()))
+        assert [await keys.spend_once(event, "k", 0.5) for event in ("a", "a", "b")] == [True, False, True]
+        assert (await keys.load())[1] == {"k": 1.0}
