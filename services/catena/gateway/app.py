@@ -13,7 +13,7 @@ from catena.api.memory.v1 import memory_pb2_grpc
 from catena.api.router.v1 import router_pb2_grpc
 from catena.api.types.v1 import types_pb2
 from catena.gateway.config import GatewayConfig
-from catena.gateway.core.figures import Figures
+from catena.gateway.core.figures import Board
 from catena.gateway.core.keys import Gateway
 from catena.gateway.drivers.exported import export
 from catena.gateway.drivers.keys import METADATA, MIGRATIONS, RUNS, KeyStore, development_secret, first_key
@@ -44,7 +44,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         gateway = await _known(keys, house, config.admin_key, world)
         asking = await _asking(chassis, config, gateway)
         _keep_up(chassis, config, keys, asking)
-        export(asking.figures, world.clock)
+        export(asking.figures.whole, world.clock)
         reader = Reader(max_bytes=config.max_body_bytes)
         front = Front(
             asking=asking,
@@ -96,7 +96,7 @@ async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway) -> 
     return Asking(
         world=chassis.world,
         gateway=gateway,
-        figures=Figures(),
+        figures=Board(),
         router=router_pb2_grpc.RouterServiceStub(await chassis.dial("router")),
         executor=executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor")),
         learner=learner_pb2_grpc.LearnerServiceStub(await chassis.dial("learner")),

@@ -90,6 +90,46 @@ async def test_over_grpc_it_does_too(behind: Behind) -> None:
         assert await spent(http, "poor") == pytest.approx(COST_USD)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "times"),
+    [
+        ("/v1/predict", {"model_id": "large", "data": "hello there"}, 1),
+        ("/v1/batch_predict", {"model_id": "large", "data": ["hello there", "good morning"]}, 2),
+        ("/v1/chat/completions", BODY, 1),
+    ],
+)
+async def test_every_way_of_asking_is_charged_and_shown_alike(
+    behind: Behind, path: str, body: dict[str, Any], times: int
+) -> None:
+    async with gateway(behind) as http:
+        assert (await post(http, path, body))[0] == 200
+        assert await spent(http, "development") == pytest.approx(times * COST_USD)
+        async with http.get("/dashboard/data") as told:
+            view = await told.json()
+    assert (view["requests"], view["cost_usd"]) == (1, pytest.approx(times * COST_USD))
+    assert view["by_model"] == {"large": 1}
+
+
+async def test_a_prediction_over_grpc_is_charged(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        key = (Path(behind.house.home) / "keys" / "development.key").read_text().strip()
+        async with AsyncCatena(behind.house.address("gateway"), key=key) as catena:
+            await catena.predict("large", "hello there")
+        assert await spent(http, "development") == pytest.approx(COST_USD)
+
+
+async def test_the_dashboard_shows_a_background_run_that_ended(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        await post(http, "/v1/runs", BODY)
+
+        async def shown() -> bool:
+            async with http.get("/dashboard/data") as told:
+                view = await told.json()
+            return bool(view["by_model"] == {"large": 1} and view["cost_usd"] == pytest.approx(COST_USD))
+
+        await eventually(shown)
+
+
 async def test_a_run_that_ends_while_the_gateway_is_away_is_charged_once(behind: Behind) -> None:
     behind.adapters.hold.add("large")
     async with gateway(behind) as http:

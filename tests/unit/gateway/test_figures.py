@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from catena.gateway.core.figures import Ended, Figures, saved_percent
+from catena.gateway.core.figures import MOST_NAMES, OTHER, Board, Ended, Figures, saved_percent
 
 NOW = 1_800_000_000.0
 ONE = Ended(
@@ -11,7 +11,7 @@ ONE = Ended(
     model="small",
     shape="cascade",
     agent_type="assistant",
-    ok=True,
+    outcome="succeeded",
     duration_ms=10.0,
     cost_usd=0.1,
     baseline_usd=1.0,
@@ -22,12 +22,44 @@ ONE = Ended(
 def test_the_page_shows_as_many_requests_as_were_counted() -> None:
     figures = Figures()
     for number in range(5):
-        figures.count(replace(ONE, at_s=NOW + number, ok=number != 4))
+        figures.count(replace(ONE, at_s=NOW + number, outcome="failed" if number == 4 else "succeeded"))
     view = figures.view(NOW + 5)
     assert (view["requests"], view["failures"], view["tokens"]) == (5, 1, 35)
-    assert view["by_model"] == {"small": 5}
-    assert view["models_30s"] == {"small": 5}
+    assert view["by_model"] == view["models_30s"] == {"small": 4}
     assert view["success"] == [{"agent_type": "assistant", "hour": 8, "requests": 5, "success": 0.8}]
+
+
+def test_wrong_requests_and_clients_that_go_are_no_failures() -> None:
+    figures = Figures()
+    figures.count(replace(ONE, model="", outcome="refused"))
+    figures.count(replace(ONE, model="", outcome="cancelled"))
+    view = figures.view(NOW)
+    assert (view["requests"], view["failures"], view["refused"], view["cancelled"]) == (2, 0, 1, 1)
+    assert view["by_model"] == view["models_30s"] == view["latency"] == {}
+    assert view["success"] == []
+
+
+def test_made_up_names_are_counted_as_one() -> None:
+    figures = Figures()
+    for number in range(MOST_NAMES + 9):
+        figures.count(replace(ONE, model=f"base@{{a=0.{number}}}", agent_type=f"agent {number}", shape=f"s{number}"))
+    view = figures.view(NOW)
+    for counts in (view["by_model"], view["models_30s"], view["by_shape"]):
+        assert (len(counts), counts[OTHER]) == (MOST_NAMES + 1, 9)
+    assert len(view["success"]) == len(view["latency"]) == MOST_NAMES + 1
+
+
+def test_a_tenant_sees_its_own_figures_and_everybodys_news() -> None:
+    board = Board()
+    board.count("acme", ONE)
+    board.count("other", replace(ONE, cost_usd=9.0))
+    for at_s, tenant in enumerate(("shared", "other", "acme")):
+        board.tell(tenant, at_s, "job", {"of": tenant})
+    view = board.view("acme", NOW)
+    assert (view["requests"], view["cost_usd"]) == (1, 0.1)
+    assert [item["of"] for item in view["news"]] == ["acme", "shared"]
+    assert board.view("shared", NOW)["requests"] == 2
+    assert board.view("new", NOW)["requests"] == 0
 
 
 def test_the_pie_forgets_after_thirty_seconds_and_the_series_after_an_hour() -> None:
@@ -42,7 +74,7 @@ def test_latency_quantiles_leave_failures_out() -> None:
     figures = Figures()
     for duration in (10.0, 20.0, 30.0):
         figures.count(replace(ONE, duration_ms=duration))
-    figures.count(replace(ONE, duration_ms=9000.0, ok=False))
+    figures.count(replace(ONE, duration_ms=9000.0, outcome="failed"))
     (point,) = figures.view(NOW)["latency"]["small"]
     assert (point["p50"], point["p99"]) == (20.0, 30.0)
 

@@ -2,23 +2,33 @@
 
 import math
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from catena.kit.caller import SHARED
 
 HOUR_S = 3600.0
 PIE_S = 30.0
 BUCKET_S = 60.0
+MOST_NAMES = 50
+"""Names that are counted apart; callers may make up more, which are counted as one."""
+OTHER = "other"
+Outcome = Literal["succeeded", "failed", "refused", "cancelled"]
+"""`refused`: the request was wrong; `cancelled`: the client went. Neither says anything of the house."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A request that ended; `baseline_usd` is what it would have cost on the baseline model."""
+    """A request that ended; `baseline_usd` is what it would have cost on the baseline model.
+
+    `model` and `shape` are those that answered; empty unless it succeeded.
+    """
 
     at_s: float
     model: str
     shape: str
     agent_type: str
-    ok: bool
+    outcome: Outcome
     duration_ms: float
     cost_usd: float
     baseline_usd: float
@@ -31,24 +41,31 @@ class Figures:
 
     requests: int = 0
     failures: int = 0
+    refused: int = 0
+    cancelled: int = 0
     cost_usd: float = 0.0
     baseline_usd: float = 0.0
     tokens: int = 0
     by_model: Counter[str] = field(default_factory=Counter)
     by_shape: Counter[str] = field(default_factory=Counter)
+    by_agent: Counter[str] = field(default_factory=Counter)
     recent: deque[Ended] = field(default_factory=deque)
     news: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
 
     def count(self, ended: Ended) -> None:
         """Take in a request that ended."""
         self.requests += 1
-        self.failures += not ended.ok
+        self.failures += ended.outcome == "failed"
+        self.refused += ended.outcome == "refused"
+        self.cancelled += ended.outcome == "cancelled"
         self.cost_usd += ended.cost_usd
         self.baseline_usd += ended.baseline_usd
         self.tokens += ended.tokens
-        self.by_model[ended.model or "none"] += 1
-        self.by_shape[ended.shape or "none"] += 1
-        self.recent.append(ended)
+        agent = one_more(self.by_agent, ended.agent_type or "none")
+        if ended.outcome == "succeeded":
+            one_more(self.by_shape, ended.shape or "none")
+            ended = replace(ended, model=one_more(self.by_model, ended.model or "none"))
+        self.recent.append(replace(ended, agent_type=agent))
         while self.recent and self.recent[0].at_s < ended.at_s - HOUR_S:
             self.recent.popleft()
 
@@ -65,20 +82,59 @@ class Figures:
     def view(self, now_s: float) -> dict[str, Any]:
         """Everything that the page draws, as plain data."""
         hour = [ended for ended in self.recent if ended.at_s >= now_s - HOUR_S]
+        answered = [ended for ended in hour if ended.outcome == "succeeded"]
         return {
             "requests": self.requests,
             "failures": self.failures,
+            "refused": self.refused,
+            "cancelled": self.cancelled,
             "tokens": self.tokens,
             "cost_usd": self.cost_usd,
             "baseline_usd": self.baseline_usd,
             "saved_percent": saved_percent(self.cost_usd, self.baseline_usd),
             "by_model": dict(self.by_model),
             "by_shape": dict(self.by_shape),
-            "models_30s": dict(Counter(ended.model for ended in hour if ended.at_s >= now_s - PIE_S)),
-            "latency": latency_series(hour),
+            "models_30s": dict(Counter(ended.model for ended in answered if ended.at_s >= now_s - PIE_S)),
+            "latency": latency_series(answered),
             "success": success_heat(hour),
             "news": list(self.news),
         }
+
+
+@dataclass(slots=True)
+class Board:
+    """Figures of the whole house, and of each tenant. There are as many as tenants that hold a key."""
+
+    whole: Figures = field(default_factory=Figures)
+    tenants: dict[str, Figures] = field(default_factory=dict)
+
+    def count(self, tenant: str, ended: Ended) -> None:
+        """Take in a tenant's request that ended."""
+        self.whole.count(ended)
+        self._of(tenant).count(ended)
+
+    def tell(self, tenant: str, at_s: float, what: str, details: dict[str, Any]) -> None:
+        """Take in something that is worth showing to a tenant, or to all when it is `shared`."""
+        self.whole.tell(at_s, what, details)
+        self._of(tenant).tell(at_s, what, details)
+
+    def view(self, tenant: str, now_s: float) -> dict[str, Any]:
+        """What a key of `tenant` may see: its own figures, and the news of all; one of `shared` sees the whole."""
+        if tenant == SHARED:
+            return self.whole.view(now_s)
+        own = self._of(tenant)
+        news = sorted([*own.news, *self._of(SHARED).news], key=lambda item: item["at_s"], reverse=True)
+        return {**own.view(now_s), "news": news}
+
+    def _of(self, tenant: str) -> Figures:
+        return self.tenants.setdefault(tenant, Figures())
+
+
+def one_more(counts: Counter[str], name: str) -> str:
+    """Count `name`, or `other` where too many names are counted already; which it was."""
+    name = name if name in counts or len(counts) < MOST_NAMES else OTHER
+    counts[name] += 1
+    return name
 
 
 def saved_percent(cost_usd: float, baseline_usd: float) -> float:
@@ -87,12 +143,11 @@ def saved_percent(cost_usd: float, baseline_usd: float) -> float:
 
 
 def latency_series(ended: list[Ended]) -> dict[str, list[dict[str, float]]]:
-    """p50, p95, p99 per minute of successful requests, by model."""
+    """p50, p95, p99 per minute, by model."""
     buckets: dict[str, dict[float, list[float]]] = {}
     for one in ended:
-        if one.ok:
-            start = one.at_s - one.at_s % BUCKET_S
-            buckets.setdefault(one.model, {}).setdefault(start, []).append(one.duration_ms)
+        start = one.at_s - one.at_s % BUCKET_S
+        buckets.setdefault(one.model, {}).setdefault(start, []).append(one.duration_ms)
     return {
         model: [
             {"at_s": start, **{f"p{share}": quantile(sorted(values), share / 100) for share in (50, 95, 99)}}
@@ -103,11 +158,12 @@ def latency_series(ended: list[Ended]) -> dict[str, list[dict[str, float]]]:
 
 
 def success_heat(ended: list[Ended]) -> list[dict[str, Any]]:
-    """Share of successes by agent type and hour of day (UTC)."""
+    """Share of successes by agent type and hour of day (UTC), among requests that could succeed."""
     cells: dict[tuple[str, int], list[bool]] = {}
     for one in ended:
         hour = int(one.at_s // 3600 % 24)
-        cells.setdefault((one.agent_type or "none", hour), []).append(one.ok)
+        if one.outcome in ("succeeded", "failed"):
+            cells.setdefault((one.agent_type, hour), []).append(one.outcome == "succeeded")
     return [
         {"agent_type": agent, "hour": hour, "requests": len(oks), "success": sum(oks) / len(oks)}
         for (agent, hour), oks in sorted(cells.items())

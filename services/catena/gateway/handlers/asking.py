@@ -10,12 +10,13 @@ from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import AUTO, Choice, cap, objective
-from catena.gateway.core.figures import Ended, Figures
+from catena.gateway.core.figures import Board, Outcome
 from catena.gateway.core.keys import Gateway, Key
+from catena.gateway.handlers.bill import Bill, main_usage, predicted
 from catena.gateway.handlers.openai import shape_name
 from catena.kit.caller import deadline_s, within
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Invalid, Late, Missing
+from catena.kit.errors import CatenaError, Denied, Invalid, Late, Missing
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Shape
 from catena.plan.wire import SHAPES, plan_to_proto
@@ -23,6 +24,8 @@ from catena.plan.wire import SHAPES, plan_to_proto
 Event = executor_pb2.RunResponse
 RECORDED_WITHIN_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Pauses between looks for a record: far longer than the executor's 50 ms, because it may be busy."""
+OUTCOMES: dict[str, Outcome] = {"succeeded": "succeeded", "failed": "failed", "cancelled": "cancelled"}
+"""An execution's outcome as the figures know it."""
 Baseline = Callable[[types_pb2.Usage], float]
 
 
@@ -45,7 +48,7 @@ class Asking:
 
     world: World
     gateway: Gateway
-    figures: Figures
+    figures: Board
     router: "router_pb2_grpc.RouterServiceAsyncStub"
     executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
     learner: "learner_pb2_grpc.LearnerServiceAsyncStub"
@@ -69,26 +72,43 @@ class Asking:
 
     async def run(self, question: Question) -> AsyncGenerator[executor_pb2.RunResponse, None]:
         """The executor's events, the last one `finished`; the request is admitted before and counted after."""
-        self.gateway.admit(question.key, self.world.clock.now())
-        started = self.world.clock.monotonic()
-        finished: executor_pb2.Finished | None = None
-        try:
-            with self._in_time(question):
-                run = executor_pb2.RunRequest(
-                    plan=await self.plan(question),
-                    request=question.request,
-                    context=question.context,
-                    no_cache=question.no_cache,
-                    stream=question.stream,
-                    execution_id=question.execution_id,
-                )
-                async with contextlib.aclosing(_events(self.executor.Run(run, timeout=deadline_s()))) as events:
-                    async for event in events:
-                        if event.HasField("finished"):
-                            finished = event.finished
-                        yield event
-        finally:
-            self._count(question, finished, 1000 * (self.world.clock.monotonic() - started))
+        with self._counted(question.key, question.context) as bill, self._in_time(question):
+            run = executor_pb2.RunRequest(
+                plan=await self.plan(question),
+                request=question.request,
+                context=question.context,
+                no_cache=question.no_cache,
+                stream=question.stream,
+                execution_id=question.execution_id,
+            )
+            async with contextlib.aclosing(_events(self.executor.Run(run, timeout=deadline_s()))) as events:
+                async for event in events:
+                    if event.HasField("finished"):
+                        bill.put(self._bill(event.finished, event.finished.model))
+                    yield event
+
+    async def predict(self, key: Key, wanted: executor_pb2.PredictRequest) -> executor_pb2.PredictResponse:
+        """A pipeline or model on one input, admitted, counted and charged."""
+        with self._counted(key, wanted.context) as bill:
+            done = await self.executor.Predict(wanted)
+            bill.put(predicted(wanted.model_id, [done]))
+        return done
+
+    async def predict_many(
+        self, key: Key, wanted: executor_pb2.BatchPredictRequest
+    ) -> executor_pb2.BatchPredictResponse:
+        """A pipeline or model on many inputs; one request, charged for all of them."""
+        with self._counted(key, wanted.context) as bill:
+            done = await self.executor.BatchPredict(wanted)
+            bill.put(predicted(wanted.model_id, done.results))
+        return done
+
+    async def embed(self, key: Key, wanted: executor_pb2.EmbedRequest) -> executor_pb2.EmbedResponse:
+        """Texts as vectors, admitted, counted and charged."""
+        with self._counted(key, types_pb2.RequestContext()) as bill:
+            made = await self.executor.Embed(wanted)
+            bill.put(Bill(model=made.model, shape="embedding", tokens=made.usage.input_tokens))
+        return made
 
     async def submit(self, question: Question, request_id: str) -> executor_pb2.Run:
         """The run, stored for the background; the same for every repeat of a `request_id` that is not empty."""
@@ -134,42 +154,56 @@ class Asking:
         recorded = await self.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=feedback))
         return recorded.id
 
-    def settle(self, payer: str, execution: executor_pb2.Execution) -> None:
+    def settle(self, tenant: str, payer: str, execution: executor_pb2.Execution) -> None:
         """Count a background run that ended, which is written down already."""
-        tokens = execution.usage.input_tokens + execution.usage.output_tokens
-        self.gateway.settle(payer, self.world.clock.now(), tokens=tokens, cost_usd=execution.cost_usd)
-
-    def _count(self, question: Question, finished: executor_pb2.Finished | None, duration_ms: float) -> None:
-        done = finished or executor_pb2.Finished()
-        tokens = done.usage.input_tokens + done.usage.output_tokens
         now_s = self.world.clock.now()
-        self.gateway.charge(question.key, now_s, tokens=tokens, cost_usd=done.cost_usd)
+        models = [stage.model for stage in execution.stages if stage.outcome == "accepted"]
+        bill = self._bill(execution, models[-1] if models else "")
+        self.gateway.settle(payer, now_s, tokens=bill.tokens, cost_usd=bill.cost_usd)
         self.figures.count(
-            Ended(
-                at_s=now_s,
-                model=done.model.partition("#")[0] or question.choice.model,
-                shape=shape_name(done.plan) if finished else question.choice.shape or "",
-                agent_type=question.context.agent_type,
-                ok=finished is not None,
-                duration_ms=duration_ms,
-                cost_usd=done.cost_usd,
-                baseline_usd=self.baseline(main_usage(done)),
-                tokens=tokens,
-            )
+            tenant,
+            bill.ended(
+                now_s,
+                agent_type=execution.context.agent_type,
+                outcome=OUTCOMES.get(execution.outcome, "failed"),
+                duration_ms=execution.duration_ms,
+            ),
         )
+
+    def _bill(self, done: executor_pb2.Finished | executor_pb2.Execution, model: str) -> Bill:
+        return Bill(
+            model=model.partition("#")[0],
+            shape=shape_name(done.plan),
+            tokens=done.usage.input_tokens + done.usage.output_tokens,
+            cost_usd=done.cost_usd,
+            baseline_usd=self.baseline(main_usage(done)),
+        )
+
+    @contextlib.contextmanager
+    def _counted(self, key: Key, context: types_pb2.RequestContext) -> Iterator[Bill]:
+        """Admit a request, then count how it ended and charge what the block puts on the bill."""
+        self.gateway.admit(key, self.world.clock.now())
+        started, bill = self.world.clock.monotonic(), Bill()
+        outcome: Outcome = "failed"
+        try:
+            yield bill
+        except (Invalid, Missing, Denied):
+            outcome = "refused"
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
+            raise
+        finally:
+            now_s, took_ms = self.world.clock.now(), 1000 * (self.world.clock.monotonic() - started)
+            self.gateway.charge(key, now_s, tokens=bill.tokens, cost_usd=bill.cost_usd)
+            outcome = "succeeded" if bill.known else outcome
+            ended = bill.ended(now_s, agent_type=context.agent_type, outcome=outcome, duration_ms=took_ms)
+            self.figures.count(key.tenant, ended)
 
 
 async def _events(call: AsyncIterable[Event]) -> AsyncGenerator[Event, None]:
     async for event in call:
         yield event
-
-
-def main_usage(finished: executor_pb2.Finished) -> types_pb2.Usage:
-    """The tokens of the one call that a single model would have needed: those of the last accepted stage."""
-    for stage in reversed(finished.stages):
-        if stage.outcome == "accepted":
-            return stage.usage
-    return finished.usage
 
 
 def check_context(context: types_pb2.RequestContext) -> types_pb2.RequestContext:

@@ -54,20 +54,19 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Embed(self, request: gateway_pb2.EmbedRequest, context: Any) -> gateway_pb2.EmbedResponse:
         """Turns texts into vectors."""
-        self._admit(context)
-        made = await self.asking.executor.Embed(executor_pb2.EmbedRequest(model=request.model, texts=request.texts))
+        wanted = executor_pb2.EmbedRequest(model=request.model, texts=request.texts)
+        made = await self.asking.embed(self._key(context), wanted)
         return gateway_pb2.EmbedResponse(result=made)
 
     async def Predict(self, request: gateway_pb2.PredictRequest, context: Any) -> gateway_pb2.PredictResponse:
         """Runs a pipeline or model on one input."""
-        self._admit(context)
         wanted = executor_pb2.PredictRequest(
             model_id=request.model_id,
             data=request.data,
             parameters=request.parameters,
             context=check_context(request.context),
         )
-        return gateway_pb2.PredictResponse(result=await self.asking.executor.Predict(wanted))
+        return gateway_pb2.PredictResponse(result=await self.asking.predict(self._key(context), wanted))
 
     async def Feedback(self, request: gateway_pb2.FeedbackRequest, context: Any) -> gateway_pb2.FeedbackResponse:
         """Takes feedback; returns once the learner has committed it."""
@@ -107,6 +106,3 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
 
     def _key(self, context: Any) -> Key:
         return self.asking.gateway.identify(secret_of(dict(context.invocation_metadata() or ())))
-
-    def _admit(self, context: Any) -> None:
-        self.asking.gateway.admit(self._key(context), self.asking.world.clock.now())

@@ -23,7 +23,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import choose
 from catena.gateway.core.keys import Key
 from catena.gateway.handlers import openai, sse
-from catena.gateway.handlers.asking import Asking, Question, deepest
+from catena.gateway.handlers.asking import Asking, Question, check_context, deepest
 from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
 from catena.gateway.handlers.keys import KeyRoutes
@@ -85,6 +85,7 @@ class Front:
             Route("/v1/feedback", self.guarded(self.feedback), methods=["POST"]),
             Route("/v1/predict", self.guarded(self.predict), methods=["POST"]),
             Route("/api/predict", self.guarded(self.predict), methods=["POST"]),
+            Route("/v1/batch_predict", self.guarded(self.predict_many), methods=["POST"]),
             Route("/v1/keys", self.guarded(self.keys.list)),
             Route("/v1/keys", self.guarded(self.keys.create), methods=["POST"]),
             Route("/v1/keys/{id}", self.guarded(self.keys.revoke), methods=["DELETE"]),
@@ -169,10 +170,7 @@ class Front:
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not texts:
             raise Invalid("`input` is empty; give at least one text", code="missing_input")
-        now_s = self.asking.world.clock.now()
-        self.asking.gateway.admit(key, now_s)
-        made = await self.asking.executor.Embed(executor_pb2.EmbedRequest(model=body.model, texts=texts))
-        self.asking.gateway.charge(key, now_s, tokens=made.usage.input_tokens, cost_usd=0.0)
+        made = await self.asking.embed(key, executor_pb2.EmbedRequest(model=body.model, texts=texts))
         data = [
             {"object": "embedding", "index": index, "embedding": sse.vector_json(vector.values, body.encoding_format)}
             for index, vector in enumerate(made.vectors)
@@ -212,22 +210,23 @@ class Front:
     async def predict(self, request: Request, key: Key) -> Response:
         """A pipeline or model on one input: `{model_id, data, parameters}` to `{result, latency}` in milliseconds."""
         body = await self.reader.read(request, PredictBody)
-        now_s = self.asking.world.clock.now()
-        self.asking.gateway.admit(key, now_s)
         wanted = executor_pb2.PredictRequest(
             model_id=body.model_id,
             data=from_json(body.data),
             parameters=struct_from_json(body.parameters),
             context=read_context(request.headers, {}),
         )
-        done = await self.asking.executor.Predict(wanted)
-        tokens = done.usage.input_tokens + done.usage.output_tokens
-        self.asking.gateway.charge(key, now_s, tokens=tokens, cost_usd=done.cost_usd)
-        return json_response(self.passage.predicted(done))
+        return json_response(self.passage.predicted(await self.asking.predict(key, wanted)))
 
-    async def figures(self, _: Request, __: Key) -> Response:
-        """What the dashboard draws."""
-        return json_response(self.asking.figures.view(self.asking.world.clock.now()))
+    async def predict_many(self, request: Request, key: Key) -> Response:
+        """A pipeline or model on many inputs, in the words of the proto."""
+        wanted = await self.passage.read(request, executor_pb2.BatchPredictRequest)
+        check_context(wanted.context)
+        return Response(message_json(await self.asking.predict_many(key, wanted)), media_type="application/json")
+
+    async def figures(self, _: Request, key: Key) -> Response:
+        """What the dashboard draws: the figures of the key's tenant; to a key of `shared`, everybody's."""
+        return json_response(self.asking.figures.view(key.tenant, self.asking.world.clock.now()))
 
     async def dashboard(self, _: Request) -> Response:
         """The page; its data needs a key."""

@@ -7,7 +7,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from catena.api.events.v1 import events_pb2
-from catena.gateway.core.figures import Figures
+from catena.gateway.core.figures import Board
 from catena.kit.event import Event
 
 
@@ -15,7 +15,7 @@ from catena.kit.event import Event
 class News:
     """Puts events into the figures."""
 
-    figures: Figures
+    figures: Board
     KINDS: ClassVar[dict[str, type[Message]]] = {
         "trainer.job.started": events_pb2.JobStarted,
         "trainer.job.finished": events_pb2.JobFinished,
@@ -31,4 +31,4 @@ class News:
         """Take one event in."""
         message = self.KINDS[event.type].FromString(event.data)
         details = json_format.MessageToDict(message, preserving_proto_field_name=True)
-        self.figures.tell(event.time_s, event.type, details)
+        self.figures.tell(event.tenant, event.time_s, event.type, details)

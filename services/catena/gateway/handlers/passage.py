@@ -49,7 +49,6 @@ def ways(
         ("GET", "/v1/executions/{id}", executor_pb2.GetExecutionRequest, executor.GetExecution),
         ("GET", "/v1/runs/{id}", executor_pb2.GetRunRequest, executor.GetRun),
         ("DELETE", "/v1/runs/{id}", executor_pb2.CancelRunRequest, executor.CancelRun),
-        ("POST", "/v1/batch_predict", executor_pb2.BatchPredictRequest, executor.BatchPredict),
         ("POST", "/v1/memory/documents", memory_pb2.PutDocumentsRequest, memory.PutDocuments),
         ("POST", "/v1/memory/delete", memory_pb2.DeleteDocumentsRequest, memory.DeleteDocuments),
         ("POST", "/v1/memory/search", memory_pb2.SearchRequest, memory.Search),
@@ -73,10 +72,14 @@ class Passage:
 
     async def call(self, way: Way, request: Request, _: Key) -> Response:
         """Body, query and path as the room's request; its answer as JSON. Raises Invalid (`bad_request`)."""
-        raw = await self.reader.raw(request) if way.verb in ("POST", "PUT") else b""
-        fields = decode(raw, dict[str, Any]) if raw else {}
-        wanted = message_from(fields | {**request.query_params, **request.path_params}, way.request)
+        wanted = await self.read(request, way.request)
         return Response(message_json(await way.call(wanted)), media_type="application/json")
+
+    async def read(self, request: Request, kind: type[Wanted]) -> Wanted:
+        """Body, query and path as a message. Raises Invalid (`bad_request`)."""
+        raw = await self.reader.raw(request) if request.method in ("POST", "PUT") else b""
+        fields = decode(raw, dict[str, Any]) if raw else {}
+        return message_from(fields | {**request.query_params, **request.path_params}, kind)
 
     def predicted(self, done: executor_pb2.PredictResponse) -> dict[str, Any]:
         """`{result, latency}` and the steps."""

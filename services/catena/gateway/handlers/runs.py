@@ -34,4 +34,4 @@ class Settling:
             log.warning("run not charged, its record is gone", run=ended.run_id, payer=ended.payer)
             return
         if await self.spend(event.id, ended.payer, execution.cost_usd):
-            self.asking.settle(ended.payer, execution)
+            self.asking.settle(event.tenant, ended.payer, execution)
