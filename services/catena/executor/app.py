@@ -30,7 +30,7 @@ from catena.executor.drivers.pipelines import SqlPipelines
 from catena.executor.drivers.plugins import load_providers
 from catena.executor.drivers.records import SqlRecords, forget_daily
 from catena.executor.drivers.runs import SqlRuns
-from catena.executor.drivers.tables import METADATA
+from catena.executor.drivers.tables import METADATA, MIGRATIONS
 from catena.executor.handlers import ExecutorHandlers, wire
 from catena.executor.handlers.values import plain
 from catena.kit.chassis import Chassis, open_chassis
@@ -48,7 +48,10 @@ FORGET_EVERY_S = 3600.0
 @asynccontextmanager
 async def open_executor(house: House, config: ExecutorConfig, world: World) -> AsyncIterator[None]:
     """The executor, serving at its address until the block ends."""
-    async with open_chassis("executor", house, world, metadata=METADATA) as chassis, AsyncExitStack() as stack:
+    async with (
+        open_chassis("executor", house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis,
+        AsyncExitStack() as stack,
+    ):
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
@@ -102,7 +105,7 @@ def _background(
         records, records_days=config.records_days, texts_days=config.texts_days, every_s=FORGET_EVERY_S
     )
     chassis.background(forgetting, "retention")
-    # Scores may come in any order; one on what was never run waits its ten seconds beside the others.
+    # Scores may come in any order.
     chassis.consume("executor-feedback", ["learner.feedback.recorded"], _scoring(records), in_flight=16)
     chassis.watch(["adapters.adapter.*"], _forgetting(catalogue, cache))
 
@@ -117,7 +120,7 @@ def _scoring(records: SqlRecords) -> Callable[[Event], Awaitable[None]]:
     async def score(event: Event) -> None:
         told = events_pb2.FeedbackRecorded.FromString(event.data)
         if told.HasField("score"):
-            await records.score(event.id, told.execution_id, told.score, told_s=event.time_s)
+            await records.score(event.id, event.tenant, told.execution_id, told.score)
 
     return score
 

@@ -2,20 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import Message, Score, Usage
 from catena.executor.core.events import Record, StageResult
+from catena.executor.drivers import tables
 from catena.executor.drivers.catalogue import Served, SqlCatalogue
 from catena.executor.drivers.records import SqlRecords, Waiting
 from catena.executor.drivers.runs import SqlRuns
-from catena.executor.drivers.tables import METADATA
+from catena.executor.drivers.tables import METADATA, MIGRATIONS
 from catena.executor.handlers import wire
 from catena.kit.clock import ManualClock, World, still_world
 from catena.kit.outbox import Outbox
@@ -143,12 +146,50 @@ async def test_records_are_written_once_with_one_event_and_counted_once(store: S
         await eventually(lambda: bool(bus.events))
     assert len(bus.events) == 1
     for _ in range(2):
-        await records.score("feedback-1", "e", 0.25)
-    await records.score("feedback-2", "nobody", 1.0)
+        await records.score("feedback-1", "acme", "e", 0.25)
+    await records.score("feedback-2", "acme", "nobody", 1.0)
+    await records.score("feedback-3", "other", "e", 1.0)
     found = await records.get("acme", "e")
     assert found is not None
     assert {(score.source, score.value) for score in found.scores} == {("schema", 1.0), ("feedback", 0.25)}
     assert found.plan == ANY
+
+
+async def test_a_score_that_overtakes_its_execution_shows_once_that_is_recorded(store: Store) -> None:
+    _, _, records, _ = state(store)
+    await records.score("f", "acme", "e", 0.25)
+    async with store.begin() as conn:
+        await records.write(conn, [Waiting(record("e"), "")])
+    found = await records.get("acme", "e")
+    assert found is not None
+    assert [(score.source, score.value) for score in found.scores] == [("feedback", 0.25)]
+
+
+BEFORE = (
+    "CREATE TABLE execution_scores (execution_id TEXT REFERENCES executions (id) ON DELETE CASCADE, number TEXT, "
+    "source TEXT NOT NULL, value DOUBLE PRECISION NOT NULL, PRIMARY KEY (execution_id, number))",
+    "INSERT INTO executions VALUES ('e', 'acme', 5.0, '{}', NULL)",
+    "INSERT INTO execution_scores VALUES ('e', 'f', 'feedback', 0.25)",
+)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_a_database_from_before_keeps_its_scores_and_takes_more(tmp_path: Path, database: str) -> None:
+    older = sa.MetaData()
+    for table in METADATA.tables.values():
+        if table.name != "execution_scores":
+            table.to_metadata(older)
+    async with AsyncExitStack() as stack:
+        url = sqlite_url(tmp_path) if database == "sqlite" else await stack.enter_async_context(postgres())
+        async with open_store(url, older, room="executor") as old, old.begin() as conn:
+            for statement in BEFORE:
+                await conn.execute(sa.text(statement))
+        new = await stack.enter_async_context(open_store(url, METADATA, room="executor", migrations=MIGRATIONS))
+        await state(new)[2].score("g", "acme", "nobody", 1.0)
+        async with new.connect() as conn:
+            rows = (await conn.execute(sa.select(tables.scores).order_by(tables.scores.c.number))).all()
+    assert [(row.tenant, row.execution_id, row.value) for row in rows] == [("acme", "e", 0.25), ("acme", "nobody", 1.0)]
+    assert rows[0].created_s == 5.0
 
 
 async def test_records_are_committed_within_fifty_milliseconds_and_at_the_end(store: Store) -> None:
@@ -172,7 +213,7 @@ async def test_texts_go_before_records_and_scores_go_with_them(store: Store) -> 
     kept = record("e", prompt=(Message(role="user", content="hi"),), answer="ho")
     async with store.begin() as conn:
         await records.write(conn, [Waiting(kept, "")])
-    await records.score("f", "e", 1.0)
+    await records.score("f", "acme", "e", 1.0)
     world.clock.advance(31 * 86_400)
     await records.forget(records_days=90, texts_days=30)
     found = await records.get("acme", "e")
@@ -181,6 +222,8 @@ async def test_texts_go_before_records_and_scores_go_with_them(store: Store) -> 
     world.clock.advance(60 * 86_400)
     await records.forget(records_days=90, texts_days=30)
     assert await records.get("acme", "e") is None
+    async with store.connect() as conn:
+        assert (await conn.execute(sa.select(tables.scores))).all() == []
     assert (await records.figures("acme", ""))[0].executions == 1, "figures outlive records"
 
 

@@ -17,13 +17,12 @@ from catena.executor.drivers import tables
 from catena.executor.drivers.figures import count, read_figures
 from catena.kit import outbox
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Unavailable
+from catena.kit.errors import CatenaError
 from catena.kit.event import Event
 from catena.kit.store import Store, upsert
 from catena.kit.telemetry import current_traceparent, trace_id
 
 COMPLETED = "executor.execution.completed"
-PATIENCE_S = 10.0
 GROUP_S = 0.02
 MOST_AT_ONCE = 200
 MOST_WAITING = 20_000
@@ -88,7 +87,14 @@ class SqlRecords:
         records = [item.record for item in fresh.values()]
         await conn.execute(tables.executions.insert(), [_row(record) for record in records])
         marks = [
-            {"execution_id": record.id, "number": f"verifier-{place}", "source": score.source, "value": score.value}
+            {
+                "tenant": record.tenant,
+                "execution_id": record.id,
+                "number": f"verifier-{place}",
+                "source": score.source,
+                "value": score.value,
+                "created_s": record.created_s,
+            }
             for record in records
             for place, score in enumerate(record.scores)
         ]
@@ -102,7 +108,9 @@ class SqlRecords:
         query = sa.select(tables.executions).where(
             tables.executions.c.id == execution_id, tables.executions.c.tenant == tenant
         )
-        marks = sa.select(tables.scores).where(tables.scores.c.execution_id == execution_id)
+        marks = sa.select(tables.scores).where(
+            tables.scores.c.tenant == tenant, tables.scores.c.execution_id == execution_id
+        )
         async with self._store.connect() as conn:
             row = (await conn.execute(query)).mappings().one_or_none()
             given = (await conn.execute(marks.order_by(tables.scores.c.number))).mappings().all()
@@ -117,21 +125,17 @@ class SqlRecords:
         """The tenant's figures by pipeline or shape; `name` empty: all."""
         return await read_figures(self._store, tenant, name)
 
-    async def score(self, event_id: str, execution_id: str, value: float, *, told_s: float = 0.0) -> None:
-        """Note a user's judgement, once an event. An execution that is unknown, or forgotten, is passed over.
-
-        Feedback may overtake the record, which is written a moment after the answer: for the first `PATIENCE_S`
-        seconds after `told_s` an unknown execution raises Unavailable.
-        """
+    async def score(self, event_id: str, tenant: str, execution_id: str, value: float) -> None:
+        """Note a user's judgement, once an event; it shows on the tenant's execution of that id, if there is one."""
+        mark = {
+            "tenant": tenant,
+            "execution_id": execution_id,
+            "number": event_id,
+            "source": "feedback",
+            "value": value,
+            "created_s": self._world.clock.now(),
+        }
         async with self._store.begin() as conn:
-            known = sa.select(tables.executions.c.id).where(tables.executions.c.id == execution_id)
-            if not await outbox.once(conn, event_id, "executor-feedback"):
-                return
-            if (await conn.execute(known)).scalar() is None:
-                if self._world.clock.now() - told_s < PATIENCE_S:
-                    raise Unavailable(f"execution {execution_id} is not recorded yet", code="not_recorded_yet")
-                return
-            mark = {"execution_id": execution_id, "number": event_id, "source": "feedback", "value": value}
             await conn.execute(upsert(tables.scores, conn).values(mark).on_conflict_do_nothing())
 
     async def forget(self, *, records_days: float, texts_days: float) -> None:
@@ -141,6 +145,8 @@ class SqlRecords:
         async with self._store.begin() as conn:
             if records_days:
                 await conn.execute(tables.executions.delete().where(old < now_s - records_days * DAY_S))
+                given = tables.scores.c.created_s
+                await conn.execute(tables.scores.delete().where(given < now_s - records_days * DAY_S))
             if texts_days:
                 wipe = tables.executions.update().values(texts=None)
                 await conn.execute(wipe.where(old < now_s - texts_days * DAY_S, tables.executions.c.texts.is_not(None)))

@@ -1,8 +1,10 @@
 """The executor's tables. JSON is the core's own types, encoded; figures that are counted in SQL are columns."""
 
 import sqlalchemy as sa
+from alembic.operations import Operations
 
-from catena.kit.outbox import inbox_table, outbox_table
+from catena.kit.outbox import outbox_table
+from catena.kit.store import Migration
 
 METADATA = sa.MetaData()
 
@@ -19,10 +21,14 @@ executions = sa.Table(
 scores = sa.Table(
     "execution_scores",
     METADATA,
-    sa.Column("execution_id", sa.Text, sa.ForeignKey("executions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("execution_id", sa.Text, primary_key=True),
     sa.Column("number", sa.Text, primary_key=True),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("value", sa.Double, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Index("execution_scores_created", "created_s"),
+    comment="of a tenant's executions, and of what it takes for one: feedback may overtake the record, or be on none",
 )
 pipeline_figures = sa.Table(
     "pipeline_figures",
@@ -92,4 +98,28 @@ run_calls = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 outbox_table(METADATA)
-inbox_table(METADATA)
+
+
+def _scores_by_tenant(operations: Operations) -> None:
+    """Scores stand by themselves: no foreign key, and the tenant that gave them beside the execution."""
+    operations.rename_table("execution_scores", "execution_scores_1")
+    operations.create_table(
+        "execution_scores",
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("execution_id", sa.Text, primary_key=True),
+        sa.Column("number", sa.Text, primary_key=True),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("value", sa.Double, nullable=False),
+        sa.Column("created_s", sa.Double, nullable=False),
+        sa.Index("execution_scores_created", "created_s"),
+    )
+    operations.execute(
+        "INSERT INTO execution_scores (tenant, execution_id, number, source, value, created_s) "
+        "SELECT e.tenant, s.execution_id, s.number, s.source, s.value, e.created_s "
+        "FROM execution_scores_1 s JOIN executions e ON e.id = s.execution_id"
+    )
+    operations.drop_table("execution_scores_1")
+    operations.drop_table("inbox", if_exists=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_scores_by_tenant,)
