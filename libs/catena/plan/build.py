@@ -5,6 +5,7 @@ The router builds its candidates here, the gateway the trivial plan of a named m
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -87,6 +88,21 @@ def build(shape: Shape, config: ShapeConfig) -> Plan:
     else:
         stages = tuple(_stage(shape, role, getattr(config, role), config) for role in NEEDS[shape])
     return Plan(shape=shape, stages=stages, settings=_settings(config))
+
+
+def led_by(plan: Plan, model: str) -> Plan:
+    """`plan` for a caller who names its main model, which then gives the answer.
+
+    Every member of a consensus is that model, or the others would outvote it. A cascade or speculation that would call
+    the same model first and again is that model alone: the same answer, paid for once.
+    """
+    if plan.shape is Shape.CONSENSUS:
+        stages = tuple(replace(s, model=model) if s.role is Role.MEMBER else s for s in plan.stages)
+        return replace(plan, stages=stages)
+    led = plan.with_main(model)
+    if plan.shape in (Shape.CASCADE, Shape.SPECULATIVE) and {stage.model for stage in led.stages} == {model}:
+        return replace(led, shape=Shape.SEQUENTIAL, stages=led.of(Role.MAIN))
+    return led
 
 
 def _check(shape: Shape, config: ShapeConfig) -> None:

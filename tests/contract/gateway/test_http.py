@@ -240,6 +240,41 @@ async def test_embeddings_come_in_order_as_floats_or_base64(behind: Behind) -> N
     assert [item.embedding for item in made.data] == [[1.0, 0.5], [4.0, 0.5]]
 
 
+async def test_several_prompts_are_answered_in_order_as_one_completion(behind: Behind) -> None:
+    asked: Any = {"model": "base", "prompt": ["one two", "three"]}
+    answer = await client(behind).completions.create(**asked)
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "one two"), (1, "three")]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 3
+    assert (answer.model_extra or {})["catena"]["cost_usd"] == pytest.approx(0.002)
+    texts = {0: "", 1: ""}
+    async for chunk in await client(behind).completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == {0: "one two", 1: "three"}
+    assert (await figures(behind))["cost_usd"] == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "a", "dimensions": 10}),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "xyz"}),
+        ("/v1/completions", {"model": "base", "prompt": "a", "echo": True}),
+        ("/v1/completions", {"model": "base", "prompt": "a", "best_of": 3}),
+        ("/v1/completions", {"model": "base", "prompt": "a", "suffix": "b"}),
+        ("/v1/completions", {"model": "base", "prompt": []}),
+        ("/v1/completions", {"model": "base", "prompt": ["a"] * 129}),
+    ],
+)
+async def test_what_is_not_served_is_refused_rather_than_passed_over(behind: Behind, path: str, body: Any) -> None:
+    assert (await post(behind, path, body))[0] == 400
+
+
+async def test_dimensions_that_the_model_has_are_no_mistake(behind: Behind) -> None:
+    assert (await post(behind, "/v1/embeddings", {"input": "a", "dimensions": 2}))[0] == 200
+
+
 async def test_feedback_on_an_answers_id_reaches_the_learner(behind: Behind) -> None:
     answer = await client(behind).chat.completions.create(**hello())
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http:

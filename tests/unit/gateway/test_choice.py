@@ -30,7 +30,14 @@ def test_a_pipeline_is_run_by_name() -> None:
     assert not choice.needs_router
 
 
-@pytest.mark.parametrize(("model", "kind", "code"), [("", "", "missing_model"), ("m", "tree", "unknown_pipeline_type")])
+@pytest.mark.parametrize(
+    ("model", "kind", "code"),
+    [
+        ("", "", "missing_model"),
+        ("m", "tree", "unknown_pipeline_type"),
+        ("pipeline:p", "tree", "unknown_pipeline_type"),
+    ],
+)
 def test_nonsense_is_refused_with_its_code(model: str, kind: str, code: str) -> None:
     with pytest.raises(Invalid) as told:
         choose(model, kind)

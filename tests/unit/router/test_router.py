@@ -165,6 +165,10 @@ async def test_a_forced_shape_is_kept_and_a_named_model_leads_it():
         assert (await bench.recommend(shape=shape)).plan.shape is shape
     named = await bench.recommend(shape=Shape.CASCADE, model=f"{LARGE}@code")
     assert [s.model for s in named.plan.stages] == [SMALL, f"{LARGE}@code"]
+    voting = await bench.recommend(shape=Shape.CONSENSUS, model=SMALL)
+    assert describe(voting.plan) == f"consensus({SMALL} > {SMALL} > {SMALL})"
+    for shape in (Shape.CASCADE, Shape.SPECULATIVE):
+        assert describe((await bench.recommend(shape=shape, model=SMALL)).plan) == f"sequential({SMALL})"
     alone = await bench.recommend(model=SMALL)
     assert (describe(alone.plan), alone.plan.propensity) == ("sequential(demo-small)", 1.0)
 

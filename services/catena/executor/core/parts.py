@@ -23,7 +23,7 @@ from catena.executor.core.strategies import STRATEGIES, Facts, StrategyMaker
 from catena.executor.core.verifiers import VERIFIERS
 from catena.kit.clock import World
 from catena.kit.errors import Missing
-from catena.plan.build import ShapeConfig, build, sequential
+from catena.plan.build import ShapeConfig, build, led_by, sequential
 from catena.plan.model import Plan, Shape, parse_shape
 
 
@@ -91,4 +91,4 @@ def plan_of(parts: Parts, shape_name: str, model: str) -> Plan:
     if config is None:
         raise Missing(f"no models are configured for {shape}; set pipelines.{shape}", code="unconfigured_shape")
     plan = build(shape, config)
-    return plan.with_main(model) if model else plan
+    return led_by(plan, model) if model else plan

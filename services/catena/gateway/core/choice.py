@@ -37,9 +37,10 @@ def choose(model: str, pipeline_type: str) -> Choice:
     wanted = model.strip()
     if not wanted:
         raise Invalid("the request names no model; set `model`, for example to 'auto'", code="missing_model")
+    shape = parse_shape(pipeline_type)
     if wanted.startswith(PIPELINE):
         return Choice(model=wanted, pipeline=wanted.removeprefix(PIPELINE))
-    return Choice(model=wanted, shape=parse_shape(pipeline_type))
+    return Choice(model=wanted, shape=shape)
 
 
 def cap(name: str, value: float | None) -> float:

@@ -26,6 +26,7 @@ from catena.gateway.handlers import openai, sse
 from catena.gateway.handlers.asking import Asking, Question, check_context, deepest
 from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
+from catena.gateway.handlers.in_turn import in_turn
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
@@ -126,19 +127,20 @@ class Front:
         """Chat completions and completions, plain and streamed."""
         kind: type[openai.ChatBody | openai.CompletionBody] = openai.ChatBody if chat else openai.CompletionBody
         body = await self.reader.read(request, kind)
-        question = question_of(request, key, body, self.asking.world.new_id())
+        questions = questions_of(request, key, body, self.asking.world.new_id)
+        events = in_turn(self.asking, questions)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = sse.Chunks(
-                id=openai.answer_id(question.execution_id, chat=chat),
+                id=openai.answer_id(questions[0].execution_id, chat=chat),
                 model=body.model,
                 chat=chat,
                 usage=usage,
                 created_s=int(self.asking.world.clock.now()),
             )
-            return await sse.respond(self.asking.run(question), chunks)
+            return await sse.respond(events, chunks)
         finished = executor_pb2.Finished()
-        async for event in self.asking.run(question):
+        async for event in events:
             if event.HasField("finished"):
                 finished = event.finished
         trace = trace_id()
@@ -159,7 +161,7 @@ class Front:
         body = await self.reader.read(request, openai.ChatBody)
         if body.stream:
             raise Invalid("a background run is not streamed; leave `stream` out and poll the run", code="bad_parameter")
-        question = question_of(request, key, body)
+        (question,) = questions_of(request, key, body, self.asking.world.new_id)
         run = await self.asking.submit(question, request.headers.get("idempotency-key", ""))
         told = message_json(executor_pb2.SubmitRunResponse(run=run))
         return Response(told, 202, {"location": f"/v1/runs/{run.id}"}, "application/json")
@@ -171,6 +173,8 @@ class Front:
         if not texts:
             raise Invalid("`input` is empty; give at least one text", code="missing_input")
         made = await self.asking.embed(key, executor_pb2.EmbedRequest(model=body.model, texts=texts))
+        for vector in made.vectors:
+            check_dimensions(body, made.model, len(vector.values))
         data = [
             {"object": "embedding", "index": index, "embedding": sse.vector_json(vector.values, body.encoding_format)}
             for index, vector in enumerate(made.vectors)
@@ -237,24 +241,35 @@ class Front:
         return json_response({"status": "ok"})
 
 
-def question_of(
-    request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody, execution_id: str = ""
-) -> Question:
-    """What body and headers ask together. Raises Invalid."""
-    return Question(
-        key=key,
-        choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
-        request=request_of(body),
-        context=read_context(request.headers, body.metadata or {}, body.user),
-        stream=bool(body.stream),
-        no_cache="no-cache" in request.headers.get("cache-control", ""),
-        execution_id=execution_id,
-    )
+def questions_of(
+    request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody, new_id: Callable[[], str]
+) -> list[Question]:
+    """What body and headers ask together: one question, or one a prompt. Raises Invalid."""
+    return [
+        Question(
+            key=key,
+            choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
+            request=asked,
+            context=read_context(request.headers, body.metadata or {}, body.user),
+            stream=bool(body.stream),
+            no_cache="no-cache" in request.headers.get("cache-control", ""),
+            execution_id=new_id(),
+        )
+        for asked in requests_of(body)
+    ]
 
 
-def request_of(body: openai.ChatBody | openai.CompletionBody) -> types_pb2.ChatRequest:
+def requests_of(body: openai.ChatBody | openai.CompletionBody) -> list[types_pb2.ChatRequest]:
     """What is asked, for the executor."""
-    return openai.chat_request(body) if isinstance(body, openai.ChatBody) else openai.completion_request(body)
+    return [openai.chat_request(body)] if isinstance(body, openai.ChatBody) else openai.completion_requests(body)
+
+
+def check_dimensions(body: openai.EmbeddingBody, model: str, found: int) -> None:
+    """Raise Invalid where other dimensions were asked for than the model gives."""
+    if body.dimensions not in (None, found):
+        raise Invalid(
+            f"{model} gives {found} dimensions, not {body.dimensions}; leave `dimensions` out", code="bad_parameter"
+        )
 
 
 def bearer(request: Request) -> str:

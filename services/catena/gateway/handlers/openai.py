@@ -5,7 +5,7 @@ Shapes follow the OpenAI API reference; unknown fields of a request are ignored,
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from google.protobuf import json_format
@@ -18,6 +18,7 @@ from catena.kit.wire import http_status
 Json = dict[str, Any]
 MOST_TOKEN = 2**32 - 1
 MOST_LENGTH = 2**31 - 1
+MOST_PROMPTS = 128
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -147,10 +148,13 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
 
 
 class CompletionBody(Sampled, frozen=True, kw_only=True):
-    """The body of /v1/completions; one prompt."""
+    """The body of /v1/completions. `echo`, `best_of` and `suffix` are known in order to be refused."""
 
-    prompt: str
+    prompt: str | list[str]
     logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +162,8 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
 
     input: str | list[str]
     model: str = ""
-    encoding_format: str = "float"
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
 
 
 def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
@@ -178,16 +183,24 @@ def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
     return request
 
 
-def completion_request(body: CompletionBody) -> types_pb2.ChatRequest:
-    """What is asked, for the executor."""
-    if not body.prompt:
+def completion_requests(body: CompletionBody) -> list[types_pb2.ChatRequest]:
+    """What is asked, for the executor, a request a prompt. Raises Invalid, also for what is not served."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not prompts or not all(prompts):
         raise Invalid("`prompt` is empty; give the text to continue", code="missing_prompt")
+    if len(prompts) > MOST_PROMPTS:
+        raise Invalid(f"{len(prompts)} prompts > {MOST_PROMPTS}; send them in several requests", code="bad_parameter")
+    if body.echo or body.suffix:
+        raise Invalid("`echo` and `suffix` are not served; put the texts together yourself", code="bad_parameter")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise Invalid("`best_of` is not served; ask for `n` answers and choose yourself", code="bad_parameter")
     sampling = sampling_of(body)
     sampling.logprobs = body.logprobs is not None
     sampling.top_logprobs = within("logprobs", body.logprobs or 0, 0, 20)
-    request = types_pb2.ChatRequest(prompt=body.prompt, sampling=sampling)
-    constrain(request, body)
-    return request
+    requests = [types_pb2.ChatRequest(prompt=prompt, sampling=sampling) for prompt in prompts]
+    for request in requests:
+        constrain(request, body)
+    return requests
 
 
 def constrain(request: types_pb2.ChatRequest, body: Sampled) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from catena.kit.errors import Invalid, Missing
-from catena.plan.build import ShapeConfig, build, sequential
+from catena.plan.build import ShapeConfig, build, led_by, sequential
 from catena.plan.model import Plan, Shape, models_of
 from catena.router.core.ask import AUTO, Ask
 from catena.router.core.catalogue import Catalogue
@@ -82,10 +82,10 @@ def _dressed(shape: Shape, config: ShapeConfig, named: str) -> Plan:
         return build(shape, msgspec.structs.replace(config, main=named))
     if named and shape is Shape.CONSENSUS and not config.members:
         raise Invalid(
-            f"consensus with {named!r} needs other members; set pipelines.consensus.members", code="incomplete_pipeline"
+            f"consensus of {named!r}: how many? Name members in pipelines.consensus.members", code="incomplete_pipeline"
         )
     plan = build(shape, config)
-    return plan.with_main(named) if named else plan
+    return led_by(plan, named) if named else plan
 
 
 def _is_whole(shape: Shape, config: ShapeConfig) -> bool:

@@ -1,0 +1,44 @@
+"""Several prompts of one completion, answered as one run: OpenAI numbers their choices on and adds up their tokens."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from catena.api.executor.v1 import executor_pb2
+from catena.gateway.handlers.asking import Asking, Question
+
+
+async def in_turn(asking: Asking, questions: Sequence[Question]) -> AsyncGenerator[executor_pb2.RunResponse, None]:
+    """The executor's events for one question after the other, each admitted by itself; one `finished` last.
+
+    It bears the first execution's id.
+    """
+    whole = executor_pb2.Finished()
+    for number, question in enumerate(questions):
+        first = number * (question.request.sampling.n or 1)
+        async with aclosing(asking.run(question)) as events:
+            async for event in events:
+                if event.HasField("finished"):
+                    _add(whole, event.finished, first)
+                    continue
+                if event.HasField("delta"):
+                    event.delta.index += first
+                yield event
+    yield executor_pb2.RunResponse(finished=whole)
+
+
+def _add(whole: executor_pb2.Finished, part: executor_pb2.Finished, first: int) -> None:
+    for choice in part.choices:
+        choice.index += first
+    if not whole.execution_id:
+        whole.CopyFrom(part)
+        return
+    whole.choices.extend(part.choices)
+    whole.stages.extend(part.stages)
+    whole.scores.extend(part.scores)
+    for field in part.usage.DESCRIPTOR.fields:
+        total = getattr(whole.usage, field.name) + getattr(part.usage, field.name)
+        setattr(whole.usage, field.name, total)
+    whole.cost_usd += part.cost_usd
+    whole.duration_ms += part.duration_ms
+    whole.cached = whole.cached and part.cached
+    whole.lossy = whole.lossy or part.lossy
