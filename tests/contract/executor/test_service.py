@@ -155,6 +155,18 @@ async def test_an_unknown_model_is_answered_with_close_names(tmp_path: Path) -> 
             await finished(room.stub.Run(request(sequential("larg"))))
 
 
+async def test_a_pipeline_asked_for_as_a_model_is_named_as_it_should_be(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        for ask in (
+            lambda: finished(room.stub.Run(request(sequential("sentiment")))),
+            lambda: room.stub.SubmitRun(pb.SubmitRunRequest(run=request(sequential("sentiment")))),
+            lambda: room.stub.Predict(pb.PredictRequest(model_id="sentiment", data=to_value("x"))),
+        ):
+            with pytest.raises(Missing, match="'pipeline:sentiment'") as caught:
+                await ask()
+            assert caught.value.code == "unknown_model"
+
+
 async def test_leaving_a_run_reaches_the_model(tmp_path: Path) -> None:
     async with around(tmp_path) as room:
         room.adapters.hold.add("large")

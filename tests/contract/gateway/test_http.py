@@ -229,6 +229,22 @@ async def test_every_route_says_in_the_same_words_what_is_no_request(
     assert set(told["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_errors_name_their_type_as_openai_does(behind: Behind) -> None:
+    _, made = await post(behind, "/v1/keys", {"tenant": "default"})
+    _, denied = await post(behind, "/v1/keys", {"tenant": "default"}, made["key"])
+    _, unknown = await post(behind, "/v1/keys", {"tenant": "default"}, "ck-nonsense")
+    assert [told["error"]["type"] for told in (denied, unknown)] == ["permission_error", "authentication_error"]
+
+
+async def test_a_field_that_does_not_fit_is_named_as_documented(behind: Behind) -> None:
+    status, told = await post(behind, "/v1/memory/search", {"colection": "x"})
+    assert (status, "n_results" in told["error"]["message"], "nResults" in told["error"]["message"]) == (
+        400,
+        True,
+        False,
+    )
+
+
 async def test_models_name_their_parents(behind: Behind) -> None:
     listed = {model.id: model for model in (await client(behind).models.list()).data}
     assert set(listed) == {"auto", "base", "base@code"}

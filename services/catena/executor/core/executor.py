@@ -13,7 +13,7 @@ from catena.executor.core.chat import ChatRequest, Context, Message
 from catena.executor.core.events import Record, RunEvent
 from catena.executor.core.parts import Parts
 from catena.executor.core.pipelines.soundness import check_pipeline
-from catena.executor.core.pipelining import check_nesting, embedded, embedding_model, stored
+from catena.executor.core.pipelining import check_nesting, embedded, embedding_model, hinted, stored
 from catena.executor.core.ports import Archive, NoJournal, Vectors
 from catena.executor.core.predicting import Inquiry
 from catena.executor.core.running import begin, carry_out
@@ -21,6 +21,7 @@ from catena.executor.core.steps import Pipeline, Predicted
 from catena.executor.core.streaming import stream
 from catena.kit.errors import Invalid, Missing
 from catena.plan.build import sequential
+from catena.plan.model import models_of
 
 
 class Executor:
@@ -39,7 +40,7 @@ class Executor:
         """
         settings = self.parts.settings
         errand = replace(errand, left_s=min(errand.left_s, settings.limits.run_s))
-        check_errand(errand, self.parts.models)
+        await self._check(errand)
 
         async def work(emit: Emit) -> None:
             await carry_out(self.parts, errand, emit, NoJournal(), errand.execution_id)
@@ -107,7 +108,7 @@ class Executor:
     async def submit(self, errand: Errand, role: str) -> StoredRun:
         """Accept a run for the background; it is stored when this returns. Raises Invalid, Missing."""
         errand = replace(errand, left_s=0.0)
-        check_errand(errand, self.parts.models)
+        await self._check(errand)
         if errand.plan.pipeline:
             await stored(self.parts, errand.tenant, errand.plan.pipeline)
         world = self.parts.world
@@ -125,6 +126,12 @@ class Executor:
         """Note the wish to end a run. Raises Missing (`unknown_run`)."""
         await background.known(self.runs, tenant, run_id)
         return await self.runs.wish_end(tenant, run_id) or await background.known(self.runs, tenant, run_id)
+
+    async def _check(self, errand: Errand) -> None:
+        try:
+            check_errand(errand, self.parts.models)
+        except Missing as error:
+            raise await hinted(self.parts, errand.tenant, models_of([errand.plan]), error) from error
 
 
 def _nothing() -> ChatRequest:

@@ -2,7 +2,7 @@
 
 import asyncio
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.admission import Errand
@@ -53,6 +53,14 @@ async def stored(parts: Parts, tenant: str, name: str, version: int = 0) -> Pipe
     hint = f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(names[:10]) or 'none yet'}"
     wanted = f"{name!r} version {version}" if version else repr(name)
     raise Missing(f"unknown pipeline {wanted}; {hint}", code="unknown_pipeline")
+
+
+async def hinted(parts: Parts, tenant: str, names: Iterable[str], error: Missing) -> Missing:
+    """`error`; where one of `names` is no model but a pipeline, an error that tells how to ask for that."""
+    for name in names:
+        if name not in parts.models and await parts.pipelines.get(tenant, name) is not None:
+            return Missing(f"unknown model {name!r}; the pipeline of that name is 'pipeline:{name}'", code=error.code)
+    return error
 
 
 async def embedded(parts: Parts, run: Execution, name: str, texts: Sequence[str]) -> Vectors:

@@ -16,12 +16,12 @@ from catena.executor.core.events import Finished
 from catena.executor.core.parts import Parts, facts
 from catena.executor.core.pipelines.running import all_or_first_error, run_pipeline
 from catena.executor.core.pipelines.templates import as_text
-from catena.executor.core.pipelining import bench_of, embedded, stored
+from catena.executor.core.pipelining import bench_of, embedded, hinted, stored
 from catena.executor.core.ports import NoJournal
 from catena.executor.core.running import begin, recorded
 from catena.executor.core.steps import Pipeline, Predicted, StepResult
 from catena.executor.core.verifiers import judge
-from catena.kit.errors import Invalid
+from catena.kit.errors import Invalid, Missing
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Shape
 
@@ -155,7 +155,10 @@ async def _embed_many(parts: Parts, asked: Sequence[Inquiry]) -> list[Predicted]
 async def _pipeline(parts: Parts, asked: Inquiry) -> Pipeline | None:
     if asked.model_id.startswith(PREFIX):
         return await stored(parts, asked.tenant, asked.model_id.removeprefix(PREFIX))
-    find(parts.models, asked.model_id)
+    try:
+        find(parts.models, asked.model_id)
+    except Missing as error:
+        raise await hinted(parts, asked.tenant, [asked.model_id], error) from error
     return None
 
 

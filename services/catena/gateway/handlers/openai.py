@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
-from catena.kit.errors import CatenaError, Denied, Exhausted, Invalid, Missing
+from catena.kit.errors import CatenaError, Conflict, Denied, Exhausted, Invalid, Missing
 from catena.kit.wire import http_status
 
 Json = dict[str, Any]
@@ -421,10 +421,12 @@ def shape_name(plan: types_pb2.Plan) -> str:
     return types_pb2.Shape.Name(plan.shape).removeprefix("SHAPE_").lower().replace("_", "-")
 
 
+BAD_KEY = "invalid_api_key"
 ERROR_TYPES: dict[type[CatenaError], str] = {
     Invalid: "invalid_request_error",
     Missing: "invalid_request_error",
-    Denied: "authentication_error",
+    Conflict: "invalid_request_error",
+    Denied: "permission_error",
     Exhausted: "rate_limit_error",
 }
 
@@ -432,10 +434,11 @@ ERROR_TYPES: dict[type[CatenaError], str] = {
 def error_json(error: CatenaError, param: str | None = None) -> Json:
     """An OpenAI-shaped error."""
     kind = next((name for cls, name in ERROR_TYPES.items() if isinstance(error, cls)), "server_error")
+    kind = "authentication_error" if error.code == BAD_KEY else kind
     return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code}}
 
 
 def error_status(error: CatenaError) -> int:
     """The HTTP status; OpenAI answers 401, not 403, to a bad key, and 413 to a body too large."""
-    special = {"invalid_api_key": 401, "body_too_large": 413, "method_not_allowed": 405}
+    special = {BAD_KEY: 401, "body_too_large": 413, "method_not_allowed": 405}
     return special.get(error.code, http_status(error))
