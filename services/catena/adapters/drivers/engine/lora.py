@@ -110,7 +110,7 @@ class LoraStep:
         stacked = self._stacks.sites.get((layer, site))
         if stacked is None:
             return
-        a_AIR = stacked.a_AIR
+        a_AIR = stacked.a_ARI.transpose(1, 2)
         if self._gather is not None and self._back is not None:
             if self._empty:
                 x_TI = functional.pad(x_TI, (0, 0, 0, 1))
@@ -161,7 +161,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Stacked:
-    a_AIR: Tensor
+    a_ARI: Tensor
     parts: Sequence[_Part]
     norm_AO: Tensor | None
     shift_AO: Tensor | None
@@ -219,7 +219,7 @@ class Stacks:
         inputs = present[0].a_RI.shape[1]
         layout = _layout(present, outputs)
         ranks = max(ranks.stop for ranks, _ in layout.values())
-        a_AIR = self._zeros(len(sites), inputs, ranks)
+        a_ARI = self._zeros(len(sites), ranks, inputs)
         parts = {
             at: _Part(ranks, outs, self._zeros(len(sites), ranks.stop - ranks.start, outs.stop - outs.start))
             for at, (ranks, outs) in layout.items()
@@ -235,13 +235,13 @@ class Stacks:
                 at = block.out if block.out in parts else 0
                 part, rank, out = parts[at], block.b_OR.shape[1], block.out - parts[at].outs.start
                 begin = part.ranks.start + taken[at]
-                a_AIR[place, :, begin : begin + rank] = site.a_RI[block.rank : block.rank + rank].T
+                a_ARI[place, begin : begin + rank] = site.a_RI[block.rank : block.rank + rank]
                 part.b_ARO[place, taken[at] : taken[at] + rank, out : out + block.b_OR.shape[0]] = block.b_OR.T
                 taken[at] += rank
             if norm_AO is not None and shift_AO is not None and site.norm_O is not None and site.shift_O is not None:
                 norm_AO[place] = site.norm_O
                 shift_AO[place] = site.shift_O
-        return _Stacked(a_AIR, list(parts.values()), norm_AO, shift_AO)
+        return _Stacked(a_ARI, list(parts.values()), norm_AO, shift_AO)
 
     def _zeros(self, *sizes: int) -> Tensor:
         return torch.zeros(*sizes, dtype=self._dtype, device=self.device)
