@@ -163,7 +163,8 @@ class Batch:
             if count == 1:
                 singles.append((row, 1))
             elif count > 1 and room > 0:
-                count = min(count, room)
+                # A proposal is verified whole: what is proposed may be another thing in the next step.
+                count = count if row.wants() > 1 else min(count, room)
                 room -= count
                 longer.append((row, count))
         return singles + longer
