@@ -78,11 +78,14 @@ def main() -> None:
     """Run the house until SIGTERM or SIGINT."""
     exit_with_parent()
     asked = arguments("allinone")
+    told: list[str] = []
     try:
         house, openers = rooms(asked.config)
         run("allinone", house, lambda: open_all(house, openers), admin=(asked.admin_host, asked.admin_port))
     except* CatenaError as errors:
-        sys.exit("\n".join(f"allinone: {error}" for error in dict.fromkeys(flat(errors))))
+        told = flat(errors)
+    if told:  # not from within `except*`, which before Python 3.11.4 wraps even an exit into a group
+        sys.exit("\n".join(f"allinone: {error}" for error in dict.fromkeys(told)))
 
 
 def flat(errors: BaseExceptionGroup[CatenaError]) -> list[str]:
