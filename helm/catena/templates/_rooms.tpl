@@ -4,7 +4,7 @@ whether it keeps more than SQL on its own disk, whether an answer streams throug
 the signing key it gets.
 */}}
 {{- define "catena.facts" -}}
-gateway: {calls: [router, executor, learner, memory, features], models: false, disk: false, streams: true}
+gateway: {calls: [router, executor, adapters, learner, memory, features], models: false, disk: false, streams: true}
 router: {calls: [executor], models: true, disk: false, streams: false}
 executor: {calls: [adapters, memory, features], models: true, disk: false, streams: true}
 adapters: {calls: [], models: true, disk: true, streams: true, signing: [signing.pub]}

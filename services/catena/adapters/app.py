@@ -13,16 +13,18 @@ from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.pressure import Bounds
 from catena.adapters.core.resident import Budget
+from catena.adapters.core.serving import Serving
 from catena.adapters.drivers.bases import LocalBases
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
 from catena.adapters.drivers.engine.frames import Settings
 from catena.adapters.drivers.gate import ArtifactGate
 from catena.adapters.drivers.library import Library
 from catena.adapters.drivers.memory import free_memory
+from catena.adapters.drivers.names import SqlNames, rooted
 from catena.adapters.drivers.registry import SqlRegistry
 from catena.adapters.drivers.shipped import read_profiles, read_workflows
 from catena.adapters.drivers.tables import METADATA, MIGRATIONS
-from catena.adapters.handlers import AdaptersHandlers, Figures
+from catena.adapters.handlers import AdaptersHandlers, Figures, LoraGauge
 from catena.api.adapters.v1.adapters_pb2_grpc import add_AdaptersServiceServicer_to_server
 from catena.artifacts.base import BaseRules
 from catena.artifacts.gate import Rules
@@ -78,12 +80,16 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
 
         engine.lost = lost
         figures = Figures()
-        handlers = AdaptersHandlers(adapters, registry, engine, figures)
+        names = SqlNames(chassis.store, chassis.outbox, registry, world.clock)
+        source = rooted(config.lora_root, rules.max_bytes)
+        serving = Serving(adapters, registry, names, source=source, clock=world.clock)
+        handlers = AdaptersHandlers(adapters, serving, registry, engine, figures)
         async with (
             aclosing(adapters),
             chassis.serve(lambda server: add_AdaptersServiceServicer_to_server(handlers, server), names=[SERVICE]),
         ):
             chassis.background(_keep_books(adapters, engine, figures), "books")
+            chassis.background(_keep_gauge(adapters, names, world), "gauge")
             chassis.background(_tend(adapters), "tend")
             chassis.background(_prepare(adapters, registry, config, chosen), "prepare")
             yield
@@ -151,6 +157,19 @@ async def _tend(adapters: Adapters) -> None:
         except CatenaError as error:
             # The engine is away for a moment; the next turn looks again.
             log.warning("not tended", code=error.code, error=error.message)
+
+
+async def _keep_gauge(adapters: Adapters, names: SqlNames, world: World) -> None:
+    gauge, residency = LoraGauge(), adapters.residency
+    while True:
+        try:
+            told = await names.of_models()
+        except CatenaError as error:
+            log.warning("names not read", error=error.message)
+        else:
+            now_s = world.clock.now()
+            gauge.mirror(residency.residents(), told, max_lora=residency.budget.count, now_s=now_s)
+        await asyncio.sleep(BOOKS_EVERY_S)
 
 
 async def _keep_books(adapters: Adapters, engine: ProcessEngine, figures: Figures) -> None:

@@ -52,6 +52,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     `require_signature` an unsigned adapter passes; only for development. `hub` lets a base's path be a hub's id, which
     is then fetched; off, since nothing should be downloaded unasked.
 
+    `lora_root` is the folder below which `/v1/load_lora_adapter` finds adapters; empty: it refuses every path.
     `library` is a folder of signed adapter folders that are registered for everybody at the start; empty: none.
     `hot_reload` watches that folder: what changes there is registered under a new version, and `stable` follows where
     it pointed at the newest. `warm` loads every base at the start, else with its first request. Null, for both: as the
@@ -81,6 +82,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     trusted_keys: FilePath = ""
     require_signature: bool = True
     hub: bool = False
+    lora_root: FilePath = ""
     library: FilePath = ""
     warm: bool | None = None
     hot_reload: bool | None = None

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
+from catena.api.adapters.v1 import adapters_pb2_grpc
 from catena.api.executor.v1 import executor_pb2_grpc
 from catena.api.features.v1 import features_pb2_grpc
 from catena.api.gateway.v1 import gateway_pb2_grpc
@@ -23,6 +24,8 @@ from catena.gateway.handlers.exchange import Reader
 from catena.gateway.handlers.grpc import GatewayHandlers, by_key
 from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.keys import KeyRoutes
+from catena.gateway.handlers.lora import LoraRoutes
+from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
 from catena.gateway.handlers.passage import Passage, ways
@@ -42,13 +45,15 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
     async with open_chassis("gateway", house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis:
         keys = KeyStore(chassis.store, chassis.outbox)
         gateway = await _known(keys, house, config.admin_key, world)
-        asking = await _asking(chassis, config, gateway)
+        adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
+        names = LoraNames(adapters=adapters, clock=world.clock)
+        asking = await _asking(chassis, config, gateway, names)
         _keep_up(chassis, config, keys, asking)
         export(asking.figures.whole, world.clock)
         reader = Reader(max_bytes=config.max_body_bytes)
         front = Front(
             asking=asking,
-            models=ModelList(executor=asking.executor),
+            models=ModelList(executor=asking.executor, names=names),
             reader=reader,
             passage=Passage(
                 ways=ways(
@@ -59,6 +64,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
                 reader=reader,
             ),
             keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
+            lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=names, reader=reader),
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
             cors_origins=config.cors_origins,
         )
@@ -92,7 +98,7 @@ async def _known(keys: KeyStore, house: House, admin_key: str, world: World) -> 
     return Gateway(known, spent)
 
 
-async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway) -> Asking:
+async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway, names: LoraNames) -> Asking:
     return Asking(
         world=chassis.world,
         gateway=gateway,
@@ -100,6 +106,7 @@ async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway) -> 
         router=router_pb2_grpc.RouterServiceStub(await chassis.dial("router")),
         executor=executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor")),
         learner=learner_pb2_grpc.LearnerServiceStub(await chassis.dial("learner")),
+        names=names,
         timeout_s=config.timeout_s,
         baseline=baseline(chassis.house.models, config.baseline_model),
     )
@@ -115,8 +122,12 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
             await asyncio.sleep(config.spend_flush_s)
             await _write_down(keys, asking.gateway)
 
+    async def forget(_: Event) -> None:
+        asking.names.forget()
+
     chassis.consume(RUNS, [FINISHED], Settling(asking=asking, spend=keys.spend_once).hear)
     chassis.watch(["gateway.key.changed"], reload)
+    chassis.watch(["adapters.adapter.served", "adapters.adapter.withdrawn"], forget)
     chassis.watch(list(News.KINDS), News(asking.figures).hear)
     chassis.background(flush(), "spending")
 

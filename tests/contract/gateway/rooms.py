@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from catena.api.adapters.v1 import adapters_pb2, adapters_pb2_grpc
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
@@ -142,6 +143,16 @@ class Learner(learner_pb2_grpc.LearnerServiceServicer):
         return learner_pb2.RecordFeedbackResponse(id=f"f-{len(self.heard)}")
 
 
+@dataclass
+class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
+    """Serves no adapter under a plain name."""
+
+    async def ListAdapters(
+        self, request: adapters_pb2.ListAdaptersRequest, context: Any
+    ) -> adapters_pb2.ListAdaptersResponse:
+        return adapters_pb2.ListAdaptersResponse()
+
+
 @dataclass(frozen=True)
 class Behind:
     """A gateway with what stands behind it."""
@@ -162,6 +173,7 @@ async def gateway_with_rooms(home: Any, *, drain_s: float = 5.0, **settings: Any
     token = service_token(house)
     executor, router, learner = Executor(), Router(), Learner()
     services = {
+        "adapters": lambda s: adapters_pb2_grpc.add_AdaptersServiceServicer_to_server(Adapters(), s),
         "executor": lambda s: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(executor, s),
         "router": lambda s: router_pb2_grpc.add_RouterServiceServicer_to_server(router, s),
         "learner": lambda s: learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, s),

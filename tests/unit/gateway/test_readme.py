@@ -14,5 +14,5 @@ def test_the_readme_names_every_route_and_none_that_there_is_not() -> None:
     sources = (GATEWAY / "handlers" / "passage.py", GATEWAY / "handlers" / "http.py")
     route = re.compile(r'(?:Route\(|"(?:GET|PUT|POST|DELETE)", )"(/[^"]+)"')
     served = {path for source in sources for path in route.findall(source.read_text())}
-    named = set(re.findall(r"`?(/(?:v1|api|dashboard|healthz)[^`, ;]*)`", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"`?(/(?:v1|api|dashboard|health)[^`, ;]*)`", (ROOT / "README.md").read_text()))
     assert {path.replace("{name:path}", "{name}") for path in served} == named

@@ -11,6 +11,7 @@ import msgspec
 
 from catena.adapters.core.asking import DRAFT_TOKENS, Answered, Question, check
 from catena.adapters.core.bases import BaseLoads
+from catena.adapters.core.errors import WrongBase
 from catena.adapters.core.eviction import History
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.naming import Names, Target, may_stand_in, record_of, weights_of
@@ -122,12 +123,17 @@ class Adapters:
         await self._registry.set_pinned(target.records[0], pinned)
         self.residency.pin(target.weights, pinned)
 
-    async def register(self, tenant: str, source: Path | bytes, *, renumber: bool = False) -> AdapterRecord:
+    async def register(
+        self, tenant: str, source: Path | bytes, *, base: str = "", renumber: bool = False
+    ) -> AdapterRecord:
         """Take an adapter in through the gate, prove on its base that it works, and register it.
 
         With `renumber`, one whose version is taken by other content is given the next version instead of being refused.
+        Raises WrongBase when `base` is given and its manifest names another.
         """
         admitted = await self._admit(source)
+        if base and admitted.base != base:
+            raise WrongBase(f"{admitted.name} {admitted.version} is for base {admitted.base}, not {base}; name that")
         if admitted.name == AUTO:
             raise Invalid(f"no adapter may be called {AUTO!r}, which stands for the best one; give it another name")
         if renumber:

@@ -27,6 +27,12 @@ class UnknownAdapter(Missing):
     default_code = "unknown_adapter"
 
 
+class WrongBase(Invalid):
+    """The adapter is for another base than the caller says."""
+
+    default_code = "wrong_base"
+
+
 class AdapterWithdrawn(Missing):
     """The version was withdrawn and may not be used any more."""
 

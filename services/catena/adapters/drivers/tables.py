@@ -71,4 +71,29 @@ def _add_fallbacks(operations: Operations) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (_add_fallbacks,)
+NAMES = sa.Table(
+    "served_names",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Double, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("adapter", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+)
+
+
+def _add_served_names(operations: Operations) -> None:
+    texts = [sa.Column(name, sa.Text, nullable=False) for name in ("path", "owner", "base", "adapter", "version")]
+    operations.create_table(
+        "served_names",
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("created_s", sa.Double, nullable=False),
+        *texts,
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_fallbacks, _add_served_names)

@@ -2,5 +2,6 @@
 
 from catena.adapters.handlers.figures import Figures
 from catena.adapters.handlers.service import AdaptersHandlers
+from catena.adapters.handlers.vllm_gauge import LoraGauge
 
-__all__ = ["AdaptersHandlers", "Figures"]
+__all__ = ["AdaptersHandlers", "Figures", "LoraGauge"]

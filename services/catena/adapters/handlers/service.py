@@ -13,6 +13,7 @@ from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
 from catena.adapters.core.ports import Engine, Registry
 from catena.adapters.core.records import AdapterRecord, BaseState
+from catena.adapters.core.serving import PlainName, Serving
 from catena.adapters.core.work import Constraint, Message, Piece, Sampling, TokenLogprob
 from catena.adapters.handlers.figures import Figures
 from catena.api.adapters.v1 import adapters_pb2 as pb
@@ -31,9 +32,12 @@ MAX_PAGE = 1000
 class AdaptersHandlers(AdaptersServiceServicer):
     """`AdaptersService` over `Adapters`."""
 
-    def __init__(self, adapters: Adapters, registry: Registry, engine: Engine, figures: Figures) -> None:
+    def __init__(
+        self, adapters: Adapters, serving: Serving, registry: Registry, engine: Engine, figures: Figures
+    ) -> None:
         """`registry` serves plain listings, `engine` its counters, `figures` the metrics."""
         self._adapters = adapters
+        self._serving = serving
         self._registry = registry
         self._engine = engine
         self._figures = figures
@@ -68,6 +72,8 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadResponse:
         """Drain and free an adapter."""
+        if request.served_name:
+            return pb.UnloadResponse(bytes=await self._serving.stop(caller().tenant, request.served_name))
         return pb.UnloadResponse(bytes=await self._adapters.unload(caller().tenant, request.model))
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
@@ -77,11 +83,18 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def RegisterAdapter(self, request: pb.RegisterAdapterRequest, context: Context) -> pb.RegisterAdapterResponse:
         """Take an adapter in. Its digest makes repeats harmless, so the request id is not needed."""
+        tenant, base = caller().tenant, request.base
+        if bool(request.serve_as) != request.HasField("rooted_path"):
+            raise Invalid("a name to serve under and a path below adapters.lora_root go together", code="bad_request")
         match request.WhichOneof("source"):
             case "path":
-                record = await self._adapters.register(caller().tenant, Path(request.path))
+                record = await self._adapters.register(tenant, Path(request.path), base=base)
             case "archive":
-                record = await self._adapters.register(caller().tenant, request.archive)
+                record = await self._adapters.register(tenant, request.archive, base=base)
+            case "rooted_path":
+                record = await self._serving.serve(
+                    tenant, request.serve_as, request.rooted_path, base=base, replace=request.replace
+                )
             case _:
                 raise Invalid("give a path or an archive of the adapter's folder", code="bad_request")
         return pb.RegisterAdapterResponse(adapter=adapter_to(record))
@@ -94,6 +107,8 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
         """A page of versions."""
+        if request.served_only:
+            return pb.ListAdaptersResponse(adapters=map(served_to, await self._serving.names(caller().tenant)))
         found, after = await self._registry.page(
             caller().tenant,
             base=request.base,
@@ -292,6 +307,13 @@ def adapter_to(record: AdapterRecord) -> pb.Adapter:
         status=record.status,
         signer=record.signer,
     )
+
+
+def served_to(served: PlainName) -> pb.Adapter:
+    """A version with one name that serves it."""
+    told = adapter_to(served.record)
+    told.served.add(name=served.name, path=served.path, created_s=served.created_s)
+    return told
 
 
 def base_to(state: BaseState) -> pb.Base:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
@@ -13,6 +13,7 @@ from catena.gateway.core.choice import AUTO, Choice, cap, objective
 from catena.gateway.core.figures import Board, Outcome
 from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.bill import Bill, main_usage, predicted
+from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.openai import shape_name
 from catena.kit.caller import deadline_s, within
 from catena.kit.clock import World
@@ -52,12 +53,14 @@ class Asking:
     router: "router_pb2_grpc.RouterServiceAsyncStub"
     executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
     learner: "learner_pb2_grpc.LearnerServiceAsyncStub"
+    names: LoraNames
     timeout_s: float
     baseline: Baseline = field(default=lambda usage: 0.0)
 
     async def plan(self, question: Question) -> types_pb2.Plan:
         """The plan to run; the router is asked only where it has a say."""
         choice = question.choice
+        choice = replace(choice, model=await self.names.meaning(question.key.tenant, choice.model))
         if choice.pipeline:
             return plan_to_proto(Plan(shape=Shape.SEQUENTIAL, pipeline=choice.pipeline))
         if not choice.needs_router:

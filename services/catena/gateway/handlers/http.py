@@ -28,6 +28,7 @@ from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
 from catena.gateway.handlers.in_turn import in_turn
 from catena.gateway.handlers.keys import KeyRoutes
+from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.kit.caller import Caller, as_caller
@@ -71,6 +72,7 @@ class Front:
     models: ModelList
     passage: Passage
     keys: KeyRoutes
+    lora: LoraRoutes
     page: str
     cors_origins: list[str]
 
@@ -83,6 +85,8 @@ class Front:
             Route("/v1/embeddings", self.guarded(self.embed), methods=["POST"]),
             Route("/v1/models", self.guarded(self.list_models)),
             Route("/v1/models/{name:path}", self.guarded(self.get_model)),
+            Route("/v1/load_lora_adapter", self.guarded(self.lora.load), methods=["POST"]),
+            Route("/v1/unload_lora_adapter", self.guarded(self.lora.unload), methods=["POST"]),
             Route("/v1/feedback", self.guarded(self.feedback), methods=["POST"]),
             Route("/v1/predict", self.guarded(self.predict), methods=["POST"]),
             Route("/api/predict", self.guarded(self.predict), methods=["POST"]),
@@ -94,6 +98,7 @@ class Front:
             *(Route(w.path, self.guarded(partial(self.passage.call, w)), methods=[w.verb]) for w in self.passage.ways),
             Route("/dashboard", self.dashboard),
             Route("/healthz", self.health),
+            Route("/health", self.health),
         ]
         cors = Middleware(CORSMiddleware, allow_origins=self.cors_origins, allow_methods=["*"], allow_headers=["*"])
         return Starlette(
@@ -183,14 +188,14 @@ class Front:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "data": data, "model": made.model, "usage": usage})
 
-    async def list_models(self, _: Request, __: Key) -> Response:
+    async def list_models(self, _: Request, key: Key) -> Response:
         """Every model that may be asked for; an adapter names its `parent`."""
-        return json_response({"object": "list", "data": await self.models.all()})
+        return json_response({"object": "list", "data": await self.models.all(key.tenant)})
 
-    async def get_model(self, request: Request, _: Key) -> Response:
+    async def get_model(self, request: Request, key: Key) -> Response:
         """One model."""
         name = request.path_params["name"]
-        for model in await self.models.all():
+        for model in await self.models.all(key.tenant):
             if model["id"] == name:
                 return json_response(model)
         raise Missing(f"no model {name!r}; list them with GET /v1/models", code="unknown_model")
@@ -215,7 +220,7 @@ class Front:
         """A pipeline or model on one input: `{model_id, data, parameters}` to `{result, latency}` in milliseconds."""
         body = await self.reader.read(request, PredictBody)
         wanted = executor_pb2.PredictRequest(
-            model_id=body.model_id,
+            model_id=await self.asking.names.meaning(key.tenant, body.model_id),
             data=from_json(body.data),
             parameters=struct_from_json(body.parameters),
             context=read_context(request.headers, {}),

@@ -292,16 +292,20 @@ class UnloadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    SERVED_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """`base@adapter:version`."""
+    """`base@adapter:version`; empty where `served_name` is given."""
+    served_name: _builtins.str
+    """A plain name that RegisterAdapter gave: it is forgotten, its adapter freed unless another name serves it."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        served_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "served_name", b"served_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -373,6 +377,36 @@ class PinResponse(_message.Message):
 Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
 
 @_typing.final
+class ServedName(_message.Message):
+    """A plain name under which an adapter is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CREATED_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, without base or version, as requests at the gateway use it."""
+    path: _builtins.str
+    """Where the adapter came from, as it was asked for."""
+    created_s: _builtins.float
+    """Seconds since the epoch when it was given."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        created_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedName: _TypeAlias = ServedName  # noqa: Y015
+
+@_typing.final
 class Adapter(_message.Message):
     """A version of an adapter."""
 
@@ -414,6 +448,7 @@ class Adapter(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     SIGNER_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, for example `swapcase`."""
     version: _builtins.str
@@ -452,6 +487,10 @@ class Adapter(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point to it."""
 
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedName]:
+        """Plain names that serve it; filled only where `served_only` asks for them."""
+
     def __init__(
         self,
         *,
@@ -471,10 +510,11 @@ class Adapter(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         status: _builtins.str = ...,
         signer: _builtins.str = ...,
+        served: _abc.Iterable[Global___ServedName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base", b"base", "base_digest", b"base_digest", "bytes", b"bytes", "created_s", b"created_s", "digest", b"digest", "last_used_s", b"last_used_s", "metrics", b"metrics", "name", b"name", "rank", b"rank", "signer", b"signer", "status", b"status", "tasks", b"tasks", "training_rows", b"training_rows", "uses", b"uses", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base", b"base", "base_digest", b"base_digest", "bytes", b"bytes", "created_s", b"created_s", "digest", b"digest", "last_used_s", b"last_used_s", "metrics", b"metrics", "name", b"name", "rank", b"rank", "served", b"served", "signer", b"signer", "status", b"status", "tasks", b"tasks", "training_rows", b"training_rows", "uses", b"uses", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,25 +528,41 @@ class RegisterAdapterRequest(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     ARCHIVE_FIELD_NUMBER: _builtins.int
+    ROOTED_PATH_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SERVE_AS_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Folder that this room can read."""
     archive: _builtins.bytes
     """The folder as an uncompressed tar."""
+    rooted_path: _builtins.str
+    """Folder, or uncompressed tar, below `adapters.lora_root`, named from there or whole."""
     request_id: _builtins.str
     """Makes repeats harmless; empty: the digest does."""
+    serve_as: _builtins.str
+    """Plain name to serve it under, with `rooted_path`; empty: none. Points `stable` at it if nothing is there yet."""
+    replace: _builtins.bool
+    """Let a name that serves another adapter serve this one; else that is a conflict."""
+    base: _builtins.str
+    """Base that it must be for; empty: the one that its manifest names."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         archive: _builtins.bytes = ...,
+        rooted_path: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        serve_as: _builtins.str = ...,
+        replace: _builtins.bool = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "path", b"path", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "path", b"path", "rooted_path", b"rooted_path", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "path", b"path", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "base", b"base", "path", b"path", "replace", b"replace", "request_id", b"request_id", "rooted_path", b"rooted_path", "serve_as", b"serve_as", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "archive"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "archive", "rooted_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -598,6 +654,7 @@ class ListAdaptersRequest(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SERVED_ONLY_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """Only this base; empty: all."""
     task: _builtins.str
@@ -606,6 +663,8 @@ class ListAdaptersRequest(_message.Message):
     """Most to return; 0: 100."""
     page_token: _builtins.str
     """Where the last page ended; empty: the start."""
+    served_only: _builtins.bool
+    """Only active versions that plain names serve, with those names, all at once; the fields above are passed over."""
     def __init__(
         self,
         *,
@@ -613,10 +672,11 @@ class ListAdaptersRequest(_message.Message):
         task: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        served_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "page_size", b"page_size", "page_token", b"page_token", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "page_size", b"page_size", "page_token", b"page_token", "served_only", b"served_only", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

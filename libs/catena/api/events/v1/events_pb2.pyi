@@ -524,6 +524,36 @@ class AdapterWithdrawn(_message.Message):
 Global___AdapterWithdrawn: _TypeAlias = AdapterWithdrawn  # noqa: Y015
 
 @_typing.final
+class AdapterServed(_message.Message):
+    """`adapters.adapter.served`: a plain name began or ceased to serve an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    model: _builtins.str
+    """`base@adapter:version`; empty: it serves none any more."""
+    digest: _builtins.str
+    """Content digest; empty: none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model", b"model", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterServed: _TypeAlias = AdapterServed  # noqa: Y015
+
+@_typing.final
 class ResidencyChanged(_message.Message):
     """`adapters.residency.changed`: something was loaded or evicted."""
 
