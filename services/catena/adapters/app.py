@@ -1,7 +1,7 @@
 """Puts the adapters' parts together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from catena.adapters.drivers.library import Library
 from catena.adapters.drivers.memory import free_memory
 from catena.adapters.drivers.names import SqlNames, rooted
 from catena.adapters.drivers.registry import SqlRegistry
+from catena.adapters.drivers.remote import RemoteEngine, open_remote
 from catena.adapters.drivers.shipped import read_profiles, read_workflows
 from catena.adapters.drivers.tables import METADATA, MIGRATIONS
 from catena.adapters.handlers import AdaptersHandlers, Figures, LoraGauge
@@ -57,7 +58,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
     gate = ArtifactGate(ArtifactStore(house.folder("artifacts")), bases, keys=keys, rules=rules)
     async with (
         open_chassis(ROOM, house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis,
-        open_engine(_settings(house, config), house.folder("run")) as engine,
+        _open_engine(house, config, bases.names(), world) as engine,
     ):
         registry = SqlRegistry(
             chassis.store, chassis.outbox, world, replica=world.new_id(), unknown_s=config.unknown_ttl_s
@@ -70,7 +71,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             world=world,
             manner=_manner(config, chosen),
             # On a CPU the adapters live in the machine's memory; another device's is the budget's matter alone.
-            free=free_memory if config.device == "cpu" else lambda: None,
+            free=free_memory if config.engine.kind == "local" and config.device == "cpu" else lambda: None,
         )
 
         def lost() -> None:
@@ -93,6 +94,20 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             chassis.background(_tend(adapters), "tend")
             chassis.background(_prepare(adapters, registry, config, chosen), "prepare")
             yield
+
+
+@asynccontextmanager
+async def _open_engine(
+    house: House, config: AdaptersConfig, bases: Sequence[str], world: World
+) -> AsyncIterator[ProcessEngine | RemoteEngine]:
+    if config.engine.kind == "local":
+        async with open_engine(_settings(house, config), house.folder("run")) as engine:
+            yield engine
+        return
+    artifacts = str(house.folder("artifacts"))
+    most = config.max_batch + config.queue
+    async with open_remote(config.engine, world, bases=bases, artifacts=artifacts, most=most) as remote:
+        yield remote
 
 
 def _manner(config: AdaptersConfig, chosen: Conduct) -> Manner:
@@ -172,7 +187,7 @@ async def _keep_gauge(adapters: Adapters, names: SqlNames, world: World) -> None
         await asyncio.sleep(BOOKS_EVERY_S)
 
 
-async def _keep_books(adapters: Adapters, engine: ProcessEngine, figures: Figures) -> None:
+async def _keep_books(adapters: Adapters, engine: ProcessEngine | RemoteEngine, figures: Figures) -> None:
     while True:
         await asyncio.sleep(BOOKS_EVERY_S)
         try:

@@ -26,6 +26,21 @@ class PressureConfig(Section, frozen=True, kw_only=True):
     reserve_bytes: int = 256 << 20
 
 
+class EngineConfig(Section, frozen=True, kw_only=True):
+    """What computes. `kind` `local` is the room's own engine; `vllm` and `tgi` are servers of yours, one a base.
+
+    `url` is the server of every base that `urls`, by base, does not name; each serves this room alone.
+    `artifacts`: where they see the room's `home/artifacts`; empty: at the same path. `api_key_env` names the variable
+    with their key; empty: none.
+    """
+
+    kind: Literal["local", "vllm", "tgi"] = "local"
+    url: str = ""
+    urls: dict[str, str] = msgspec.field(default_factory=dict)
+    artifacts: str = ""
+    api_key_env: str = ""
+
+
 class AdaptersConfig(Section, frozen=True, kw_only=True):
     """The section `adapters`.
 
@@ -40,9 +55,10 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     those that are shipped. `unknown_ttl_s` is how long a name that is not registered is known not to be, unless it is
     registered here.
 
-    Engine: `device` is torch's name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1
-    leaves the other cores to the rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base,
-    up to `queue` answers wait beyond them. `kv_bytes` holds keys and values per base and so caps its context.
+    Engine: `engine` says whose; all that follows but `max_batch` and `queue` is of the local one. `device` is torch's
+    name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1 leaves the other cores to the
+    rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base, up to `queue` answers wait
+    beyond them. `kv_bytes` holds keys and values per base and so caps its context.
     `prefix_bytes` more per base remember texts that were read before, 0: nothing.
     `prefill_tokens` of prompts are read per step at most, so that long prompts do not stall running answers.
     `lookup_tokens` that followed the same words before are proposed at a time, where no draft model is named; 0: none.
@@ -69,6 +85,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     profiles: FilePath = ""
     unknown_ttl_s: float = 5.0
     max_rank: int = 256
+    engine: EngineConfig = EngineConfig()
     device: str = "cpu"
     dtype: str = "auto"
     threads: int = 1

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ from catena.kit.config import House
 from catena.kit.dial import dial
 from catena.kit.telemetry import open_admin
 from catena.kit.testing import eventually, nats_server
-from tests.contract.adapters.conftest import TOKEN, new_adapter, new_house
+from tests.contract.adapters.conftest import MODELS, TOKEN, new_adapter, new_house
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+PYTHON = os.environ.get("CATENA_VLLM_PYTHON", "")
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ async def test_a_name_is_given_anew_in_place_and_an_archive_serves_as_well(runni
         ({"lora_path": "../keys"}, 403, "path_outside_root", "not below"),
         ({"lora_path": "/etc"}, 403, "path_outside_root", "not below"),
         ({"lora_path": "out"}, 403, "path_outside_root", "not below"),
-        ({"lora_path": "nul\0"}, 404, "no_such_path", "cannot be read"),
+        ({"lora_path": "nul\0"}, 400, "bad_value", "NUL"),
         ({"lora_path": "unsigned-1"}, 403, "adapter_unsigned", "sign"),
         ({"lora_path": "bare"}, 400, "adapter_missing_file", "catena.json"),
         ({"base_model_name": "demo-small"}, 400, "wrong_base", "demo-large"),
@@ -272,3 +274,32 @@ async def test_the_gauge_names_the_adapters_that_answer_now(running: Running) ->
         await asyncio.gather(*asking, return_exceptions=True)
     await eventually(quiet)
     assert (await running.post("/v1/unload_lora_adapter", {"lora_name": "gauged-lora"}))[0] == 200
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not PYTHON, reason="CATENA_VLLM_PYTHON names no environment with vLLM")
+async def test_vllms_bench_itself_drives_two_adapters(running: Running, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        path = running.placed(f"bench-{name}")
+        assert (await running.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}))[0] == 200
+    code = "import argparse; from vllm.benchmarks import serve as s; p = argparse.ArgumentParser(); s.add_cli_args(p); "
+    code += "s.main(p.parse_args())"
+    command = [PYTHON, "-c", code, "--backend", "openai", "--base-url", running.url, "--endpoint", "/v1/completions"]
+    command += ["--model", "demo-large", "--tokenizer", str(MODELS / "demo-large"), "--dataset-name", "random"]
+    command += ["--random-input-len", "12", "--random-output-len", "6", "--num-prompts", "12", "--ignore-eos"]
+    command += ["--lora-modules", "first", "second", "--save-result", "--save-detailed", "--temperature", "0"]
+    command += ["--result-dir", str(tmp_path), "--result-filename", "result.json", "--max-concurrency", "6"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"OPENAI_API_KEY": running.key, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        child = await asyncio.create_subprocess_exec(*command, env=env, cwd=tmp_path, stdout=log, stderr=log)
+        try:
+            assert await asyncio.wait_for(child.wait(), 240) == 0, (tmp_path / "log").read_text()[-3000:]
+        finally:
+            if child.returncode is None:
+                child.kill()
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert (told["completed"], told["failed"]) == (12, 0), told["errors"]
+    assert told["total_output_tokens"] > 0
+    for name in ("first", "second"):
+        await running.post("/v1/unload_lora_adapter", {"lora_name": name})

@@ -3,15 +3,19 @@
 import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from catena.adapters.core.work import Message
-from catena.adapters.drivers.engine.grammar import Grammars
 from catena.adapters.drivers.engine.template import read_json, read_template
 from catena.kit.errors import Invalid
+
+if TYPE_CHECKING:
+    from catena.adapters.drivers.engine.grammar import Grammars
 
 HELD_TOKENS = 8
 """A character is spread over at most four tokens; beyond this many the bytes will never become one."""
@@ -44,8 +48,14 @@ class Text:
         vocabulary = sorted(self._fast.get_vocab(with_added_tokens=True).items())
         self.fingerprint = sha256(repr(vocabulary).encode()).hexdigest()
         self.ends, self.temperature = _defaults(folder, self._fast)
-        self.grammars = Grammars(self._fast, self.ends)
         self._texts: dict[int, str] = {}
+
+    @cached_property
+    def grammars(self) -> "Grammars":
+        """What compiles constraints. Made when first asked for: it needs torch, which is the engine's alone."""
+        from catena.adapters.drivers.engine.grammar import Grammars
+
+        return Grammars(self._fast, self.ends)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as the template writes it, ready for the assistant's turn.
@@ -88,6 +98,27 @@ class Text:
         if number not in self._texts:
             self._texts[number] = self._fast.decode([number], skip_special_tokens=False)
         return self._texts[number]
+
+    def spread(self, count: int) -> list[int]:
+        """Up to `count` tokens from all over the vocabulary: a prompt that means nothing, for probes."""
+        size = self._fast.get_vocab_size(with_added_tokens=True)
+        return list(range(0, size, max(size // count, 1)))[:count]
+
+    def whole(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, for engines that take no tokens. Raises as `chat` does."""
+        if self._render is None:
+            raise Invalid("this base has no chat template; ask for a completion instead", code="no_chat_template")
+        return self._render([{"role": message.role, "content": message.content} for message in messages])
+
+    def read(self, text: str) -> list[int]:
+        """The tokens of a text in which names of special tokens are special tokens, as other engines read it."""
+        return list(self._open.encode(text, add_special_tokens=True).ids)
+
+    @cached_property
+    def _open(self) -> Tokenizer:
+        fast = Tokenizer.from_str(self._fast.to_str())
+        fast.encode_special_tokens = False
+        return fast
 
     def stream(self, *, exact: bool = False) -> "TextStream":
         """A fresh decoder for one answer; `exact`: a blank at its beginning stays, where some tokenizers drop it."""
