@@ -28,6 +28,7 @@ from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
+from catena.gateway.handlers.owing import Owing
 from catena.gateway.handlers.passage import Passage, ways
 from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.kit.chassis import Chassis, open_chassis
@@ -70,6 +71,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         )
         handlers = GatewayHandlers(asking)
         async with (
+            _settled(keys, asking, house.drain_s),
             chassis.serve(
                 lambda server: gateway_pb2_grpc.add_GatewayServiceServicer_to_server(handlers, server),
                 names=[SERVICE],
@@ -99,12 +101,14 @@ async def _known(keys: KeyStore, house: House, admin_key: str, world: World) -> 
 
 
 async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway, names: LoraNames) -> Asking:
+    executor = executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor"))
     return Asking(
         world=chassis.world,
         gateway=gateway,
         figures=Board(),
         router=router_pb2_grpc.RouterServiceStub(await chassis.dial("router")),
-        executor=executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor")),
+        executor=executor,
+        owing=Owing(executor=executor),
         learner=learner_pb2_grpc.LearnerServiceStub(await chassis.dial("learner")),
         names=names,
         timeout_s=config.timeout_s,
@@ -130,6 +134,16 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
     chassis.watch(["adapters.adapter.served", "adapters.adapter.withdrawn"], forget)
     chassis.watch(list(News.KINDS), News(asking.figures).hear)
     chassis.background(flush(), "spending")
+
+
+@asynccontextmanager
+async def _settled(keys: KeyStore, asking: Asking, drain_s: float) -> AsyncIterator[None]:
+    """Leave nothing owed or unwritten behind."""
+    try:
+        yield
+    finally:
+        await asking.owing.close(drain_s)
+        await _write_down(keys, asking.gateway)
 
 
 async def _write_down(keys: KeyStore, gateway: Gateway) -> None:

@@ -44,6 +44,7 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
         if model == "busy":
             raise Exhausted("the queue is full; wait", code="queue_full", retry_after_s=3)
         words = (request.request.prompt or request.request.messages[-1].content).split()
+        self.records[request.execution_id] = caller().tenant
         yield executor_pb2.RunResponse(stage_started=executor_pb2.StageStarted(name="main", model=model, attempt=1))
         if model == "stuck":
             self.began.set()

@@ -1,5 +1,6 @@
 """What a key is charged, with a real executor and broker behind the gateway."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -108,6 +109,47 @@ async def test_every_way_of_asking_is_charged_and_shown_alike(
             view = await told.json()
     assert (view["requests"], view["cost_usd"]) == (1, pytest.approx(times * COST_USD))
     assert view["by_model"] == {"large": 1}
+
+
+async def shown(http: aiohttp.ClientSession) -> dict[str, Any]:
+    async with http.get("/dashboard/data") as told:
+        view: dict[str, Any] = await told.json()
+    return view
+
+
+async def test_a_stream_that_its_client_cuts_is_charged_once_and_shown(behind: Behind) -> None:
+    behind.adapters.hold.add("large")
+    async with gateway(behind) as http:
+        async with http.post("/v1/chat/completions", json={**BODY, "stream": True}) as answer:
+            async for line in answer.content:
+                if b"HELLO" in line:
+                    break
+        async with asyncio.timeout(30):
+            await behind.adapters.cancelled.wait()
+        await eventually(lambda: spent(http, "development"))
+        cost_usd = await spent(http, "development")
+        view = await shown(http)
+        assert (view["requests"], view["cancelled"], view["cost_usd"]) == (1, 1, pytest.approx(cost_usd))
+        assert view["tokens"] > 0
+    async with gateway(behind) as http:
+        assert await spent(http, "development") == pytest.approx(cost_usd)
+
+
+async def test_what_a_failed_request_made_is_charged(behind: Behind) -> None:
+    behind.adapters.cut.add("large")
+    async with gateway(behind) as http:
+        assert (await post(http, "/v1/chat/completions", BODY))[0] == 503
+        await eventually(lambda: spent(http, "development"))
+        view = await shown(http)
+        assert (view["requests"], view["failures"]) == (1, 1)
+        assert view["cost_usd"] == pytest.approx(await spent(http, "development"))
+
+
+async def test_a_refused_request_is_counted_at_once_and_free(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        assert (await post(http, "/v1/chat/completions", {**BODY, "model": "larg"}))[0] == 404
+        assert (await shown(http))["refused"] == 1
+        assert await spent(http, "development") == 0
 
 
 async def test_a_prediction_over_grpc_is_charged(behind: Behind) -> None:

@@ -391,8 +391,8 @@ async def test_a_new_key_has_its_tenant_and_limits_until_it_is_revoked(behind: B
 async def test_the_sdk_asks_over_grpc_with_the_same_key(behind: Behind) -> None:
     async with AsyncCatena(behind.grpc, key=behind.key) as catena:
         answer = await catena.chat("one two", model="base", task="sums")
-        assert (answer.text, answer.execution_id) == ("one two", "e-1")
-        assert await catena.feedback("e-1", thumbs=1) == "f-1"
+        assert (answer.text, [answer.execution_id]) == ("one two", list(behind.executor.records))
+        assert await catena.feedback(answer.execution_id, thumbs=1) == "f-1"
         with pytest.raises(Missing):
             await catena.feedback("e-2", thumbs=1)
         assert await catena.embed(["abc"]) == [[3.0, 0.5]]

@@ -36,7 +36,8 @@ async def with_client(behind: Behind, use: Callable[[Catena], Any], key: str = "
 
 async def test_code_without_a_loop_chats_and_gets_the_account(behind: Behind) -> None:
     answer = await with_client(behind, lambda catena: catena.chat("one two three", model="base", task="count"))
-    assert (answer.text, answer.execution_id, answer.model) == ("one two three", "e-1", "base")
+    assert (answer.text, answer.model) == ("one two three", "base")
+    assert [answer.execution_id] == list(behind.executor.records)
     assert (answer.cost_usd, answer.duration_ms) == (0.001, 5.0)
     assert [stage.model for stage in answer.finished.stages] == ["base"]
     assert behind.executor.asked[0].context.task == "count"
@@ -84,13 +85,14 @@ async def test_a_stream_that_breaks_off_raises_after_what_came(behind: Behind) -
 
 async def test_feedback_embeddings_and_predictions_come_back(behind: Behind) -> None:
     def use(catena: Catena) -> tuple[str, list[list[float]], Any]:
-        catena.chat("one", model="base")
-        told = catena.feedback("e-1", score=0.0, correction="better")
+        answer = catena.chat("one", model="base")
+        told = catena.feedback(answer.execution_id, score=0.0, correction="better")
         return told, catena.embed(["a", "bcd"]), catena.predict("base", {"a": [1, None]}, top=2)
 
     assert await with_client(behind, use) == ("f-1", [[1.0, 0.5], [3.0, 0.5]], {"a": [1.0, None]})
     (heard,) = behind.learner.heard
-    assert (heard.execution_id, heard.correction, heard.HasField("score"), heard.score) == ("e-1", "better", True, 0.0)
+    assert [heard.execution_id] == list(behind.executor.records)
+    assert (heard.correction, heard.HasField("score"), heard.score) == ("better", True, 0.0)
 
 
 async def test_errors_are_the_kinds_of_the_house(behind: Behind) -> None:
@@ -130,7 +132,7 @@ async def test_the_command_chats_and_shows_what_ran(behind: Behind, tmp_path: Pa
     assert told.exit_code == 0
     assert told.stdout.splitlines()[0] == "one [/two] three"
     assert "sequential, 5 ms, 0.00100000 USD" in told.stdout
-    assert "execution e-1" in told.stdout
+    assert f"execution {next(iter(behind.executor.records))}" in told.stdout
     assert behind.executor.asked[0].context.task == "count"
 
 

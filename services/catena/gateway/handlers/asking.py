@@ -15,16 +15,15 @@ from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.bill import Bill, main_usage, predicted
 from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.openai import shape_name
+from catena.gateway.handlers.owing import RECORDED_WITHIN_S, Owing, recorded
 from catena.kit.caller import deadline_s, within
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Denied, Invalid, Late, Missing
+from catena.kit.errors import CatenaError, Denied, Exhausted, Invalid, Late, Missing, Unavailable
 from catena.plan.build import sequential
 from catena.plan.model import Plan, Shape
 from catena.plan.wire import SHAPES, plan_to_proto
 
 Event = executor_pb2.RunResponse
-RECORDED_WITHIN_S = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Pauses between looks for a record: far longer than the executor's 50 ms, because it may be busy."""
 OUTCOMES: dict[str, Outcome] = {"succeeded": "succeeded", "failed": "failed", "cancelled": "cancelled"}
 """An execution's outcome as the figures know it."""
 Baseline = Callable[[types_pb2.Usage], float]
@@ -32,7 +31,7 @@ Baseline = Callable[[types_pb2.Usage], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One request, decoded. `execution_id`: what its execution shall be called; empty: the executor's choice."""
+    """One request, decoded. `execution_id`: what its execution shall be called; a background run has its own."""
 
     key: Key
     choice: Choice
@@ -40,7 +39,7 @@ class Question:
     context: types_pb2.RequestContext
     stream: bool = False
     no_cache: bool = False
-    execution_id: str = ""
+    execution_id: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +53,7 @@ class Asking:
     executor: "executor_pb2_grpc.ExecutorServiceAsyncStub"
     learner: "learner_pb2_grpc.LearnerServiceAsyncStub"
     names: LoraNames
+    owing: Owing
     timeout_s: float
     baseline: Baseline = field(default=lambda usage: 0.0)
 
@@ -74,7 +74,10 @@ class Asking:
         return (await self.router.Recommend(wanted)).plan
 
     async def run(self, question: Question) -> AsyncGenerator[executor_pb2.RunResponse, None]:
-        """The executor's events, the last one `finished`; the request is admitted before and counted after."""
+        """The executor's events, the last one `finished`; the request is admitted before and counted after.
+
+        It is charged what the executor says that it cost, also where the iteration is left or a stage fails.
+        """
         with self._counted(question.key, question.context) as bill, self._in_time(question):
             run = executor_pb2.RunRequest(
                 plan=await self.plan(question),
@@ -84,7 +87,8 @@ class Asking:
                 stream=question.stream,
                 execution_id=question.execution_id,
             )
-            async with contextlib.aclosing(_events(self.executor.Run(run, timeout=deadline_s()))) as events:
+            call = self.executor.Run(run, timeout=deadline_s())
+            async with contextlib.aclosing(_events(call, bill, question.execution_id)) as events:
                 async for event in events:
                     if event.HasField("finished"):
                         bill.put(self._bill(event.finished, event.finished.model))
@@ -146,16 +150,9 @@ class Asking:
         Raises Missing (`unknown_execution`) unless the caller's tenant ran the execution; its record may still be on
         its way, for it is written a moment after the answer.
         """
-        for pause_s in (*RECORDED_WITHIN_S, 0.0):
-            try:
-                await self.executor.GetExecution(executor_pb2.GetExecutionRequest(id=feedback.execution_id))
-                break
-            except Missing:
-                if not pause_s:
-                    raise
-            await asyncio.sleep(pause_s)
-        recorded = await self.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=feedback))
-        return recorded.id
+        await recorded(self.executor, feedback.execution_id, RECORDED_WITHIN_S)
+        heard = await self.learner.RecordFeedback(learner_pb2.RecordFeedbackRequest(feedback=feedback))
+        return heard.id
 
     def settle(self, tenant: str, payer: str, execution: executor_pb2.Execution) -> None:
         """Count a background run that ended, which is written down already."""
@@ -184,7 +181,10 @@ class Asking:
 
     @contextlib.contextmanager
     def _counted(self, key: Key, context: types_pb2.RequestContext) -> Iterator[Bill]:
-        """Admit a request, then count how it ended and charge what the block puts on the bill."""
+        """Admit a request, then count how it ended and charge what the block puts on the bill.
+
+        Where the block leaves an execution owed instead, that is done once its record tells what it cost.
+        """
         self.gateway.admit(key, self.world.clock.now())
         started, bill = self.world.clock.monotonic(), Bill()
         outcome: Outcome = "failed"
@@ -197,16 +197,33 @@ class Asking:
             outcome = "cancelled"
             raise
         finally:
-            now_s, took_ms = self.world.clock.now(), 1000 * (self.world.clock.monotonic() - started)
-            self.gateway.charge(key, now_s, tokens=bill.tokens, cost_usd=bill.cost_usd)
+            took_ms = 1000 * (self.world.clock.monotonic() - started)
             outcome = "succeeded" if bill.known else outcome
-            ended = bill.ended(now_s, agent_type=context.agent_type, outcome=outcome, duration_ms=took_ms)
-            self.figures.count(key.tenant, ended)
+
+            def settle(execution: executor_pb2.Execution | None = None) -> None:
+                if execution is not None:
+                    bill.owe(self._bill(execution, ""))
+                now_s = self.world.clock.now()
+                self.gateway.charge(key, now_s, tokens=bill.tokens, cost_usd=bill.cost_usd)
+                ended = bill.ended(now_s, agent_type=context.agent_type, outcome=outcome, duration_ms=took_ms)
+                self.figures.count(key.tenant, ended)
+
+            if bill.owed:
+                self.owing.follow(bill.owed, settle)
+            else:
+                settle()
 
 
-async def _events(call: AsyncIterable[Event]) -> AsyncGenerator[Event, None]:
-    async for event in call:
-        yield event
+async def _events(call: AsyncIterable[Event], bill: Bill, execution_id: str) -> AsyncGenerator[Event, None]:
+    """The events of `call`; the execution is owed until the bill is put, unless it was refused before it began."""
+    bill.owed, begun = execution_id, False
+    try:
+        async for event in call:
+            begun = True
+            yield event
+    except (Invalid, Missing, Denied, Exhausted, Unavailable):
+        bill.owed = execution_id if begun else ""
+        raise
 
 
 def check_context(context: types_pb2.RequestContext) -> types_pb2.RequestContext:

@@ -11,7 +11,10 @@ from catena.gateway.core.figures import Ended, Outcome
 
 @dataclass(slots=True, kw_only=True)
 class Bill:
-    """What answered a request and what it used; empty until it is known."""
+    """What answered a request and what it used; empty until it is known.
+
+    `owed`: the execution that may have cost something all the same.
+    """
 
     model: str = ""
     shape: str = ""
@@ -19,12 +22,17 @@ class Bill:
     cost_usd: float = 0.0
     baseline_usd: float = 0.0
     known: bool = False
+    owed: str = ""
 
     def put(self, other: "Bill") -> None:
         """Take over what `other` says."""
         for name in self.__slots__:
             setattr(self, name, getattr(other, name))
         self.known = True
+
+    def owe(self, other: "Bill") -> None:
+        """Take over what `other` says was used; nothing answered."""
+        self.tokens, self.cost_usd, self.baseline_usd = other.tokens, other.cost_usd, other.baseline_usd
 
     def ended(self, at_s: float, *, agent_type: str, outcome: Outcome, duration_ms: float) -> Ended:
         """For the figures."""

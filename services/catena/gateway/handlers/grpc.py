@@ -102,6 +102,7 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
             context=check_context(chat.context),
             stream=stream,
             no_cache=chat.no_cache,
+            execution_id=self.asking.world.new_id(),
         )
 
     def _key(self, context: Any) -> Key:
