@@ -48,7 +48,10 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
         yield executor_pb2.RunResponse(stage_started=executor_pb2.StageStarted(name="main", model=model, attempt=1))
         if model == "stuck":
             self.began.set()
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.cancelled.set()
         if request.stream:
             for number, word in enumerate(words):
                 text = word if number == 0 else f" {word}"

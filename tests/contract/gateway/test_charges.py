@@ -135,6 +135,20 @@ async def test_a_stream_that_its_client_cuts_is_charged_once_and_shown(behind: B
         assert await spent(http, "development") == pytest.approx(cost_usd)
 
 
+async def test_a_client_that_leaves_before_its_answer_pays_for_what_was_made(behind: Behind) -> None:
+    behind.adapters.hold.add("large")
+    async with gateway(behind) as http:
+        asking = asyncio.create_task(post(http, "/v1/chat/completions", BODY))
+        await eventually(lambda: bool(behind.adapters.asked))
+        asking.cancel()
+        async with asyncio.timeout(30):
+            await behind.adapters.cancelled.wait()
+        await eventually(lambda: spent(http, "development"))
+        cost_usd = await spent(http, "development")
+        view = await shown(http)
+    assert (view["requests"], view["cancelled"], view["cost_usd"]) == (1, 1, pytest.approx(cost_usd))
+
+
 async def test_what_a_failed_request_made_is_charged(behind: Behind) -> None:
     behind.adapters.cut.add("large")
     async with gateway(behind) as http:

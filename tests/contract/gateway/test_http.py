@@ -113,6 +113,17 @@ async def test_a_stream_that_fails_before_its_first_word_keeps_its_status(behind
     assert told.value.code == "unknown_model"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_before_the_first_word_cancels_the_models_too(
+    behind: Behind, stream: bool
+) -> None:
+    asking = asyncio.create_task(client(behind).chat.completions.create(**hello("stuck"), stream=stream))
+    async with asyncio.timeout(30):
+        await behind.executor.began.wait()
+        asking.cancel()
+        await behind.executor.cancelled.wait()
+
+
 async def test_a_client_that_goes_away_cancels_the_models(behind: Behind) -> None:
     stream = await client(behind).chat.completions.create(**hello("slow"), stream=True)
     async for chunk in stream:

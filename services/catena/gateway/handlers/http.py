@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
+from catena.gateway.handlers.presence import while_there
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.jsonvalue import from_json, struct_from_json
@@ -143,17 +144,22 @@ class Front:
                 usage=usage,
                 created_s=int(self.asking.world.clock.now()),
             )
-            return await sse.respond(events, chunks)
+            return await while_there(request, sse.respond(events, chunks))
+        return await while_there(request, self.whole(events, body.model, chat=chat))
+
+    async def whole(self, events: sse.Events, model: str, *, chat: bool) -> Response:
+        """The answer in one piece, once it has ended."""
         finished = executor_pb2.Finished()
-        async for event in events:
-            if event.HasField("finished"):
-                finished = event.finished
+        async with aclosing(events):
+            async for event in events:
+                if event.HasField("finished"):
+                    finished = event.finished
         trace = trace_id()
         answer = {
             "id": openai.answer_id(finished.execution_id, chat=chat),
             "object": "chat.completion" if chat else "text_completion",
             "created": int(self.asking.world.clock.now()),
-            "model": body.model,
+            "model": model,
             "choices": [openai.choice_json(choice, chat=chat) for choice in finished.choices],
             "usage": openai.usage_json(finished.usage),
             "system_fingerprint": None,
