@@ -12,7 +12,7 @@ from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.types.v1 import types_pb2
 from catena.executor.handlers.values import plain, to_struct, to_value
 from catena.kit.bus import open_bus
-from catena.kit.errors import Invalid, Missing
+from catena.kit.errors import Conflict, Invalid, Missing
 from catena.kit.event import Event
 from catena.kit.serve import Caller, as_caller
 from catena.kit.testing import eventually, nats_server, postgres
@@ -402,6 +402,23 @@ async def ended(stub: Any, run_id: str) -> pb.Run:
     async for change in stub.WatchRun(pb.WatchRunRequest(id=run_id)):
         last = change.run
     return last
+
+
+async def test_a_request_id_stands_for_what_was_asked_and_nothing_else(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+
+        async def submit(**fields: Any) -> str:
+            return str((await room.stub.SubmitRun(pb.SubmitRunRequest(**fields))).run.id)
+
+        first = await submit(run=request(LARGE, request_id="a"))
+        assert await submit(run=request(LARGE, request_id="a")) == first
+        with pytest.raises(Conflict) as caught:
+            await submit(run=request(LARGE, "good morning", request_id="a"))
+        assert caught.value.code == "request_id_reused"
+        planned = await submit(run=request(LARGE, request_id="b"), asked="auto")
+        assert await submit(run=request(CASCADE, request_id="b"), asked="auto") == planned
+        with pytest.raises(Conflict):
+            await submit(run=request(LARGE, request_id="b"), asked="another")
 
 
 async def test_a_background_run_is_submitted_watched_and_announced(tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ async def test_a_prediction_over_grpc_is_charged(behind: Behind) -> None:
         assert await spent(http, "development") == pytest.approx(COST_USD)
 
 
+async def test_an_idempotency_key_is_refused_for_another_request(behind: Behind) -> None:
+    async with gateway(behind) as http:
+        told = []
+        for content in ("hello there", "hello there", "good morning"):
+            body = {**BODY, "messages": [{"role": "user", "content": content}]}
+            async with http.post("/v1/runs", json=body, headers={"Idempotency-Key": "once"}) as answer:
+                told.append((answer.status, await answer.json()))
+    assert [status for status, _ in told] == [202, 202, 409]
+    assert told[0][1]["run"]["id"] == told[1][1]["run"]["id"]
+    assert told[2][1]["error"]["code"] == "request_id_reused"
+
+
 async def test_the_dashboard_shows_a_background_run_that_ended(behind: Behind) -> None:
     async with gateway(behind) as http:
         await post(http, "/v1/runs", BODY)

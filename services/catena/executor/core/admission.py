@@ -23,6 +23,7 @@ class Errand:
     """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one.
 
     `execution_id` empty: the execution gets a new one. `payer`: who is charged for a background run; empty: nobody.
+    `asked`: digest of the client's words, the same for every repeat of a `request_id`.
     """
 
     tenant: str
@@ -35,6 +36,7 @@ class Errand:
     request_id: str = ""
     execution_id: str = ""
     payer: str = ""
+    asked: str = ""
 
 
 def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:

@@ -50,7 +50,10 @@ class Runs(Protocol):
     """Where background runs are kept."""
 
     async def submit(self, run: StoredRun, request_id: str) -> StoredRun:
-        """Store a queued run, or return the one that the same `request_id` of the tenant made before."""
+        """Store a queued run, or return the one that the same `request_id` of the tenant made before.
+
+        Raises Conflict (`request_id_reused`) where that one was asked something else.
+        """
         ...
 
     async def get(self, tenant: str, run_id: str) -> StoredRun | None:

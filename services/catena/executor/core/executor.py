@@ -106,7 +106,7 @@ class Executor:
         return await self.parts.catalogue.put(model)
 
     async def submit(self, errand: Errand, role: str) -> StoredRun:
-        """Accept a run for the background; it is stored when this returns. Raises Invalid, Missing."""
+        """Accept a run for the background; it is stored when this returns. Raises Invalid, Missing, Conflict."""
         errand = replace(errand, left_s=0.0)
         await self._check(errand)
         if errand.plan.pipeline:

@@ -13,6 +13,7 @@ from catena.executor.core.events import Finished, StageResult
 from catena.executor.drivers import tables
 from catena.executor.drivers.records import SqlRecords, Waiting
 from catena.kit.clock import World
+from catena.kit.errors import Conflict
 from catena.kit.outbox import Outbox
 from catena.kit.store import Store, upsert
 from catena.kit.telemetry import current_traceparent
@@ -37,7 +38,10 @@ class SqlRuns:
         self._news = asyncio.Event()
 
     async def submit(self, run: StoredRun, request_id: str) -> StoredRun:
-        """Store a queued run, or return the one that the same request made before."""
+        """Store a queued run, or return the one that the same request made before.
+
+        Raises Conflict (`request_id_reused`) where that one was asked something else.
+        """
         row = {
             "id": run.id,
             "tenant": run.tenant,
@@ -58,7 +62,7 @@ class SqlRuns:
             insert = upsert(_RUNS, conn).values(row).on_conflict_do_nothing().returning(_RUNS.c.id)
             if (await conn.execute(insert)).first() is None:
                 same = sa.select(_RUNS).where(_RUNS.c.tenant == run.tenant, _RUNS.c.request_id == request_id)
-                return _run((await conn.execute(same)).one())
+                return _same(_run((await conn.execute(same)).one()), run, request_id)
         self._tell()
         return run
 
@@ -174,6 +178,16 @@ class SqlRuns:
         """Wake everybody who waits; each later wait gets an event of its own."""
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _same(found: StoredRun, run: StoredRun, request_id: str) -> StoredRun:
+    # Runs of before digests were kept have none.
+    if found.errand.asked and found.errand.asked != run.errand.asked:
+        raise Conflict(
+            f"request id {request_id!r} was used for another request, run {found.id}; use a new one",
+            code="request_id_reused",
+        )
+    return found
 
 
 def _run(row: sa.Row[tuple[object, ...]]) -> StoredRun:

@@ -1,5 +1,6 @@
 """The executor's gRPC service: proto in, core call, proto out."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -45,7 +46,8 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Context) -> pb.SubmitRunResponse:
         """Accept a run for the background."""
-        errand = replace(errand_from(request.run), payer=request.payer)
+        asked = request.asked or digest_of(request.run)
+        errand = replace(errand_from(request.run), payer=request.payer, asked=asked)
         run = await self._core.submit(errand, caller().role)
         return pb.SubmitRunResponse(run=wire.stored_run_to(run))
 
@@ -141,6 +143,11 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
         """Return counts and averages."""
         found = await self._core.archive.figures(caller().tenant, request.pipeline)
         return pb.GetMetricsResponse(pipelines=[wire.figures_to(one) for one in found])
+
+
+def digest_of(run: pb.RunRequest) -> str:
+    """Tells one run from another, whatever its `request_id`."""
+    return hashlib.sha256(run.SerializeToString(deterministic=True)).hexdigest()
 
 
 def errand_from(request: pb.RunRequest) -> Errand:

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
 from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
@@ -40,6 +43,15 @@ class Question:
     stream: bool = False
     no_cache: bool = False
     execution_id: str
+
+    def digest(self) -> str:
+        """Tells what was asked from anything else; the plan is left out, for the router may choose another one."""
+        choice = msgspec.json.encode(self.choice)
+        parts = (part.SerializeToString(deterministic=True) for part in (self.request, self.context))
+        told = hashlib.sha256()
+        for part in (choice, *parts, bytes([self.no_cache])):
+            told.update(len(part).to_bytes(8, "big") + part)
+        return told.hexdigest()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +130,10 @@ class Asking:
         return made
 
     async def submit(self, question: Question, request_id: str) -> executor_pb2.Run:
-        """The run, stored for the background; the same for every repeat of a `request_id` that is not empty."""
+        """The run, stored for the background; the same for every repeat of a `request_id` that is not empty.
+
+        Raises Conflict (`request_id_reused`) for a repeat that asks something else.
+        """
         self.gateway.admit(question.key, self.world.clock.now())
         with within(self.timeout_s):
             run = executor_pb2.RunRequest(
@@ -128,7 +143,7 @@ class Asking:
                 no_cache=question.no_cache,
                 request_id=request_id,
             )
-            submitted = executor_pb2.SubmitRunRequest(run=run, payer=question.key.id)
+            submitted = executor_pb2.SubmitRunRequest(run=run, payer=question.key.id, asked=question.digest())
             return (await self.executor.SubmitRun(submitted)).run
 
     @contextlib.contextmanager

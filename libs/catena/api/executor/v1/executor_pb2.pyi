@@ -372,8 +372,11 @@ class SubmitRunRequest(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     PAYER_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
     payer: _builtins.str
     """Who is charged, told again by `executor.run.finished`: the id of an API key; empty: nobody."""
+    asked: _builtins.str
+    """Digest of what the client asked, with which a repeat of `request_id` has to agree; empty: `run` itself has to."""
     @_builtins.property
     def run(self) -> Global___RunRequest:
         """What to run."""
@@ -383,10 +386,11 @@ class SubmitRunRequest(_message.Message):
         *,
         run: Global___RunRequest | None = ...,
         payer: _builtins.str = ...,
+        asked: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["payer", b"payer", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "payer", b"payer", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
