@@ -1,6 +1,7 @@
 """OpenAI's JSON for chat, completions, embeddings and errors, to and from Catena's messages.
 
-Shapes follow the OpenAI API reference; unknown fields of a request are ignored, wrong types refused.
+Shapes follow the OpenAI API reference; unknown fields of a request are ignored, wrong types refused,
+and so is what is known to alter the answer elsewhere (`unserved`).
 """
 
 import math
@@ -12,6 +13,7 @@ from google.protobuf import json_format
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
+from catena.gateway.handlers.unserved import Unserved, check_served
 from catena.kit.errors import CatenaError, Conflict, Denied, Exhausted, Invalid, Missing
 from catena.kit.wire import http_status
 
@@ -112,7 +114,7 @@ class Message(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
 
 
-class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+class Sampled(Unserved, frozen=True, kw_only=True):
     """What chat and completions have in common; `top_k` to `structured_outputs` are vLLM's additions to OpenAI."""
 
     model: str
@@ -225,7 +227,8 @@ def constrain(request: types_pb2.ChatRequest, body: Sampled) -> None:
 
 
 def sampling_of(body: Sampled) -> types_pb2.Sampling:
-    """How tokens are drawn. Raises Invalid for values out of OpenAI's ranges."""
+    """How tokens are drawn. Raises Invalid for values out of OpenAI's ranges, and for what is not served."""
+    check_served(body)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return types_pb2.Sampling(
