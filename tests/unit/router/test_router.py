@@ -210,7 +210,17 @@ async def test_a_specialist_may_be_named_in_the_old_pattern():
     assert (await bench.recommend("anything", task="dataeng", model=f"{LARGE}@auto")).plan.main_model == (
         f"{LARGE}@dataeng"
     )
-    assert (await bench.recommend("anything", task="else", model=f"{LARGE}@auto")).plan.main_model == LARGE
+    assert (await bench.recommend("anything", task="else", model=f"{LARGE}@auto")).plan.main_model == f"{LARGE}@auto"
+    assert (await bench.recommend("anything", model=f"{LARGE}@auto")).plan.main_model == LARGE
+
+
+async def test_a_base_left_to_choose_for_a_named_task_is_not_chosen_for_here():
+    bench = await Bench().open()
+    bench.models.append(ModelCard(name=f"{LARGE}@mine", parent=LARGE))
+    alone = await bench.recommend("anything", task="code", model=f"{LARGE}@auto")
+    led = await bench.recommend("anything", task="code", model=f"{LARGE}@auto", shape=Shape.CASCADE)
+    assert alone.plan.main_model == f"{LARGE}@auto"
+    assert led.plan.main_model == f"{LARGE}@auto"
 
 
 async def test_a_named_task_is_the_domain():

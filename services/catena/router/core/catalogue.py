@@ -9,6 +9,8 @@ from catena.kit.errors import Missing, Unavailable
 
 _ALIAS = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*?-(?P<domain>[a-z0-9][a-z0-9-]*)-alora\Z")
 CHAT = ("", "chat")
+AUTO_ADAPTER = "@auto"
+"""How a name ends that leaves the adapter to the adapters room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class Catalogue:
             return self.cards[model].active
         if not at or base not in self.cards or not self.cards[base].active:
             return False
-        if adapter.startswith("{") or not self.lists_adapters:
+        if adapter.startswith("{") or model.endswith(AUTO_ADAPTER) or not self.lists_adapters:
             return True
         stem = f"{base}@{adapter.partition(':')[0]}"
         return any(name == stem or name.startswith(f"{stem}:") for name in self.cards)

@@ -13,7 +13,7 @@ from catena.plan.model import Shape
 from catena.router.core.ask import AUTO, Ask, check, task_name
 from catena.router.core.book import Book, mix_of, weigh
 from catena.router.core.candidates import House, forced_plans
-from catena.router.core.catalogue import ModelCard, catalogue_of, check_filled
+from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste
 from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm
 from catena.router.core.domains import (
@@ -34,7 +34,6 @@ from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import FROZEN, State
 from catena.router.core.tuning import THRESHOLD, Adjustment, Bounds, tune_threshold
 
-AUTO_ADAPTER = "@auto"
 _REMEMBERED_PLANS = 20_000
 
 
@@ -308,7 +307,7 @@ class Router:
         found = await self._find(tenant, ask)
         knowledge, house = book.knowledge, book.house
         assert knowledge is not None and house is not None
-        ask = replace(ask, model=self._named(ask.model, found, book))
+        ask = replace(ask, model=self._named(ask, found, book))
         length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
         if ask.shape is None and ask.model == AUTO:
             weighed = book.weighed(found.domain, found.specialist, length)
@@ -325,13 +324,19 @@ class Router:
         decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
         return decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
 
-    def _named(self, model: str, found: Found, book: Book) -> str:
-        """`base@auto` as the specialist of the domain on that base, the adapter of its name, or the base alone."""
-        if not model.endswith(AUTO_ADAPTER):
-            return model or AUTO
-        base = model.removesuffix(AUTO_ADAPTER)
+    def _named(self, ask: Ask, found: Found, book: Book) -> str:
+        """`base@auto` as the specialist of the domain on that base, else as it is where a task is named.
+
+        The adapters room then chooses for the task. A domain that was only guessed is not told there: the adapter of
+        its name stands for it, or the base alone.
+        """
+        if not ask.model.endswith(AUTO_ADAPTER):
+            return ask.model or AUTO
+        base = ask.model.removesuffix(AUTO_ADAPTER)
         if found.specialist.startswith(f"{base}@"):
             return found.specialist
+        if ask.task:
+            return ask.model
         adapter = f"{base}@{found.domain}"
         listed = any(name.partition(":")[0] == adapter for name in book.catalogue.cards)
         return adapter if found.domain and listed else base
