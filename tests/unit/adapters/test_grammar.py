@@ -160,3 +160,16 @@ def test_only_the_latest_grammars_are_kept() -> None:
 
     assert len(grammars._kept) == KEPT
     assert Constraint(regex="always") in grammars._kept
+
+
+def test_thousands_of_choices_can_be_written_to_the_last() -> None:
+    wanted = tuple(f'choice "{number}"' for number in range(5000))
+
+    grammar = by_bytes().compile(Constraint(choices=wanted))
+    for token in wanted[4999].encode():
+        (mask,) = grammar.masks(1)
+        assert mask[token // 8] >> token % 8 & 1
+        grammar.take(token)
+
+    assert grammar.error == ""
+    assert grammar.complete

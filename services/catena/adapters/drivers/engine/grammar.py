@@ -162,7 +162,8 @@ def _rules(asked: Constraint) -> str:
         return rules
     if asked.regex:
         return str(LLMatcher.grammar_from_regex(asked.regex))
-    return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, asked.choices))))
+    # One terminal for all: the parser holds an item for each terminal that may come, and stops at some two thousand.
+    return str(LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, asked.choices))))
 
 
 def _names(asked: Constraint) -> tuple[str, str, str]:
