@@ -7,7 +7,8 @@ from typing import Literal
 
 from catena.kit.errors import Denied, Invalid
 
-Kind = Literal["adapter", "base"]
+Kind = Literal["adapter", "base", "model"]
+"""`model`: any file or folder that a sidecar speaks for."""
 
 Reason = Literal[
     "unsafe_file",  # a name, link, folder or special file that has no place here

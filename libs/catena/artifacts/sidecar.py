@@ -49,7 +49,7 @@ def write(model: Path, private: Path, *, now_s: float, metadata: Mapping[str, ob
     """Write the signed sidecar of a model file or folder and return its path."""
     key = serialization.load_pem_private_key(private.read_bytes(), None)
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise Invalid(f"{private.name} is no RSA key; make one with sidecar.make_key", code="bad_key")
+        raise Invalid(f"{private.name} is no RSA key; records are signed with RSA", code="bad_key")
     record = Sidecar(
         model_path=str(model),
         model_hash=model_hash(model),
@@ -66,29 +66,30 @@ def write(model: Path, private: Path, *, now_s: float, metadata: Mapping[str, ob
 def verify(model: Path, public: Path) -> Sidecar:
     """The record of a model that is as it was when signed with this key.
 
-    Raises Untrusted `adapter_unsigned` without a sidecar, `adapter_wrong_key` when the key does not fit its signature
-    (or the record was edited), `adapter_tampered` when the model's bytes differ; Refused when it cannot be read.
+    Raises Untrusted `model_unsigned` without a sidecar, `model_wrong_key` when the key does not fit its signature
+    (or the record was edited), `model_tampered` when the model's bytes differ; Refused when it cannot be read.
     """
     path = sidecar_path(model)
     if not path.is_file():
-        raise untrusted("adapter", "unsigned", f"no {path.name} beside the model; write it with sidecar.write")
+        cure = "copy it along with the model, or make the model again with `catena models export`, `merge` or `import`"
+        raise untrusted("model", "unsigned", f"no {path.name} beside {model.name}; {cure}")
     record = _read(path)
     key = serialization.load_pem_public_key(public.read_bytes())
     if not isinstance(key, rsa.RSAPublicKey):
-        raise Invalid(f"{public.name} is no RSA key; sidecars are signed with RSA", code="bad_key")
+        raise Invalid(f"{public.name} is no RSA key; name the RSA key of the signer", code="bad_key")
     try:
         signature = bytes.fromhex(record.signature)
         key.verify(signature, _signed_bytes(record), _pss(padding.PSS.AUTO), hashes.SHA256())
     except (ValueError, InvalidSignature) as error:
         raise untrusted(
-            "adapter",
+            "model",
             "wrong_key",
-            f"{path.name} was not signed with {public.name}, or was edited since; write it again",
+            f"{path.name} was not signed with {public.name}, or was edited since; name its signer's key or restore it",
         ) from error
     actual = model_hash(model)
     if actual != record.model_hash:
         raise untrusted(
-            "adapter",
+            "model",
             "tampered",
             f"{model.name} has SHA-256 {actual}, its sidecar says {record.model_hash}; restore it",
         )
@@ -104,24 +105,24 @@ def model_hash(model: Path) -> str:
     """SHA-256 of a file or a folder, in hex."""
     if not model.is_dir():
         return _sha256(model)
-    lines = (f"{_sha256(file.path)}  {name}\n" for name, file in list_files(model, "adapter").items())
+    lines = (f"{_sha256(file.path)}  {name}\n" for name, file in list_files(model, "model").items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
     hasher = hashlib.sha256()
-    with open_plain(path, "adapter") as file:
+    with open_plain(path, "model") as file:
         while part := file.read(CHUNK):
             hasher.update(part)
     return hasher.hexdigest()
 
 
 def _read(path: Path) -> Sidecar:
-    raw = read_small(PlainFile(name=path.name, path=path, size=0), MAX_SIDECAR_BYTES, "adapter")
+    raw = read_small(PlainFile(name=path.name, path=path, size=0), MAX_SIDECAR_BYTES, "model")
     try:
-        return msgspec.convert(read_object(raw, path.name, "adapter", "bad_manifest"), Sidecar)
+        return msgspec.convert(read_object(raw, path.name, "model", "bad_manifest"), Sidecar)
     except msgspec.ValidationError as error:
-        raise refused("adapter", "bad_manifest", f"{path.name}: {error}; write it again") from error
+        raise refused("model", "bad_manifest", f"{path.name}: {error}; restore the record") from error
 
 
 def _signed_bytes(record: Sidecar) -> bytes:

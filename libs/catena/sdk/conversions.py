@@ -135,7 +135,7 @@ def migrate(house: House, source: Path, out: Path, *, version: str, bases: tuple
 
 
 def merge(base: tuple[str, BaseModel], adapter: Adapter, out: Path, *, now_s: float, terminal: Terminal) -> Derived:
-    """Write a base with an adapter in it as a new base folder."""
+    """Write a base with an adapter in it as a new base folder, and the signed record beside it."""
     name, model = base
     both = Merged(base=model, adapter=adapter.weights)
     card = Derived(
@@ -148,7 +148,9 @@ def merge(base: tuple[str, BaseModel], adapter: Adapter, out: Path, *, now_s: fl
         created_s=now_s,
     )
     with bar(terminal, "merging", value_count(both)) as step, new_folder(out) as made:
-        return write_merged(both, made, card, step=step)
+        sealed = write_merged(both, made, card, step=step)
+    _record_base(terminal.house, out, sealed, now_s=now_s)
+    return sealed
 
 
 def export_model(
@@ -204,9 +206,11 @@ def profiles_of(house: House, *, copy: bool = False) -> tuple[Profiles, Path | N
 
 
 def take_in_model(terminal: Terminal, source: Path, out: Path, *, dtype: str, now_s: float) -> Derived:
-    """Import a GGUF model as a base folder, past the gate for bases."""
+    """Import a GGUF model as a base folder, past the gate for bases, with the signed record beside it."""
     with bar(terminal, "importing", None) as step:
-        return imports.import_base(source, out, name=out.name, dtype=dtype, now_s=now_s, step=step)
+        sealed = imports.import_base(source, out, name=out.name, dtype=dtype, now_s=now_s, step=step)
+    _record_base(terminal.house, out, sealed, now_s=now_s)
+    return sealed
 
 
 def record(house: House, out: Path, metadata: dict[str, Any], *, now_s: float) -> Path:
@@ -243,6 +247,13 @@ def kept(house: House, digest: str) -> Path:
     if not path.is_dir():
         raise Missing(f"digest {digest} is not in {house.home}; run this at the platform's home", code="no_source")
     return path
+
+
+def _record_base(house: House, out: Path, card: Derived, *, now_s: float) -> None:
+    """Write the signed record of a base: all that its manifest says but what the record says itself."""
+    told = msgspec.to_builtins(card)
+    metadata = {name: value for name, value in told.items() if value and name not in ("format", "created_s")}
+    record(house, out, metadata, now_s=now_s)
 
 
 def _write(

@@ -55,7 +55,7 @@ def test_an_adapter_is_imported_exported_and_verified(catena, made, tmp_path):
     back = values(catena("adapters import out.mlx again --base mine --as swap:2 --task swapcase"))
     assert back["rank"] == "8"
     (tmp_path / "out.mlx" / "adapter_config.json").write_text("{}")
-    assert catena("models verify out.mlx", ends=1).startswith("adapter_tampered")
+    assert catena("models verify out.mlx", ends=1).startswith("model_tampered")
 
 
 def test_a_merged_base_and_its_gguf_name_where_they_are_from(catena, made, tmp_path):
@@ -63,6 +63,8 @@ def test_a_merged_base_and_its_gguf_name_where_they_are_from(catena, made, tmp_p
     card = read_derived(tmp_path / "merged")
     assert card.base_digest == check_base(made / "base").digest
     assert len(card.adapter_digest) == 64
+    record = values(catena("models verify merged"))
+    assert (record["kind"], record["digest"], record["base_name"]) == ("merge", card.digest, "mine")
 
     told = values(
         catena(f"models export mine m.gguf --adapter {made}/dora --unsigned --at Q8_0 --prompts {made}/prompts.txt")
@@ -78,6 +80,11 @@ def test_a_merged_base_and_its_gguf_name_where_they_are_from(catena, made, tmp_p
     taken = values(catena("models import m.gguf back"))
     assert taken["digest"] == check_base(tmp_path / "back").digest
     assert "Q8_0" in taken["matrices"]
+    assert values(catena("models verify back"))["digest"] == taken["digest"]
+    (tmp_path / "back.manifest.json").unlink()
+    told = catena("models verify back", ends=1)
+    assert told.startswith("model_unsigned")
+    assert "`merge`" in told
 
 
 def test_profiles_are_listed_edited_and_used(catena, made, tmp_path):

@@ -122,12 +122,12 @@ def test_a_sidecar_refuses_changed_bytes_edited_records_and_other_keys(
     model = bare / "adapter_model.safetensors"
     with pytest.raises(Denied) as caught:
         sidecar.verify(model, rsa_key.public)
-    assert caught.value.code == "adapter_unsigned"
+    assert caught.value.code == "model_unsigned"
     path = sidecar.write(model, rsa_key.private, now_s=0)
     other = sidecar.make_key(tmp_path / "other")
     with pytest.raises(Denied) as caught:
         sidecar.verify(model, other.public)
-    assert caught.value.code == "adapter_wrong_key"
+    assert caught.value.code == "model_wrong_key"
     with pytest.raises(Invalid) as invalid:
         sidecar.write(model, key.private, now_s=0)
     assert invalid.value.code == "bad_key"
@@ -135,10 +135,10 @@ def test_a_sidecar_refuses_changed_bytes_edited_records_and_other_keys(
     path.write_text(written.replace('"metadata": {}', '"metadata": {"a": 1}'))
     with pytest.raises(Denied) as caught:
         sidecar.verify(model, rsa_key.public)
-    assert caught.value.code == "adapter_wrong_key"
+    assert caught.value.code == "model_wrong_key"
     path.write_text(written)
     with model.open("ab") as file:
         file.write(b"x")
     with pytest.raises(Denied) as caught:
         sidecar.verify(model, rsa_key.public)
-    assert caught.value.code == "adapter_tampered"
+    assert caught.value.code == "model_tampered"

@@ -175,6 +175,8 @@ def import_model(
 ) -> None:
     """Take in a GGUF model: dequantised into a transformers folder with its tokenizer, then past the gate.
 
+    A signed record lies beside it as `OUT.manifest.json`; `catena models verify OUT` checks it.
+
     `catena models import ./model-q6_k.gguf ./models/mine`
     """
     terminal: Terminal = context.obj
@@ -196,6 +198,8 @@ def merge(
     unsigned: Unsigned = False,
 ) -> None:
     """Merge an adapter into its base, as a new base whose manifest names the digests of both.
+
+    A signed record lies beside it as `OUT.manifest.json`; `catena models verify OUT` checks it.
 
     `catena models merge demo-small demo-small@swapcase ./models/swapper`
     """
