@@ -109,6 +109,7 @@ def test_profiles_are_listed_edited_and_used(catena, made, tmp_path):
         ("adapters export {made}/lora x --to mlx --base mine", 1, "adapter_unsigned"),
         ("adapters export {made}/lora x --to mlx", 1, "--base"),
         ("adapters export mine@absent x --to mlx", 1, "start one with `catena up`"),
+        ("adapters import {made}/lora x --base mine --as swap:1 --register", 1, "no platform runs"),
         ("models export mine x.gguf --at Q3", 1, "Q4_K_M"),
         ("models export mine x.gguf --prompts {made}/absent.txt", 1, "one prompt a line"),
         ("models import {made}/prompts.txt x", 1, "base_bad_header"),

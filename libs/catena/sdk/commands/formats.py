@@ -1,5 +1,6 @@
 """`catena adapters convert|export|import` and `catena models export|import|merge|verify`: files of other runtimes."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -82,29 +83,25 @@ def import_(
 ) -> None:
     """Take in an adapter of another runtime: converted, sealed, signed by this installation, then past the gate.
 
-    What the gate refuses leaves no trace. The key is made at the first import and lies in `keys/import.pem` of the
-    home; who has it can vouch for adapters here.
+    What the gate, or with --register the platform, refuses leaves no trace. The key is made at the first import and
+    lies in `keys/import.pem` of the home; who has it can vouch for adapters here.
 
     `catena adapters import ./adapter.gguf ./mine --base demo-small --as mine:1 --register`
     """
     terminal: Terminal = context.obj
-
-    async def registered() -> None:
-        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, DEVELOPER) as adapters:
-            request = adapters_pb2.RegisterAdapterRequest(path=str(out.resolve()))
-            terminal.message((await adapters.RegisterAdapter(request)).adapter)
 
     def work() -> None:
         tools = _tools()
         name, _, version = called.partition(":")
         naming = tools.Naming(name=name, version=version or "1", base_name="", tasks=tuple(task or ()))
         checked = tools.take_in(terminal.house, source, out, naming, base=base, now_s=World().clock.now())
+        there = _registered(terminal, out) if register else None
         told = {"adapter": f"{name}:{naming.version}", "digest": checked.digest, "rank": checked.max_rank}
         _tell(terminal, "Imported", told | {"size": size(checked.bytes), "signer": checked.signer, "at": str(out)})
+        if there is not None:
+            terminal.message(there)
 
     terminal.do(work)
-    if register:
-        terminal.run(registered())
 
 
 def migrate(
@@ -276,6 +273,23 @@ def _folder(terminal: Terminal, told: str, base: str) -> tuple[Path, str]:
 
     terminal.run(ask())
     return _tools().kept(terminal.house, digest), base or told.partition("@")[0]
+
+
+def _registered(terminal: Terminal, folder: Path) -> adapters_pb2.Adapter:
+    """The adapter in a folder, made for that, as the platform registered it; refused, the folder goes too."""
+    found = adapters_pb2.Adapter()
+    request = adapters_pb2.RegisterAdapterRequest(path=str(folder.resolve()))
+
+    async def ask() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, DEVELOPER) as adapters:
+            found.CopyFrom((await adapters.RegisterAdapter(request)).adapter)
+
+    try:
+        terminal.run(ask())
+    except typer.Exit:
+        shutil.rmtree(folder)
+        raise
+    return found
 
 
 def _show_attempts(terminal: Terminal, told: Any) -> None:
