@@ -252,6 +252,7 @@ def test_only_cold_questions_are_remembered() -> None:
     assert not repeatable(errand(ANY))
     assert not repeatable(errand(hot, sampling=cold))
     assert not repeatable(errand(plan(Shape.SEARCH, stage(Role.MAIN, "large")), sampling=cold))
+    assert not repeatable(errand(plan(Shape.SEQUENTIAL, stage(Role.MAIN, "large@auto")), sampling=cold))
 
 
 def test_keys_differ_by_tenant_plan_and_words() -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from catena.executor.core.admission import Errand
 from catena.executor.core.chat import Sampling
-from catena.plan.model import Plan, Shape
+from catena.plan.model import Plan, Shape, models_of
 
 
 def cache_key(errand: Errand) -> str:
@@ -24,8 +24,11 @@ def repeatable(errand: Errand) -> bool:
     """Whether the same answer may be given to the same question.
 
     Only where it would come out the same anyway: temperature 0 or a seed in the request (an absent temperature is the
-    model's own, mostly not 0), no stage that is warmer, and nothing read from memory or features, which change.
+    model's own, mostly not 0), no stage that is warmer, nothing read from memory or features, which change, and no
+    `base@auto`, which means another adapter for another task, or when a better one comes.
     """
+    if any(model.endswith("@auto") for model in models_of([errand.plan])):
+        return False
     reads = errand.plan.shape is Shape.SEARCH or bool(collection_of(errand)) or bool(errand.context.feature_vector)
     return not errand.plan.pipeline and not reads and cold(errand.request.sampling, errand.plan)
 
