@@ -64,3 +64,12 @@ async def test_a_model_that_cannot_be_called_is_listed_with_the_reason_and_told_
             }
         with pytest.raises(Unavailable, match="gpt needs a key and NO_SUCH_KEY is not set"):
             await finished(room.stub.Run(request(sequential("gpt"))))
+
+
+async def test_a_base_lists_the_context_it_has_where_the_configuration_names_none(tmp_path: Path) -> None:
+    async with around(tmp_path) as room:
+        room.adapters.bases += [adapters_pb2.Base(name=name, context_tokens=1024) for name in ("small", "large")]
+        room.adapters.adapters.append(adapters_pb2.Adapter(name="code", version="1", base="small", status="active"))
+        listed = (await room.stub.ListModels(pb.ListModelsRequest())).models
+    found = {model.name: model.context_tokens for model in listed if model.type == "chat"}
+    assert found == {"small": 1024, "small@code:1": 1024, "large": 512}

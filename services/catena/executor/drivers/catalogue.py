@@ -23,10 +23,14 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What the adapters room has for the caller: name and base of each adapter, and each base with its problem."""
+    """What the adapters room has for the caller: name and base of each adapter, and each base with its problem.
+
+    `contexts`: the tokens that each base takes, as far as known.
+    """
 
     adapters: Sequence[tuple[str, str]] = ()
     bases: Mapping[str, str] = field(default_factory=dict)
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
 
 ListServed = Callable[[], Awaitable[Served]]
@@ -82,15 +86,20 @@ class SqlCatalogue:
             rows = await conn.execute(sa.select(tables.model_calls.c.name, tables.model_calls.c.calls))
             calls = dict(rows.all())
         served = await self._served_now()
-        found = {
-            name: replace(model, problem=self._problem(model, served.bases)) for name, model in self._models.items()
-        }
+        found = {name: self._found(model, served) for name, model in self._models.items()}
         self._tell({name: model.problem for name, model in found.items() if model.problem})
         for name, base in served.adapters:
             parent = found.get(base)
             if parent is not None and parent.provider == LOCAL:
                 found[name] = replace(parent, name=name, parent=base, upstream_name="", draft_for=())
         return [replace(found[name], calls=calls.get(name, 0)) for name in sorted(found)]
+
+    def _found(self, model: Model, served: Served) -> Model:
+        """An entry with what stands against it, and the context of a base that the configuration leaves open."""
+        context = model.context_tokens
+        if model.provider == LOCAL:
+            context = context or served.contexts.get(model.name, 0)
+        return replace(model, problem=self._problem(model, served.bases), context_tokens=context)
 
     async def refresh(self) -> None:
         """Read the entries anew."""

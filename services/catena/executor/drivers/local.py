@@ -55,4 +55,8 @@ async def list_served(stub: "AdaptersServiceAsyncStub", timeout_s: float = 2.0) 
                 found[f"{adapter.base}@{adapter.name}:{adapter.version}"] = adapter.base
         token = page.next_page_token
         if not token:
-            return Served(adapters=sorted(found.items()), bases={base.name: base.problem for base in bases})
+            return Served(
+                adapters=sorted(found.items()),
+                bases={base.name: base.problem for base in bases},
+                contexts={base.name: base.context_tokens for base in bases},
+            )
