@@ -213,6 +213,7 @@ async def test_equal_cold_questions_come_from_the_cache_free_of_charge(tmp_path:
     assert again.cached
     assert again.cost_usd == 0
     assert again.choices == first.choices
+    assert again.stages[0].resolved_model == first.stages[-1].resolved_model != ""
     assert again.execution_id != first.execution_id
     assert not any(end.cached for end in (first, warm, other, anew))
 

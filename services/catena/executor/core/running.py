@@ -219,7 +219,14 @@ async def _nobody(_event: object) -> None:
 
 
 def _free(errand: Errand, before: Finished, execution_id: str) -> Finished:
-    hit = StageResult(name="cache", role=Role.MAIN, model=before.model, outcome="cached")
+    resolved = [stage.resolved_model for stage in before.stages if stage.model == before.model]
+    hit = StageResult(
+        name="cache",
+        role=Role.MAIN,
+        model=before.model,
+        resolved_model=resolved[-1] if resolved else "",
+        outcome="cached",
+    )
     return replace(
         before,
         execution_id=execution_id,

@@ -15,7 +15,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import AUTO, Choice, cap, objective
 from catena.gateway.core.figures import Board, Outcome
 from catena.gateway.core.keys import Gateway, Key
-from catena.gateway.handlers.bill import Bill, main_usage, predicted
+from catena.gateway.handlers.bill import Bill, answering, main_usage, predicted
 from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.openai import shape_name
 from catena.gateway.handlers.owing import RECORDED_WITHIN_S, Owing, recorded
@@ -187,7 +187,7 @@ class Asking:
 
     def _bill(self, done: executor_pb2.Finished | executor_pb2.Execution, model: str) -> Bill:
         return Bill(
-            model=model.partition("#")[0],
+            model=answering(done, model),
             shape=shape_name(done.plan),
             tokens=done.usage.input_tokens + done.usage.output_tokens,
             cost_usd=done.cost_usd,

@@ -63,3 +63,12 @@ def main_usage(finished: executor_pb2.Finished | executor_pb2.Execution) -> type
         if stage.outcome == "accepted":
             return stage.usage
     return finished.usage
+
+
+def answering(done: executor_pb2.Finished | executor_pb2.Execution, model: str) -> str:
+    """The name to count `model` under: an adapter by the version that answered, which several names may mean."""
+    if "@" in model:
+        for stage in reversed(done.stages):
+            if stage.model == model and stage.resolved_model:
+                return stage.resolved_model.partition("#")[0]
+    return model.partition("#")[0]
