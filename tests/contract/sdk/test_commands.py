@@ -28,7 +28,11 @@ from catena.plan.wire import plan_to_proto
 class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
     async def ListAdapters(self, request, context):
         one = adapters_pb2.Adapter(base="large", name=caller().tenant, version="1", bytes=2048, metrics={"accuracy": 1})
-        return adapters_pb2.ListAdaptersResponse(adapters=[one])
+        mine = adapters_pb2.Adapter(base=request.base, name="mine", version="1", tasks=["code"])
+        return adapters_pb2.ListAdaptersResponse(adapters=[one, mine] if request.base else [one])
+
+    async def SelectAdapter(self, request, context):
+        return adapters_pb2.SelectAdapterResponse(model=request.base, served="auto-base", reason="none")
 
 
 class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -83,17 +87,22 @@ async def home(tmp_path: Path) -> AsyncIterator[Path]:
         yield tmp_path
 
 
-async def typed(home: Path, *words: str) -> object:
-    """What `catena words --json` prints, as data."""
+async def printed(home: Path, *words: str) -> str:
+    """What `catena words` prints."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "catena.sdk.command", *words, "--json"),
+        *("-m", "catena.sdk.command", *words),
         env={**os.environ, "CATENA__HOME": str(home)},
         stdout=asyncio.subprocess.PIPE,
     )
     told, _ = await process.communicate()
     assert process.returncode == 0
-    return json.loads(told)
+    return told.decode()
+
+
+async def typed(home: Path, *words: str) -> object:
+    """What `catena words --json` prints, as data."""
+    return json.loads(await printed(home, *words, "--json"))
 
 
 @pytest.mark.parametrize(
@@ -125,3 +134,9 @@ async def test_programs_get_numbers_as_numbers_and_times_as_times(home):
     assert (adapter["size"], adapter["accuracy"]) == (2048, 1.0)
     (value,) = await typed(home, "features", "get", "user/1", "age")
     assert (value["value"], value["event time"]) == (7.0, "2026-11-18 11:06:40+00:00")
+
+
+async def test_an_adapter_that_is_for_the_task_but_not_stable_is_told_with_the_cure(home):
+    cure = "`catena adapters alias large@mine:1 stable`"
+    assert cure in await printed(home, "adapters", "select", "code", "--base", "large")
+    assert cure not in await printed(home, "adapters", "select", "poems", "--base", "large")

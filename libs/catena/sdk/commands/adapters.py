@@ -1,5 +1,6 @@
 """`catena adapters`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ from catena.kit.caller import DEVELOPER
 from catena.kit.errors import Invalid
 from catena.sdk.terminal import Bytes, Tenant, Terminal, size
 
-app = typer.Typer(help="Signed adapters: list, register, load, alias.", no_args_is_help=True)
+app = typer.Typer(
+    help="Signed adapters: what there is and what is loaded, names, choice by task, and files in other formats.",
+    no_args_is_help=True,
+)
 Model = Annotated[str, typer.Argument(help="base@adapter or base@adapter:version")]
 
 
@@ -174,6 +178,7 @@ def select(
     async def work() -> None:
         async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             told = await adapters.SelectAdapter(adapters_pb2.SelectAdapterRequest(base=base, task=task))
+            listed = await adapters.ListAdapters(adapters_pb2.ListAdaptersRequest(base=base, page_size=1000))
         rows = [
             (
                 f"{one.adapter.base}@{one.adapter.name}:{one.adapter.version}",
@@ -182,6 +187,9 @@ def select(
             for one in told.candidates
         ]
         terminal.table(f"{told.model}: {told.reason}", ("adapter", "accuracy"), rows)
+        if not rows:
+            for name in _never_stable(listed.adapters, task):
+                terminal.say(f"{name} is for it but not stable: `catena adapters alias {name} stable`")
 
     terminal.run(work())
 
@@ -210,3 +218,14 @@ def library(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
         terminal.table("Library profiles", ("name", "tasks", "for", "adapters"), rows)
 
     terminal.run(work())
+
+
+def _never_stable(listed: Iterable[adapters_pb2.Adapter], task: str) -> list[str]:
+    """The versions for a task, not withdrawn, of adapters that have no stable one."""
+    found = list(listed)
+    stable = {one.name for one in found if "stable" in one.aliases}
+    return [
+        f"{one.base}@{one.name}:{one.version}"
+        for one in found
+        if one.status != "withdrawn" and one.name not in stable and (task == one.name or task in one.tasks)
+    ]
