@@ -66,7 +66,8 @@ async def test_the_trace_of_a_request_that_failed_says_how(
     key = Key(id="k", digest=digest_of("ck-1"), tenant="default")
     unused: Any = None
     asking: Any = SimpleNamespace(gateway=Gateway([key], {}))
-    front = Front(asking=asking, reader=unused, models=unused, passage=unused, keys=unused, page="", cors_origins=[])
+    parts = dict.fromkeys(("reader", "models", "passage", "keys", "lora"), unused)
+    front = Front(asking=asking, page="", cors_origins=[], **parts)
     scope = {"type": "http", "path": "/v1/models", "headers": [(b"x-api-key", b"ck-1")]}
     answer = await front.guarded(stumble)(Request(scope))
     telemetry.flush()
