@@ -224,7 +224,6 @@ async def test_vllms_bench_gets_its_stream_with_usage(running: Running) -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": 0.0,
-        "ignore_eos": True,
     }
     headers = {"Authorization": f"Bearer {running.key}", "x-request-id": "bench-0"}
     text, usage = "", {}
