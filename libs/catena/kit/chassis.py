@@ -162,7 +162,7 @@ def service_token(house: House) -> str:
     if not house.auth.service_token:
         path = house.folder("keys") / TOKEN
         if not path.exists():
-            _make_once(path, secrets.token_urlsafe(32))
+            make_once(path, secrets.token_urlsafe(32))
     return kept_token(house)
 
 
@@ -172,7 +172,7 @@ def kept_token(house: House) -> str:
     return house.auth.service_token or (path.read_text().strip() if path.exists() else "")
 
 
-def _make_once(path: Path, text: str) -> None:
+def make_once(path: Path, text: str) -> None:
     """Put a whole file at `path`, its owner's alone; of processes that start together, the first one's stays."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent) as draft:
         draft.write(text)

@@ -52,6 +52,17 @@ def test_a_row_that_waited_too_long_comes_first() -> None:
     assert queue.pop() == "a1"
 
 
+def test_the_account_of_what_is_gone_is_dropped_unless_somebody_waits() -> None:
+    queue = waiting("a1", "b1")
+    queue.charge("b1", written=100)
+    queue.forget("b")
+    assert served(queue) == ["a1", "b1"]
+    queue.forget("b")
+    queue.add("b2")
+    queue.add("a2")
+    assert served(queue) == ["b2", "a2"]
+
+
 def test_a_row_that_was_put_back_comes_before_all() -> None:
     queue = waiting("a1", "b1")
     row = queue.pop()

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from catena.api.events.v1 import events_pb2
 from catena.gateway.core.keys import Key, digest_of, new_secret
 from catena.kit.caller import DEVELOPER
+from catena.kit.chassis import make_once
 from catena.kit.clock import World
 from catena.kit.outbox import Outbox, inbox_table, once, outbox_table
 from catena.kit.store import Migration, Store, upsert
@@ -97,8 +98,7 @@ def development_secret(folder: Path) -> str:
     """The secret of the development key, made once and kept in `folder/development.key`, its owner's alone."""
     path = folder / "development.key"
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(new_secret())
+        make_once(path, new_secret())
     return path.read_text().strip()
 
 

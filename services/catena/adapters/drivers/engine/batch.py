@@ -111,7 +111,7 @@ class Batch:
             row.slot = len(self.running)
             self.running.append(row)
             self._kv.fit(len(self.running), longest + 1)
-            row.cached = self.prefix.fill(self._kv, row.slot, row.salts(), _tokens(row))
+            row.cached = self.prefix.fill(self._kv, row.slot, row.salts(), _tokens(row), row.blocks)
             if isinstance(row, Row):
                 row.generation.cached = max(row.generation.cached, min(row.cached, row.prompt))
 
@@ -136,7 +136,7 @@ class Batch:
             row.forget()
 
     def _remember(self, row: Row | Draft, count: int) -> None:
-        self.prefix.keep(self._kv, row.slot, row.salts(), _tokens(row)[:count])
+        self.prefix.keep(self._kv, row.slot, row.salts(), _tokens(row)[:count], row.blocks)
 
     def _copy_twin(self, row: Row | Draft) -> None:
         """Take over keys and values of the same prompt, all but the last token, whose logits are needed."""

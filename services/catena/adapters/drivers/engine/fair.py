@@ -86,6 +86,12 @@ class Waiting(Generic[Item]):
                 self._count -= 1
                 return
 
+    def forget(self, name: str) -> None:
+        """Drop the account of a lane in which nobody waits: what it stands for is gone."""
+        lane = self._lanes.get(name)
+        if lane is not None and not lane.rows:
+            del self._lanes[name]
+
     def clear(self) -> None:
         """Forget every row."""
         self._first.clear()

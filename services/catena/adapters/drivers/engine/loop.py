@@ -98,6 +98,7 @@ class Loop:
         if held is None or adapter is None:
             return 0
         held.batch.stacks.forget(weights.adapter)
+        held.batch.waiting.forget(weights.adapter)
         return adapter.bytes
 
     def _submit(self, call: int, work: Work, tokens: list[int], grammars: Sequence[Grammar]) -> None:

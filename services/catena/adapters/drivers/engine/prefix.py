@@ -26,14 +26,15 @@ class PrefixCache:
         self._budget = budget
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def fill(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int]) -> int:
+    def fill(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> int:
         """Put into `slot` what is known of the beginning of `tokens`; how many tokens that are.
 
-        `salts` are those of each block. The last token is never filled: its logits are needed.
+        `salts` are those of each block; `names` grows by the blocks' names as they are needed, for texts only grow. The
+        last token is never filled: its logits are needed.
         """
         self.looked += len(tokens)
         filled = 0
-        for name in _names(salts, tokens[: len(tokens) - 1]):
+        for name in _named(salts, tokens[: len(tokens) - 1], names):
             block = self._blocks.get(name)
             if block is None:
                 break
@@ -43,11 +44,11 @@ class PrefixCache:
         self.hits += filled
         return filled
 
-    def keep(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int]) -> None:
-        """Remember the whole blocks of `tokens`, which `slot` holds."""
+    def keep(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> None:
+        """Remember the whole blocks of `tokens`, which `slot` holds; the rest as for `fill`."""
         if not self._budget:
             return
-        for number, name in enumerate(_names(salts, tokens)):
+        for number, name in enumerate(_named(salts, tokens, names)):
             if name in self._blocks:
                 self._blocks.move_to_end(name)
                 continue
@@ -59,10 +60,11 @@ class PrefixCache:
             self.bytes -= block.numel() * block.element_size()
 
 
-def _names(salts: Sequence[str], tokens: Sequence[int]) -> Iterator[bytes]:
-    """The name of each whole block, each made from the one before."""
-    name = b""
-    for number, begin in enumerate(range(0, len(tokens) - BLOCK + 1, BLOCK)):
-        text = f"{salts[min(number, len(salts) - 1)]}|{','.join(map(str, tokens[begin : begin + BLOCK]))}"
-        name = blake2b(name + text.encode(), digest_size=20).digest()
-        yield name
+def _named(salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> Iterator[bytes]:
+    """The name of each whole block, each made from the one before, once."""
+    for number in range(len(tokens) // BLOCK):
+        if number == len(names):
+            block = ",".join(map(str, tokens[number * BLOCK : (number + 1) * BLOCK]))
+            text = f"{salts[min(number, len(salts) - 1)]}|{block}"
+            names.append(blake2b((names[-1] if names else b"") + text.encode(), digest_size=20).digest())
+        yield names[number]

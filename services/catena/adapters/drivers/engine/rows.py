@@ -20,7 +20,7 @@ class Row:
 
     `limit` is the most tokens it may come to. `grammar` None: free text. `twin` is the row of the same prompt whose
     keys and values it may copy. The adapter acts from token `acts` on; whoever asks for the same `salt` may share what
-    was read.
+    was read; `blocks` are the names that the prefix cache gave its beginning so far.
     """
 
     generation: Generation
@@ -37,6 +37,7 @@ class Row:
     draft: "Draft | Lookup | None" = None
     slot: int = -1
     cached: int = 0
+    blocks: list[bytes] = field(default_factory=list)
 
     @property
     def proposal(self) -> Sequence[int]:
@@ -124,6 +125,7 @@ class Draft:
     drafted: list[Tensor] = field(default_factory=list)
     slot: int = -1
     cached: int = 0
+    blocks: list[bytes] = field(default_factory=list)
 
     def room(self) -> int:
         """Tokens worth proposing: the target must have room for them and one of its own."""
