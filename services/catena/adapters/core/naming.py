@@ -8,7 +8,7 @@ import msgspec
 
 from catena.adapters.core import refs
 from catena.adapters.core.asking import Served
-from catena.adapters.core.errors import AdapterWithdrawn, BadModel
+from catena.adapters.core.errors import AdapterWithdrawn, BadModel, UnknownAdapter
 from catena.adapters.core.ports import Bases, Gate, Registry
 from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Profile
 from catena.adapters.core.resident import Wanted
@@ -183,3 +183,17 @@ def record_of(tenant: str, admitted: Admitted) -> AdapterRecord:
         bytes=admitted.bytes,
         rank=admitted.rank,
     )
+
+
+async def point_first(registry: Registry, record: AdapterRecord) -> AdapterRecord | None:
+    """What `stable` means for the adapter's name; where it meant nothing, this version from now on, and None is told.
+
+    Raises AliasMoved when somebody else points it at the same moment.
+    """
+    try:
+        return await registry.find(record.tenant, record.base, record.name, refs.STABLE)
+    except UnknownAdapter:
+        await registry.set_alias(
+            record.tenant, record.base, record.name, refs.STABLE, version=record.version, expected=""
+        )
+        return None

@@ -15,7 +15,8 @@ from weakref import WeakValueDictionary
 
 from catena.adapters.core import refs
 from catena.adapters.core.adapters import Adapters
-from catena.adapters.core.errors import AdapterWithdrawn, AliasMoved, BadModel, UnknownAdapter
+from catena.adapters.core.errors import AdapterWithdrawn, AliasMoved, BadModel
+from catena.adapters.core.naming import point_first
 from catena.adapters.core.ports import Registry
 from catena.adapters.core.records import AdapterRecord
 from catena.kit.clock import Clock
@@ -109,7 +110,8 @@ class Serving:
             record = await self._adapters.register(tenant, await self._source(path), base=base)
             served = PlainName(tenant=tenant, name=name, path=path, record=record, created_s=self._clock.now())
             await self._names.put(served, replace=replace)
-            await self._point_stable(record)
+            with contextlib.suppress(AliasMoved):
+                await point_first(self._registry, record)  # as with those that are shipped
             if before is not None and before.record.digest != record.digest:
                 await self._free(before.record)
             return record
@@ -130,16 +132,6 @@ class Serving:
             return await self._names.find(tenant, name)
         except UnknownName:
             return None
-
-    async def _point_stable(self, record: AdapterRecord) -> None:
-        """An adapter's first version becomes what `base@adapter` means, as with those that are shipped."""
-        try:
-            await self._registry.find(record.tenant, record.base, record.name, refs.STABLE)
-        except UnknownAdapter:
-            with contextlib.suppress(AliasMoved):
-                await self._registry.set_alias(
-                    record.tenant, record.base, record.name, refs.STABLE, version=record.version, expected=""
-                )
 
     async def _free(self, record: AdapterRecord) -> int:
         if await self._names.serves(record):

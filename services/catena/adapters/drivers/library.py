@@ -13,7 +13,7 @@ from typing import TypeAlias
 import structlog
 
 from catena.adapters.core.adapters import SHARED, Adapters
-from catena.adapters.core.errors import UnknownAdapter
+from catena.adapters.core.naming import point_first
 from catena.adapters.core.ports import Registry
 from catena.adapters.core.records import AdapterRecord
 from catena.adapters.core.refs import STABLE
@@ -83,12 +83,8 @@ class Library:
 
     async def _point(self, record: AdapterRecord) -> None:
         """Let `stable` mean this version where it meant none, or the newest until now of a watched folder."""
-        try:
-            stable = await self._registry.find(SHARED, record.base, record.name, STABLE)
-        except UnknownAdapter:
-            await self._registry.set_alias(
-                SHARED, record.base, record.name, STABLE, version=record.version, expected=""
-            )
+        stable = await point_first(self._registry, record)
+        if stable is None:
             return
         versions = await self._registry.versions(SHARED, record.base, record.name)
         before = max((one.version for one in versions if one.version != record.version), key=order, default="")
