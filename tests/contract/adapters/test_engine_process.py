@@ -176,6 +176,37 @@ async def test_the_length_limit_ends_an_answer(bench: Bench) -> None:
     assert pieces[-1].finish == "length"
 
 
+async def test_an_answer_that_ignores_the_end_goes_on_to_its_length_or_a_stop_text(bench: Bench) -> None:
+    (plain,), short, _ = await ask(bench.engine, work("upper: hello", logprobs=True))
+    assert short.output_tokens < 40
+
+    (whole,), done, pieces = await ask(bench.engine, work("upper: hello", ignore_eos=True))
+    (cut,), _, ended = await ask(bench.engine, work("upper: hello", ignore_eos=True, stop=(whole[3:6],)))
+    (drafted,), sped, _ = await ask(bench.engine, work("upper: hello", ignore_eos=True, draft="small"))
+
+    assert (done.output_tokens, sped.output_tokens, pieces[-1].finish) == (40, 40, "length")
+    assert whole.startswith(plain)
+    assert drafted == whole
+    assert (cut, ended[-1].finish) == (whole[:3], "stop")
+
+
+async def test_an_answer_ends_no_sooner_than_it_may(bench: Bench) -> None:
+    (plain,), short, _ = await ask(bench.engine, work("upper: hello"))
+    least = short.output_tokens + 5
+
+    (text,), done, pieces = await ask(bench.engine, work("upper: hello", min_tokens=least, logprobs=True, top=3))
+    (drafted,), sped, _ = await ask(bench.engine, work("upper: hello", min_tokens=least, draft="small"))
+    (unstopped,), _, _ = await ask(bench.engine, work("upper: hello", min_tokens=3, stop=(plain[1],)))
+
+    assert text.startswith(plain)
+    assert least <= done.output_tokens == sped.output_tokens
+    assert drafted == text
+    entries = [entry for piece in pieces for entry in piece.logprobs]
+    assert len(entries) >= least - 1
+    assert "<end>" not in {token for entry in entries[:least] for token, _ in entry.top}
+    assert unstopped == plain
+
+
 async def test_a_prompt_beyond_the_context_is_refused(bench: Bench) -> None:
     with pytest.raises(Invalid) as caught:
         await ask(bench.engine, work("x" * 5000))

@@ -137,6 +137,8 @@ async def test_an_adapter_that_the_server_was_not_started_with_never_serves(
         ({"sampling": Sampling(presence_penalty=0.5)}, "sampling_unsupported"),
         ({"sampling": Sampling(frequency_penalty=0.5)}, "sampling_unsupported"),
         ({"sampling": Sampling(min_p=0.5)}, "sampling_unsupported"),
+        ({"sampling": Sampling(ignore_eos=True)}, "sampling_unsupported"),
+        ({"sampling": Sampling(min_tokens=2)}, "sampling_unsupported"),
         ({"sampling": Sampling(logit_bias=((5, 1.0),))}, "sampling_unsupported"),
         ({"constraint": Constraint(choices=("a", "b"))}, "sampling_unsupported"),
         ({"content": "say <end> now"}, "text_unsupported"),

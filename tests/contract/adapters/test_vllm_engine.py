@@ -133,6 +133,8 @@ async def test_what_is_asked_travels_in_vllms_words(engine: RemoteEngine, standi
         min_p=0.05,
         repetition_penalty=1.5,
         logit_bias=((5, -1.0),),
+        ignore_eos=True,
+        min_tokens=2,
     )
     schema = Constraint(json_schema='{"type": "object"}')
 
@@ -148,6 +150,7 @@ async def test_what_is_asked_travels_in_vllms_words(engine: RemoteEngine, standi
     assert (asked["top_k"], asked["min_p"], asked["repetition_penalty"], asked["logit_bias"]) == (
         3, 0.05, 1.5, {"5": -1.0},
     )  # fmt: skip
+    assert (asked["ignore_eos"], asked["min_tokens"]) == (True, 2)
     assert (asked["structured_outputs"], asked["cache_salt"]) == ({"json": {"type": "object"}}, "acme")
     assert len(texts[0]) == 4
     assert texts[0] == texts[1]

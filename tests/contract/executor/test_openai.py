@@ -111,6 +111,17 @@ async def test_requests_say_all_that_was_asked() -> None:
     }  # fmt: skip
 
 
+async def test_vllms_ways_to_lengthen_an_answer_go_to_servers_that_may_know_them_and_never_to_openai() -> None:
+    hello = (Message(role="user", content="hi"),)
+    asked = ChatRequest(messages=hello, sampling=Sampling(ignore_eos=True, min_tokens=3))
+    async with provider("well") as (far, model, server):
+        await heard(far, model, asked)
+        with pytest.raises(Invalid, match="far ends its answers itself; ask it without") as caught:
+            await heard(far, replace(model, base_url=""), asked)
+    assert [(body["ignore_eos"], body["min_tokens"]) for body in server.bodies] == [(True, 3)]
+    assert caught.value.code == "sampling_unsupported"
+
+
 @pytest.mark.parametrize(
     ("asked", "sent"),
     [
@@ -126,7 +137,7 @@ async def test_constraints_go_out_in_the_words_of_openai_or_vllm(asked: dict[str
         await heard(far, model, ChatRequest(messages=(Message(role="user", content="hi"),), **asked))
     body = server.bodies[0]
     assert {name: body[name] for name in ("response_format", "structured_outputs") if name in body} == sent
-    assert not {"top_k", "min_p", "repetition_penalty", "logit_bias"} & body.keys()
+    assert not {"ignore_eos", "min_tokens", "top_k", "min_p", "repetition_penalty", "logit_bias"} & body.keys()
 
 
 @pytest.mark.parametrize(

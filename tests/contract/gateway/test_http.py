@@ -63,7 +63,7 @@ async def test_the_official_client_gets_an_answer_with_its_account(behind: Behin
 async def test_what_vllm_adds_to_openai_travels_to_the_executor(behind: Behind) -> None:
     schema = {"type": "object", "properties": {"zeta": {"type": "string"}, "alpha": {"type": "integer"}}}
     format_ = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-    more = {"top_k": 5, "min_p": 0.25, "repetition_penalty": 1.5}
+    more = {"top_k": 5, "min_p": 0.25, "repetition_penalty": 1.5, "ignore_eos": True, "min_tokens": 3}
     ask = client(behind).chat.completions.create
     await ask(**hello(), response_format=format_, logit_bias={"7": -50}, extra_body=more)
     await ask(**hello(), response_format={"type": "json_object"}, extra_body={"top_k": -1})
@@ -73,6 +73,7 @@ async def test_what_vllm_adds_to_openai_travels_to_the_executor(behind: Behind) 
     requests = [asked.request for asked in behind.executor.asked]
     sampling = requests[0].sampling
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.25, 1.5)
+    assert (sampling.ignore_eos, sampling.min_tokens) == (True, 3)
     assert dict(sampling.logit_bias) == {7: -50.0}
     assert requests[1].sampling.top_k == 0
     assert not requests[1].sampling.HasField("repetition_penalty")
@@ -162,6 +163,7 @@ async def test_auto_and_forced_strategies_ask_the_router_with_their_context(behi
         ({"top_k": -2}, {}, 400, "bad_parameter"),
         ({"min_p": 1.5}, {}, 400, "bad_parameter"),
         ({"repetition_penalty": 0}, {}, 400, "bad_parameter"),
+        ({"max_tokens": 4, "min_tokens": 5}, {}, 400, "bad_parameter"),
         ({"logit_bias": {"5": -101}}, {}, 400, "bad_parameter"),
         ({"logit_bias": {"-5": 1}}, {}, 400, "bad_parameter"),
         ({"logit_bias": {"five": 1}}, {}, 400, "bad_request"),

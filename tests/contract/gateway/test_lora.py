@@ -63,9 +63,9 @@ class Running:
         shutil.copytree(folder, self.root / folder.name, dirs_exist_ok=True)
         return folder.name
 
-    async def complete(self, model: str, prompt: str = "upper: hello") -> tuple[str, dict[str, Any]]:
+    async def complete(self, model: str, prompt: str = "upper: hello", **more: Any) -> tuple[str, dict[str, Any]]:
         """What a completion says, and the whole of it."""
-        body = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0}
+        body = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0} | more
         status, told = await self.post("/v1/completions", body)
         assert status == 200, told
         return told["choices"][0]["text"], told
@@ -211,8 +211,9 @@ async def test_loading_needs_an_administrators_key_and_names_are_their_tenants(r
     await running.post("/v1/unload_lora_adapter", {"lora_name": "mine"})
 
 
-async def test_vllms_bench_gets_its_stream_with_usage(running: Running) -> None:
-    """The request of `vllm bench serve` for completions, read as it reads the answer."""
+@pytest.mark.parametrize("longer", [{}, {"ignore_eos": True, "min_tokens": 12}], ids=["as it ends", "to the length"])
+async def test_vllms_bench_gets_its_stream_with_usage(running: Running, longer: dict[str, Any]) -> None:
+    """The request of `vllm bench serve` for completions, with what it adds for random data, read as it reads it."""
     path = running.placed("bench")
     await running.post("/v1/load_lora_adapter", {"lora_name": "bench-lora", "lora_path": path})
     payload = {
@@ -224,7 +225,7 @@ async def test_vllms_bench_gets_its_stream_with_usage(running: Running) -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": 0.0,
-    }
+    } | longer
     headers = {"Authorization": f"Bearer {running.key}", "x-request-id": "bench-0"}
     text, usage = "", {}
     async with running.http.post(f"{running.url}/v1/completions", json=payload, headers=headers) as answer:
@@ -237,8 +238,9 @@ async def test_vllms_bench_gets_its_stream_with_usage(running: Running) -> None:
             text += event["choices"][0]["text"]
         elif event["usage"]:
             usage = event["usage"]
-    plain, told = await running.complete("bench-lora")
+    plain, told = await running.complete("bench-lora", **longer)
     assert text == plain
+    assert not longer or usage["completion_tokens"] == 12
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (
         told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"],
     )  # fmt: skip

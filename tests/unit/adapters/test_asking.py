@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ def refused(**fields: object) -> Invalid:
         ("repetition_penalty", -1.0, "repetition_penalty -1"),
         ("repetition_penalty", NAN, "repetition_penalty nan"),
         ("repetition_penalty", math.inf, "repetition_penalty inf"),
+        ("min_tokens", -1, "min_tokens -1"),
         ("presence_penalty", NAN, "presence_penalty nan"),
         ("frequency_penalty", 2.5, "frequency_penalty 2.5"),
         ("logit_bias", ((5, 101.0),), "token 5 101"),
@@ -41,6 +43,17 @@ def test_sampling_out_of_bounds_is_refused_by_name_and_value(field: str, value: 
 
     assert error.code == "bad_sampling"
     assert told in error.message
+
+
+def test_more_tokens_than_the_most_are_refused() -> None:
+    assert "min_tokens 6 is not from 0 to 5" in refused(sampling=Sampling(max_tokens=5, min_tokens=6)).message
+
+
+@pytest.mark.parametrize("longer", [{"ignore_eos": True}, {"min_tokens": 3}])
+def test_an_answer_of_a_certain_form_ends_where_the_form_does(longer: dict[str, Any]) -> None:
+    error = refused(sampling=Sampling(**longer), constraint=Constraint(regex="a+"))
+
+    assert error.code == "bad_constraint"
 
 
 def test_sampling_at_its_bounds_passes() -> None:

@@ -25,8 +25,9 @@ HELLO = (Message(role="user", content="hi"),)
                 top_k=40, min_p=0.05, repetition_penalty=1.1, logit_bias=((3, -100.0), (9, 2.5)), temperature=0.0
             ),
         ),
+        ChatRequest(prompt="go", sampling=Sampling(ignore_eos=True, min_tokens=7)),
     ],
-    ids=["plain", "regex", "choices", "any JSON", "sampling"],
+    ids=["plain", "regex", "choices", "any JSON", "sampling", "length"],
 )
 def test_requests_come_back_as_they_went(asked: ChatRequest) -> None:
     sent = pb.ChatRequest.FromString(chat_to(asked).SerializeToString())

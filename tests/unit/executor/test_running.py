@@ -158,6 +158,7 @@ async def test_leaving_a_run_closes_the_model() -> None:
         errand(ANY, json_schema={"type": "object"}, regex="a"),
         errand(ANY, regex="a", choices=("a",)),
         errand(ANY, sampling=Sampling(top_k=-1)),
+        errand(ANY, sampling=Sampling(max_tokens=4, min_tokens=5)),
         errand(ANY, sampling=Sampling(min_p=float("nan"))),
         errand(ANY, sampling=Sampling(repetition_penalty=0.0)),
         errand(ANY, sampling=Sampling(logit_bias=((7, 101.0),))),

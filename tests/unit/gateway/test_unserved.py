@@ -21,8 +21,6 @@ def chat(**more: Any) -> ChatBody:
         ("guided_choice", ["yes", "no"], "structured_outputs"),
         ("guided_regex", "[a-z]+", "structured_outputs"),
         ("guided_json", {"type": "object"}, "structured_outputs"),
-        ("min_tokens", 5, "structured_outputs"),
-        ("ignore_eos", True, "structured_outputs"),
         ("stop_token_ids", [7], "`stop`"),
         ("bad_words", ["no"], "logit_bias"),
         ("allowed_token_ids", [1, 2], "logit_bias"),

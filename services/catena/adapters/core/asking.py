@@ -63,6 +63,11 @@ def check(question: Question) -> None:
     _check_sampling(question.sampling)
     if question.constraint is not None:
         _check_constraint(question.constraint)
+        if question.sampling.ignore_eos or question.sampling.min_tokens:
+            raise Invalid(
+                "what an answer must look like decides where it ends; ask without ignore_eos and min_tokens",
+                code="bad_constraint",
+            )
 
 
 def _check_sampling(sampling: Sampling) -> None:
@@ -79,6 +84,7 @@ def _check_sampling(sampling: Sampling) -> None:
     if any(not stop for stop in sampling.stop):
         raise Invalid("a stop text is empty; leave it out", code="bad_sampling")
     _within("top_k", sampling.top_k, 0, MAX_TOP_K)
+    _within("min_tokens", sampling.min_tokens, 0, sampling.max_tokens or math.inf)
     _within("min_p", sampling.min_p, 0.0, 1.0)
     # Written so that NaN, which compares with nothing, is refused too.
     if not 0.0 < sampling.repetition_penalty < math.inf:

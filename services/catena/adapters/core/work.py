@@ -14,7 +14,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. `max_tokens` 0: as many as the context leaves; `temperature` None: the model's default.
 
     `seed` None: the engine draws one. `top` is how many alternatives come with each token's log-probability.
-    `top_k` 0: all tokens. `logit_bias`: token numbers with what is added to their logits.
+    `top_k` 0: all tokens. `logit_bias`: token numbers with what is added to their logits. With `ignore_eos` the tokens
+    that end a text do not; before `min_tokens` they are not drawn, and no stop text counts.
     """
 
     max_tokens: int = 0
@@ -31,6 +32,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True):

@@ -256,6 +256,8 @@ def sampling_of(given: types.Sampling) -> Sampling:
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty if given.HasField("repetition_penalty") else 1.0,
         logit_bias=tuple(sorted(given.logit_bias.items())),
+        ignore_eos=given.ignore_eos,
+        min_tokens=given.min_tokens,
     )
 
 

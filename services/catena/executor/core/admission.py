@@ -95,6 +95,7 @@ def check_sampling(sampling: Sampling) -> None:
         ("n", float(sampling.n), 1.0, float(MOST_ANSWERS)),
         ("top_logprobs", float(sampling.top_logprobs), 0.0, 20.0),
         ("top_k", float(sampling.top_k), 0.0, float(MOST_TOP_K)),
+        ("min_tokens", float(sampling.min_tokens), 0.0, float(sampling.max_tokens or math.inf)),
         ("min_p", sampling.min_p, 0.0, 1.0),
         ("repetition_penalty", sampling.repetition_penalty, LEAST_REPETITION, 1e6),
         *((f"logit_bias of token {token}", bias, -100.0, 100.0) for token, bias in sampling.logit_bias),

@@ -198,7 +198,8 @@ def _within_budget(run: Execution, asked: Call, model: Model) -> ChatRequest:
             code="cost_cap",
         )
     limit = min(most, request.sampling.max_tokens or most)
-    return replace(request, sampling=replace(request.sampling, max_tokens=limit))
+    least = min(request.sampling.min_tokens, limit)
+    return replace(request, sampling=replace(request.sampling, max_tokens=limit, min_tokens=least))
 
 
 def _stages(

@@ -48,7 +48,8 @@ class Tool:
 class Sampling:
     """How tokens are drawn. `max_tokens` 0: as many as the context leaves; None: the model's default.
 
-    `top_k` 0: all tokens. `logit_bias`: token numbers of the model asked, with what is added to their logits.
+    `top_k` 0: all tokens. `logit_bias`: token numbers of the model asked, with what is added to their logits. With
+    `ignore_eos` only `max_tokens` and `stop` end an answer; before `min_tokens` nothing does.
     """
 
     max_tokens: int = 0
@@ -65,6 +66,8 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

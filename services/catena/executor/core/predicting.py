@@ -176,8 +176,8 @@ def _strings(texts: Sequence[Any]) -> list[str]:
 def _request(asked: Inquiry) -> ChatRequest:
     """A text is a user's turn; `{messages: [...]}` and `{prompt: ...}` are themselves; anything else is read as JSON.
 
-    Parameters are OpenAI's (temperature, max_tokens, top_p, seed, stop, penalties) with top_k, min_p and
-    repetition_penalty.
+    Parameters are OpenAI's (temperature, max_tokens, top_p, seed, stop, penalties) with top_k, min_p,
+    repetition_penalty, ignore_eos and min_tokens.
     """
     sampling = _sampling(asked.parameters)
     data = asked.data
@@ -216,6 +216,8 @@ SAMPLING = frozenset(
         "top_k",
         "min_p",
         "repetition_penalty",
+        "ignore_eos",
+        "min_tokens",
     }
 )
 

@@ -131,6 +131,8 @@ def sampling_from(message: pb.Sampling) -> Sampling:
         top_logprobs=message.top_logprobs,
         top_k=message.top_k,
         logit_bias=tuple(sorted(message.logit_bias.items())),
+        ignore_eos=message.ignore_eos,
+        min_tokens=message.min_tokens,
         **given,
     )
 
@@ -152,6 +154,8 @@ def sampling_to(sampling: Sampling) -> pb.Sampling:
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias),
+        ignore_eos=sampling.ignore_eos,
+        min_tokens=sampling.min_tokens,
     )
 
 

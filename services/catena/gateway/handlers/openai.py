@@ -132,6 +132,8 @@ class Sampled(Unserved, frozen=True, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -244,6 +246,8 @@ def sampling_of(body: Sampled) -> types_pb2.Sampling:
         top_k=max(0, within("top_k", body.top_k or 0, -1, 1 << 20)),
         min_p=None if body.min_p is None else within("min_p", body.min_p, 0.0, 1.0),
         repetition_penalty=_repetition(body.repetition_penalty),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=within("min_tokens", body.min_tokens or 0, 0, most or MOST_LENGTH),
         logit_bias={token: within(f"logit_bias[{token}]", b, -100, 100) for token, b in _biases(body.logit_bias)},
     )
 

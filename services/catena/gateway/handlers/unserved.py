@@ -10,8 +10,6 @@ CURES = {
     "guided_regex": f"{STRUCTURED} `regex`",
     "guided_choice": f"{STRUCTURED} `choice`",
     "guided_grammar": f"{STRUCTURED} `json`, `regex` or `choice`",
-    "min_tokens": f"{STRUCTURED} a `regex` that bounds the length",
-    "ignore_eos": f"{STRUCTURED} a `regex` that bounds the length",
     "stop_token_ids": "give the texts in `stop`",
     "bad_words": "forbid tokens by `logit_bias` -100",
     "allowed_token_ids": "favour tokens by `logit_bias`",
@@ -31,8 +29,6 @@ class Unserved(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: object = None
     guided_choice: object = None
     guided_grammar: object = None
-    min_tokens: object = 0
-    ignore_eos: object = False
     stop_token_ids: object = []
     bad_words: object = []
     allowed_token_ids: object = None

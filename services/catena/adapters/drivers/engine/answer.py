@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from catena.adapters.core.work import Done, Piece, TokenLogprob, Work
+from catena.adapters.core.work import Done, Piece, Sampling, TokenLogprob, Work
 from catena.adapters.drivers.engine.text import StopWatch, Text
 from catena.kit.errors import CatenaError
 
@@ -11,11 +11,12 @@ Tops = Sequence[tuple[int, float]]
 
 
 class Answer:
-    """The text of one answer as tokens come; `pieces` waits to be sent."""
+    """The text of one answer as tokens come; `pieces` waits to be sent. The tokens `ends` end it."""
 
-    def __init__(self, index: int, text: Text, stops: Sequence[str], logprobs: bool, exact: bool) -> None:
+    def __init__(self, index: int, text: Text, sampling: Sampling, exact: bool) -> None:
         """Answer `index` of its generation; `exact` as in `Text.stream`."""
         self.index = index
+        self.ends = frozenset[int]() if sampling.ignore_eos else text.ends
         self.finish = ""
         self.written = 0
         self.lowest = 0.0
@@ -23,8 +24,9 @@ class Answer:
         self.pieces: list[Piece] = []
         self._text = text
         self._stream = text.stream(exact=exact)
-        self._stop = StopWatch(stops)
-        self._wants = logprobs
+        self._stop = StopWatch(sampling.stop)
+        self._wants = sampling.logprobs
+        self._least = sampling.min_tokens
         self._entries: list[tuple[int, TokenLogprob]] = []
         self._seen = 0
         self._said = 0
@@ -34,7 +36,7 @@ class Answer:
         self.written += 1
         self.total += logprob
         self.lowest = min(self.lowest, logprob)
-        if token in self._text.ends:
+        if token in self.ends:
             self.close("stop")
             return
         text = self._stream.push(token)
@@ -43,9 +45,13 @@ class Answer:
             name = self._text.token
             top = tuple((name(other), value) for other, value in tops)
             self._entries.append((self._seen, TokenLogprob(name(token), logprob, top)))
-        self._say(self._stop.push(text))
+        self._say(self._stop.push(text) if self.written > self._least else text)
         if self._stop.stopped:
             self._end("stop")
+
+    def early(self) -> int:
+        """How many of the next tokens may not be among `ends`."""
+        return max(self._least - self.written, 0) if self.ends else 0
 
     def close(self, finish: str) -> None:
         """No token follows: say what was held back, and why it ended."""
@@ -81,7 +87,7 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.error: CatenaError | None = None
         exact = work.constraint is not None
-        self.answers = [Answer(i, text, sampling.stop, sampling.logprobs, exact) for i in range(sampling.n)]
+        self.answers = [Answer(i, text, sampling, exact) for i in range(sampling.n)]
         self.drafted = self.accepted = self.draft_input = self.draft_output = self.cached = 0
         self._now = now
         self._began_s = now()

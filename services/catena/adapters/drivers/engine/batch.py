@@ -211,6 +211,7 @@ class Batch:
     @torch.inference_mode()
     def _draw(self, logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]]) -> list[Row]:
         _constrain(logits_WV, spans)
+        _hold_ends(logits_WV, spans)
         best: list[int] = logits_WV.argmax(-1).tolist()
         drawn = self._draw_plain(logits_WV, best, spans)
         moved: list[tuple[Row, list[int], int]] = []
@@ -299,6 +300,16 @@ def _constrain(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]])
         if grammar is not None:
             fenced.append((grammar, range(begin, end), row.proposal))
     constrain(logits_WV, fenced)
+
+
+def _hold_ends(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]]) -> None:
+    """Mask the tokens that would end an answer which was asked to be longer."""
+    for row, begin, end in spans:
+        answer = row.target.answer if isinstance(row, Draft) else row.answer
+        # A draft proposes for the places after those that it has proposed already; a verification begins at the first.
+        early = answer.early() - (len(row.proposal) if isinstance(row, Draft) else 0)
+        if early > 0:
+            logits_WV[begin : min(end, begin + early), list(answer.ends)] = -math.inf
 
 
 def _tokens(row: Row | Draft) -> list[int]:

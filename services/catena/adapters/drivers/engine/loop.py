@@ -159,7 +159,7 @@ class Loop:
                 target=row,
                 most=work.draft_tokens,
                 limit=held.decoder.shape.context,
-                ends=held.text.ends,
+                ends=row.answer.ends,
                 adapter=adapter,
                 draw=draw_of(work.sampling, target.text.temperature, f"{row.answer.index}:draft"),
             )

@@ -271,6 +271,8 @@ def _refuse(work: Work) -> None:
         "presence_penalty": drawn.presence_penalty != 0.0,
         "frequency_penalty as OpenAI means it": drawn.frequency_penalty != 0.0,
         "min_p": drawn.min_p != 0.0,
+        "ignore_eos": drawn.ignore_eos,
+        "min_tokens": drawn.min_tokens > 0,
         "logit_bias": bool(drawn.logit_bias),
         "choices; a regex does": work.constraint is not None and bool(work.constraint.choices),
     }

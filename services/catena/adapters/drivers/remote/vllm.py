@@ -264,6 +264,8 @@ def body_of(work: Work, ids: list[int], most: int, temperature: float) -> dict[s
         "repetition_penalty": drawn.repetition_penalty,
         "top_k": drawn.top_k,
         "min_p": drawn.min_p,
+        "ignore_eos": drawn.ignore_eos,
+        "min_tokens": drawn.min_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
     }

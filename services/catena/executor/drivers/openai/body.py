@@ -4,6 +4,7 @@ from typing import Any
 
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Tool
 from catena.executor.core.ports import Ask
+from catena.kit.errors import Invalid
 
 CHOICES = ("auto", "none", "required")
 ANY_OBJECT = {"type": "object"}
@@ -11,8 +12,17 @@ ANY_OBJECT = {"type": "object"}
 
 
 def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
-    """The body of `/chat/completions`, or of `/completions` for a raw prompt."""
+    """The body of `/chat/completions`, or of `/completions` for a raw prompt.
+
+    Raises Invalid (`sampling_unsupported`) for what OpenAI's own service does not know; other servers answer for
+    themselves.
+    """
     request = ask.request
+    if not ask.model.base_url and (request.sampling.ignore_eos or request.sampling.min_tokens):
+        raise Invalid(
+            f"{ask.model.name} ends its answers itself; ask it without ignore_eos and min_tokens",
+            code="sampling_unsupported",
+        )
     body: dict[str, Any] = {"model": ask.model.upstream}
     if request.prompt:
         body["prompt"] = request.prompt
@@ -91,6 +101,8 @@ def _sampling(sampling: Sampling, *, raw: bool) -> dict[str, Any]:
         "top_k": sampling.top_k or None,
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
+        "ignore_eos": sampling.ignore_eos or None,
+        "min_tokens": sampling.min_tokens or None,
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
     }
     if sampling.logprobs:
