@@ -27,6 +27,11 @@ class Tally:
     finish = ""
     written = cached = drafted = accepted = draft_output = 0
     error = None
+    ends = frozenset[int]()
+
+    def early(self) -> int:
+        """Any token may come at once."""
+        return 0
 
     def take(self, *_: Any) -> None:
         """A token was drawn."""

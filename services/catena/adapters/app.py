@@ -34,7 +34,7 @@ from catena.artifacts.store import ArtifactStore
 from catena.kit.chassis import open_chassis
 from catena.kit.clock import World
 from catena.kit.config import House
-from catena.kit.errors import CatenaError
+from catena.kit.errors import CatenaError, Invalid
 
 ROOM = "adapters"
 SERVICE = "catena.api.adapters.v1.AdaptersService"
@@ -100,10 +100,19 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
 async def _open_engine(
     house: House, config: AdaptersConfig, bases: Sequence[str], world: World
 ) -> AsyncIterator[ProcessEngine | RemoteEngine]:
+    if unknown := sorted(config.quantization.keys() - set(bases)):
+        raise Invalid(
+            f"adapters.quantization names {', '.join(unknown)}; the bases are {', '.join(bases)}", code="bad_config"
+        )
     if config.engine.kind == "local":
         async with open_engine(_settings(house, config), house.folder("run")) as engine:
             yield engine
         return
+    if config.quantization:
+        raise Invalid(
+            f"adapters.quantization is of the local engine; start the {config.engine.kind} server with a quantisation",
+            code="bad_config",
+        )
     artifacts = str(house.folder("artifacts"))
     most = config.max_batch + config.queue
     async with open_remote(config.engine, world, bases=bases, artifacts=artifacts, most=most) as remote:
@@ -127,6 +136,7 @@ def _settings(house: House, config: AdaptersConfig) -> Settings:
         socket=house.address("adapters-engine").removeprefix("unix:"),
         device=config.device,
         dtype=config.dtype,
+        quantization=config.quantization,
         threads=config.threads,
         max_batch=config.max_batch,
         queue=config.queue,

@@ -57,8 +57,10 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
 
     Engine: `engine` says whose; all that follows but `max_batch` and `queue` is of the local one. `device` is torch's
     name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1 leaves the other cores to the
-    rooms and, at small widths, loses nothing. `max_batch` rows run at a time per base, up to `queue` answers wait
-    beyond them. `kv_bytes` holds keys and values per base and so caps its context.
+    rooms and, at small widths, loses nothing. `quantization`, by base: `nf4` holds the weights of its blocks in four
+    bits, a seventh of float32's bytes, made at each load; it needs the extra `nf4`.
+    `max_batch` rows run at a time per base, up to `queue` answers wait beyond them. `kv_bytes` holds keys and values
+    per base and so caps its context.
     `prefix_bytes` more per base remember texts that were read before, 0: nothing.
     `prefill_tokens` of prompts are read per step at most, so that long prompts do not stall running answers.
     `lookup_tokens` that followed the same words before are proposed at a time, where no draft model is named; 0: none.
@@ -88,6 +90,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     engine: EngineConfig = EngineConfig()
     device: str = "cpu"
     dtype: str = "auto"
+    quantization: dict[str, Literal["nf4"]] = msgspec.field(default_factory=dict)
     threads: int = 1
     max_batch: int = 32
     queue: int = 256

@@ -11,16 +11,20 @@ from catena.adapters.drivers.engine.decoder import Decoder, Ends, Layer
 from catena.adapters.drivers.engine.families import Config, read_config, unsupported
 from catena.adapters.drivers.engine.kv import longest_row
 from catena.adapters.drivers.engine.linear import Linear
+from catena.adapters.drivers.engine.nf4 import Nf4
 from catena.adapters.drivers.engine.shape import Shape
 from catena.kit.errors import Invalid
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def read_base(folder: Path, *, dtype: str, device: torch.device, kv_bytes: int, most_tokens: int = 0) -> Decoder:
+def read_base(
+    folder: Path, *, dtype: str, device: torch.device, kv_bytes: int, most_tokens: int = 0, nf4: bool = False
+) -> Decoder:
     """The base in `folder`. `dtype` `auto` is float32 on a CPU, else bfloat16.
 
-    `kv_bytes` caps the context, and so does `most_tokens` unless it is 0.
+    `kv_bytes` caps the context, and so does `most_tokens` unless it is 0. With `nf4` the blocks' products keep their
+    weights in four bits; embeddings, norms and head stay as they are, and all that is computed is of `dtype`.
     Raises Invalid (`unsupported_architecture`) for a model that this engine would get wrong.
     """
     config = read_config(folder)
@@ -28,7 +32,7 @@ def read_base(folder: Path, *, dtype: str, device: torch.device, kv_bytes: int, 
     embed_VD = tensors("model.embed_tokens.weight")
     shape = _shape(config, embed_VD, kv_bytes, most_tokens)
     kinds = sorted(set(config.turn_kinds))
-    read = _Layers(config, tensors, shape, kinds)
+    read = _Layers(config, tensors, kinds, nf4=nf4)
     layers = [read(index) for index in range(shape.layers)]
     norm_D = read.norm("model.norm.weight")
     head = Linear(embed_VD if config.tie_word_embeddings else tensors("lm_head.weight"))
@@ -84,8 +88,8 @@ class _Tensors:
 class _Layers:
     """Reads one block at a time, so that no more than one is held twice."""
 
-    def __init__(self, config: Config, tensors: _Tensors, shape: Shape, kinds: list[str]) -> None:
-        self._config, self._tensors, self._shape = config, tensors, shape
+    def __init__(self, config: Config, tensors: _Tensors, kinds: list[str], *, nf4: bool) -> None:
+        self._config, self._tensors, self._nf4 = config, tensors, nf4
         self._windows, self._turns = config.windows, [kinds.index(kind) for kind in config.turn_kinds]
 
     def __call__(self, index: int) -> Layer:
@@ -118,14 +122,18 @@ class _Layers:
         """The product that several layers make together; some families keep it as one."""
         whole = self._tensors.maybe(f"{fused}_proj.weight") if fused else None
         if whole is not None:
-            return Linear(whole, self._tensors.maybe(f"{fused}_proj.bias"))
+            return Linear(self._stacked([whole]), self._tensors.maybe(f"{fused}_proj.bias"))
         weights = [self._tensors(f"{name}_proj.weight") for name in names]
         found = [self._tensors.maybe(f"{name}_proj.bias") for name in names]
         biases = [bias for bias in found if bias is not None]
         if biases and len(biases) < len(found):
             raise unsupported(f"only some of {', '.join(names)} have a bias")
-        weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return Linear(weight_OI, torch.cat(biases) if biases else None)
+        return Linear(self._stacked(weights), torch.cat(biases) if biases else None)
+
+    def _stacked(self, weights: list[Tensor]) -> Tensor | Nf4:
+        if self._nf4:
+            return Nf4(weights)
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
 def _auto(dtype: str, device: torch.device) -> str:

@@ -50,6 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     partial_rotary_factor: float = 1.0
+    quantization_config: dict[str, Any] | None = None
 
     @property
     def gemma(self) -> bool:
@@ -140,6 +141,13 @@ def read_config(folder: Path) -> Config:
         raise unsupported(f"{folder.name} is a {config.model_type or 'model of no type'}; this engine runs {known}")
     if config.activation not in ACTIVATIONS:
         raise unsupported(f"{folder.name} uses {config.activation}; this engine runs {', '.join(sorted(ACTIVATIONS))}")
+    if config.quantization_config is not None:
+        how = config.quantization_config.get("quant_method", "some way")
+        raise Invalid(
+            f"{folder.name} was saved quantised by {how}; serve the base that it was made from, with "
+            "adapters.quantization set to nf4 for it",
+            code="base_quantised",
+        )
     if config.attn_logit_softcapping or config.final_logit_softcapping or config.use_bidirectional_attention:
         raise unsupported(f"{folder.name} caps its logits or looks ahead")
     return config

@@ -1,5 +1,7 @@
 """What travels between the room and the engine's process: MessagePack, each frame after its length in four bytes."""
 
+from typing import Literal
+
 import msgspec
 
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
@@ -9,11 +11,15 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine is told on its command line, as JSON. Sizes in bytes, times in seconds."""
+    """What the engine is told on its command line, as JSON. Sizes in bytes, times in seconds.
+
+    `quantization`: how weights are held, by base; of the others, as `dtype` has it.
+    """
 
     socket: str
     device: str = "cpu"
     dtype: str = "auto"
+    quantization: dict[str, Literal["nf4"]] = msgspec.field(default_factory=dict)
     threads: int = 1
     max_batch: int = 32
     queue: int = 256

@@ -135,6 +135,7 @@ class Worker:
                 device=self._device,
                 kv_bytes=settings.kv_bytes,
                 most_tokens=base.context_tokens,
+                nf4=settings.quantization.get(base.name) == "nf4",
             )
             batch = Batch(
                 decoder,
@@ -150,7 +151,7 @@ class Worker:
         facts = BaseFacts(
             bytes=weight_bytes(held.decoder),
             context_tokens=held.decoder.shape.context,
-            dtype=str(held.decoder.shape.dtype).removeprefix("torch."),
+            dtype=self._settings.quantization.get(base.name) or str(held.decoder.shape.dtype).removeprefix("torch."),
         )
         self._keep(call, lambda: self._loop.bases.setdefault(base.name, held), frames.Reply(call, base=facts))
 
