@@ -120,7 +120,7 @@ def peft_logits(base: Path, adapter: Path | None, tokens: list[int]) -> torch.Te
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
-        logits: torch.Tensor = model.eval()(torch.tensor([tokens]), use_cache=False).logits[0]
+        logits: torch.Tensor = model.eval()(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
     return logits
 
 
