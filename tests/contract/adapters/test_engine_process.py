@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from catena.adapters.core.work import AdapterSource, BaseSource, Done, Message, Piece, Sampling, Weights, Work
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
 from catena.adapters.drivers.engine.frames import Settings
-from catena.kit.errors import Exhausted, Invalid, Missing, Unavailable
+from catena.kit.errors import Exhausted, Invalid, Unavailable
+from catena.kit.testing import eventually
 from tests.contract.adapters.making import ALL, make_adapter, part_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -234,13 +235,43 @@ async def test_cancelling_frees_the_slot(bench: Bench) -> None:
     assert (counters.running, counters.waiting) == (0, 0)
 
 
+async def test_an_answer_that_nobody_reads_is_given_up_and_disturbs_nobody(tmp_path: Path) -> None:
+    settings = Settings(socket=str(tmp_path / "line.sock"), coalesce_s=0.0)
+    async with open_engine(settings, tmp_path / "run", most_unread=1 << 16) as engine:
+        await engine.load_base(BaseSource(name="large", folder=str(LARGE)))
+        alone, _, _ = await ask(engine, work("upper: hello"))
+        long = work("upper: hello", max_tokens=900, ignore_eos=True, logprobs=True, top=20, n=8)
+        stalled = engine.submit(long)
+        await anext(stalled)
+
+        beside, done, _ = await ask(engine, work("upper: hello"))
+        await eventually_idle(engine)
+
+        assert beside == alone
+        assert done.output_tokens > 0
+        with pytest.raises(Exhausted, match="65536 bytes of the answer were not read") as caught:
+            while True:
+                await anext(stalled)
+        assert caught.value.code == "answer_not_read"
+        assert (await engine.counters()).tokens < 8 * 900
+
+
+async def eventually_idle(engine: ProcessEngine) -> None:
+    async def idle() -> bool:
+        counters = await engine.counters()
+        return (counters.running, counters.waiting) == (0, 0)
+
+    await eventually(idle)
+
+
 async def test_an_adapter_that_is_not_held_is_never_answered_by_its_base(bench: Bench) -> None:
     with pytest.raises(Unavailable) as caught:
         await ask(bench.engine, work("upper: hello", adapter="nobody"))
 
     assert caught.value.code == "not_resident"
-    with pytest.raises(Missing):
+    with pytest.raises(Unavailable) as caught:
         await ask(bench.engine, work("upper: hello", base="nobody"))
+    assert caught.value.code == "not_resident"
 
 
 async def test_an_adapter_without_effect_is_refused_at_load(bench: Bench, tmp_path: Path) -> None:

@@ -13,25 +13,53 @@ import structlog
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
 from catena.adapters.drivers.engine import frames
 from catena.kit import errors
-from catena.kit.errors import CatenaError, Unavailable
+from catena.kit.errors import CatenaError, Exhausted, Unavailable
 from catena.kit.serve.server import claim
 from catena.kit.supervise import Child, Supervisor
 
 log = structlog.get_logger()
 START_S = 60.0
 RETRY_AFTER_S = 1.0
+MOST_UNREAD_BYTES = 4 << 20
+"""What may wait for a caller that reads more slowly than the engine writes: any answer of some ten thousand tokens."""
 Arrival = frames.Answer | CatenaError
+
+
+class Arrivals:
+    """What has come for one call and was not read yet; `bytes` as they came over the line."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.bytes = 0
+        self._queue: asyncio.Queue[tuple[int, Arrival]] = asyncio.Queue()
+
+    def put(self, arrived: Arrival, size: int = 0) -> None:
+        """Add what came in `size` bytes."""
+        self.bytes += size
+        self._queue.put_nowait((size, arrived))
+
+    async def get(self) -> Arrival:
+        """The next."""
+        size, arrived = await self._queue.get()
+        self.bytes -= size
+        return arrived
+
+    def end_with(self, error: CatenaError) -> None:
+        """Forget what came, and tell this instead."""
+        self.bytes, self._queue = 0, asyncio.Queue()
+        self.put(error)
 
 
 class ProcessEngine:
     """Implements the port `Engine` over a line that is made anew whenever the engine's process is."""
 
-    def __init__(self, *, wait_s: float) -> None:
-        """Orders wait up to `wait_s` for an engine that is being started."""
+    def __init__(self, *, wait_s: float, most_unread: int = MOST_UNREAD_BYTES) -> None:
+        """Orders wait up to `wait_s` for an engine that is being started; a call may leave `most_unread` bytes."""
         self.lost: Callable[[], None] = lambda: None
         self._wait_s = wait_s
+        self._most_unread = most_unread
         self._numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Queue[Arrival]] = {}
+        self._calls: dict[int, Arrivals] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
         self._closing = False
@@ -93,7 +121,9 @@ class ProcessEngine:
                 size = int.from_bytes(await reader.readexactly(frames.LENGTH_BYTES), "big")
                 answer = frames.decode_answer(await reader.readexactly(size))
                 if (arrivals := self._calls.get(answer.call)) is not None:
-                    arrivals.put_nowait(answer)
+                    arrivals.put(answer, size)
+                    if arrivals.bytes > self._most_unread:
+                        self._give_up(answer.call, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             if not self._closing:
                 log.warning("engine lost", calls=len(self._calls))
@@ -102,7 +132,7 @@ class ProcessEngine:
             self._writer = None
             writer.close()
             for arrivals in self._calls.values():
-                arrivals.put_nowait(_lost())
+                arrivals.put(_lost())
             if not self._closing:
                 self.lost()
 
@@ -110,10 +140,16 @@ class ProcessEngine:
         """The engine will be stopped, which is then no loss."""
         self._closing = True
 
-    def _open(self) -> tuple[int, asyncio.Queue[Arrival]]:
+    def _open(self) -> tuple[int, Arrivals]:
         call = next(self._numbers)
-        arrivals = self._calls[call] = asyncio.Queue()
+        arrivals = self._calls[call] = Arrivals()
         return call, arrivals
+
+    def _give_up(self, call: int, writer: asyncio.StreamWriter) -> None:
+        """Nobody reads it: have the engine write no more of it, and keep nothing that it wrote."""
+        told = f"{self._most_unread} bytes of the answer were not read, so it was given up; read it as it comes"
+        self._calls.pop(call).end_with(Exhausted(told, code="answer_not_read"))
+        writer.write(frames.framed(frames.Cancel(call)))
 
     async def _ask(self, order: Callable[[int], frames.Order]) -> frames.Reply:
         call, arrivals = self._open()
@@ -121,7 +157,7 @@ class ProcessEngine:
             await self._send(order(call))
             arrived = await arrivals.get()
         finally:
-            del self._calls[call]
+            self._calls.pop(call, None)
         if isinstance(arrived, frames.Reply):
             return arrived
         raise _error(arrived)
@@ -144,13 +180,14 @@ class ProcessEngine:
 
 @asynccontextmanager
 async def open_engine(
-    settings: frames.Settings, logs: Path, *, wait_s: float = START_S
+    settings: frames.Settings, logs: Path, *, wait_s: float = START_S, most_unread: int = MOST_UNREAD_BYTES
 ) -> AsyncIterator[ProcessEngine]:
     """Start an engine, keep it running, and stop it at the end; its output goes to `logs`.
 
-    Returns at once: orders wait for it. `settings.socket` is the path at which it will find the room.
+    Returns at once: orders wait for it. `settings.socket` is the path at which it will find the room; `most_unread` as
+    `ProcessEngine` has it.
     """
-    engine = ProcessEngine(wait_s=wait_s)
+    engine = ProcessEngine(wait_s=wait_s, most_unread=most_unread)
     claim(f"unix:{settings.socket}")
     async with AsyncExitStack() as stack:
         server = await asyncio.start_unix_server(engine.serve, settings.socket)

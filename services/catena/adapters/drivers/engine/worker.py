@@ -24,11 +24,11 @@ from catena.adapters.drivers.engine import frames
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base, weight_bytes
 from catena.adapters.drivers.engine.batch import Batch
-from catena.adapters.drivers.engine.loop import Held, Loop, failed
+from catena.adapters.drivers.engine.loop import RETRY_AFTER_S, Held, Loop, failed
 from catena.adapters.drivers.engine.probe import probe
 from catena.adapters.drivers.engine.text import Text
 from catena.kit.clock import SystemClock
-from catena.kit.errors import CatenaError, Missing, Unavailable
+from catena.kit.errors import CatenaError, Unavailable
 from catena.kit.leash import exit_with_parent
 
 log = structlog.get_logger()
@@ -174,7 +174,8 @@ class Worker:
     def _held(self, base: str) -> Held:
         held = self._loop.bases.get(base)
         if held is None:
-            raise Missing(f"base {base} is not in memory; load it first", code="not_resident")
+            # Whoever asks has had it loaded: by an engine that was lost since.
+            raise Unavailable(f"{base} is not in memory; ask again", code="not_resident", retry_after_s=RETRY_AFTER_S)
         return held
 
 
