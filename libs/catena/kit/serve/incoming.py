@@ -97,6 +97,10 @@ class Incoming(grpc.aio.ServerInterceptor):
                 except grpc.aio.AbortError:
                     outcome = "aborted"
                     raise
+                except grpc.aio.InternalError as error:
+                    # How grpc fails a write that waited for a client which left without reading.
+                    outcome = "cancelled"
+                    raise asyncio.CancelledError from error
                 except Exception as error:  # noqa: BLE001 - the one place that maps what handlers raise
                     failure = _expected(error, verb)
                 outcome = _OUTCOME.get(wire.kind_of(failure), "internal")
