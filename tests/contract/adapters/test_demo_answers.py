@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from catena.adapters.core.work import Message, Sampling, Weights, Work
+from catena.adapters.drivers.engine import linear
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.frames import Answer, Finished, Output, Settings
@@ -22,6 +23,7 @@ WAYS: dict[str, tuple[int, dict[str, int], str]] = {
     "copying": (6, {"max_rows": 2}, ""),
     "drafting": (0, {}, "demo-small"),
     "little memory": (0, {"kv_bytes": 1 << 20}, ""),
+    "drafting and all of it": (0, {"prefix_bytes": 1 << 20, "prefill_tokens": 7, "kv_bytes": 1 << 20}, "demo-small"),
     "all of it": (4, {"prefix_bytes": 1 << 20, "prefill_tokens": 7, "max_rows": 3}, ""),
 }
 
@@ -66,3 +68,8 @@ def test_greedy_answers_are_the_same_with_every_optimisation(plain: list[str], w
     assert answers(*WAYS[way]) == plain
     assert plain[: len(ASKED)] == plain[len(ASKED) :]
     assert len(set(plain)) > 20
+
+
+def test_greedy_answers_are_the_same_with_plain_products(plain: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "packs", lambda dtype: False)
+    assert answers(0, {}, "") == plain
