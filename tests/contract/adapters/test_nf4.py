@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from catena.adapters.config import EngineConfig
 from catena.adapters.drivers.engine import nf4
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base, weight_bytes
@@ -16,9 +17,13 @@ from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.probe import probe
+from catena.api.adapters.v1 import adapters_pb2 as pb
+from catena.kit.config import House
 from catena.kit.errors import Invalid
+from tests.contract.adapters.conftest import new_adapter, open_room
 from tests.contract.adapters.making import make_adapter, make_base, part_of, peft_logits, prompts
 from tests.contract.adapters.test_engine_equals_peft import Runner
+from tests.contract.adapters.test_room import question, register, text_of
 
 CPU = torch.device("cpu")
 TOLERANCE = {"float32": 2e-2, "bfloat16": 1e-1}
@@ -172,3 +177,37 @@ def test_a_folder_that_was_saved_quantised_is_refused_by_name(tmp_path: Path) ->
         opened(tmp_path / "saved")
 
     assert caught.value.code == "base_quantised"
+
+
+async def test_a_base_in_four_bits_answers_with_adapters_and_says_what_it_holds(house: House) -> None:
+    async with open_room(house, quantization={"demo-large": "nf4"}) as room:
+        await register(room, new_adapter(house, "shout"))
+        plain = await room.stream(question("demo-large"))
+        shouted = await room.stream(question("demo-large@shout:1"))
+        await room.ask("Load", pb.LoadRequest(model="demo-small"))
+
+        large, small = (await room.ask("ListBases", pb.ListBasesRequest())).bases
+
+    assert text_of(plain)
+    assert text_of(shouted) != text_of(plain)
+    assert (large.dtype, small.dtype) == ("nf4", "float32")
+    assert large.bytes < 2 * large.parameters
+    assert small.bytes >= 4 * small.parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"quantization": {"nobody": "nf4"}}, "names nobody; the bases are demo-small, demo-large"),
+        (
+            {"quantization": {"demo-large": "nf4"}, "engine": EngineConfig(kind="vllm", url="http://127.0.0.1:1")},
+            "start the vllm server with a quantisation",
+        ),
+    ],
+)
+async def test_a_quantisation_that_would_not_be_done_is_refused(
+    house: House, config: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Invalid, match=told):
+        async with open_room(house, **config):
+            pass

@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from catena.adapters.config import EngineConfig
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.api.events.v1 import events_pb2
 from catena.api.types.v1 import types_pb2 as types
@@ -191,40 +190,6 @@ async def test_bases_are_listed_with_their_facts(room: Room) -> None:
     assert (small.architecture, small.resident, small.dtype) == ("LlamaForCausalLM", True, "float32")
     assert 4 * small.parameters <= small.bytes <= 5 * small.parameters  # a tied head may be held packed, too
     assert len(small.digest) == 64
-
-
-async def test_a_base_in_four_bits_answers_with_adapters_and_says_what_it_holds(house: House) -> None:
-    async with open_room(house, quantization={"demo-large": "nf4"}) as room:
-        await register(room, new_adapter(house, "shout"))
-        plain = await room.stream(question("demo-large"))
-        shouted = await room.stream(question("demo-large@shout:1"))
-        await room.ask("Load", pb.LoadRequest(model="demo-small"))
-
-        large, small = (await room.ask("ListBases", pb.ListBasesRequest())).bases
-
-    assert text_of(plain)
-    assert text_of(shouted) != text_of(plain)
-    assert (large.dtype, small.dtype) == ("nf4", "float32")
-    assert large.bytes < 2 * large.parameters
-    assert small.bytes >= 4 * small.parameters
-
-
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"quantization": {"nobody": "nf4"}}, "names nobody; the bases are demo-small, demo-large"),
-        (
-            {"quantization": {"demo-large": "nf4"}, "engine": EngineConfig(kind="vllm", url="http://127.0.0.1:1")},
-            "start the vllm server with a quantisation",
-        ),
-    ],
-)
-async def test_a_quantisation_that_would_not_be_done_is_refused(
-    house: House, config: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(Invalid, match=told):
-        async with open_room(house, **config):
-            pass
 
 
 async def test_a_base_that_cannot_be_loaded_says_why_until_it_can(tmp_path: Path) -> None:
