@@ -1,9 +1,11 @@
 # A room with torch: adapters, trainer. The wheel of torch brings its own CUDA; the node brings the driver.
 #   docker build -f docker/torch.Dockerfile --build-arg SERVICE=adapters -t catena-adapters .
+# With --build-arg EXTRAS=nf4 the adapters can hold bases in four bits.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG SERVICE
+ARG EXTRAS
 RUN test -n "${SERVICE}" || { echo "name a room: --build-arg SERVICE=adapters"; exit 1; }
 RUN python -m venv /opt/catena
 # First and alone: the largest layer, kept when the rest changes.
@@ -14,7 +16,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY libs libs
 COPY services services
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/catena/bin/pip install --disable-pip-version-check -c constraints.txt ".[${SERVICE}]"
+    /opt/catena/bin/pip install --disable-pip-version-check -c constraints.txt ".[${SERVICE}${EXTRAS:+,${EXTRAS}}]"
 
 FROM ${BASE}
 ARG SERVICE

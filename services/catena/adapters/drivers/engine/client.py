@@ -20,8 +20,8 @@ from catena.kit.supervise import Child, Supervisor
 log = structlog.get_logger()
 START_S = 60.0
 RETRY_AFTER_S = 1.0
-MOST_UNREAD_BYTES = 4 << 20
-"""What may wait for a caller that reads more slowly than the engine writes: any answer of some ten thousand tokens."""
+MOST_UNREAD_BYTES = 16 << 20
+"""What may wait for a caller that reads more slowly than the engine writes: more than any but the longest answers."""
 Arrival = frames.Answer | CatenaError
 
 
