@@ -22,6 +22,8 @@ from tests.chart.manifests import ROOMS, ROOT
 pytestmark = pytest.mark.chart
 DOCKER = ROOT / "docker"
 TORCH = ("adapters", "trainer")
+EXTRAS = {"adapters": ["nf4"]}
+"""What an image has only where it is built so: `--build-arg EXTRAS=`."""
 FILES = ["service.Dockerfile", "torch.Dockerfile", "models.Dockerfile"]
 FOLDERS = (ROOT / "libs", ROOT / "services")
 WORD = re.compile(r"\$\{(\w+):\?[^}]*\}")
@@ -56,7 +58,8 @@ def test_a_rooms_image_asks_healthz_and_passes_arguments_on(name: str) -> None:
     found = dict(instructions(name))
     assert "http://127.0.0.1:9090/healthz" in found["HEALTHCHECK"]
     assert found["ENTRYPOINT"].startswith('["/bin/sh", "-c", "exec python -m catena.${CATENA_ROOM}')
-    assert '-c constraints.txt ".[${SERVICE}]"' in (DOCKER / name).read_text()
+    extras = "${EXTRAS:+,${EXTRAS}}" if name.startswith("torch") else ""
+    assert f'-c constraints.txt ".[${{SERVICE}}{extras}]"' in (DOCKER / name).read_text()
 
 
 def test_torch_comes_first_and_by_its_exact_version() -> None:
@@ -141,18 +144,19 @@ def test_every_word_that_compose_asks_for_is_in_the_example() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_an_image_installs_all_that_its_room_imports(room: str) -> None:
     installed = declared(room)
+    offered = installed.union(*map(declared, EXTRAS.get(room, ())))
     owners = packages_distributions()
     missing = {
         f"{path.relative_to(ROOT)}: {name}"
         for path, name in imported(room)
-        if not {plain(owner) for owner in owners.get(name, [])} & installed
+        if not {plain(owner) for owner in owners.get(name, [])} & offered
     }
     assert not missing
     assert ("torch" in installed) == (room in TORCH)
 
 
 def declared(room: str) -> set[str]:
-    """The distributions that `.[room]` names, its references to other extras followed."""
+    """The distributions that `.[room]`, a room's or another extra, names, its references to other extras followed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found, waiting = set[str](), [*project["dependencies"], *project["optional-dependencies"][room]]
     while waiting:
