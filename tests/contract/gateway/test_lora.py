@@ -252,8 +252,9 @@ async def test_an_answer_tells_what_speculation_drafted_and_what_stood(running: 
     _, told = await running.complete("demo-large", "upper: again", max_tokens=200, ignore_eos=True)
 
     (stage,) = told["catena"]["stages"]
-    drafted, accepted = int(stage["drafted_tokens"]), int(stage["accepted_tokens"])
+    drafted, accepted = stage["drafted_tokens"], stage["accepted_tokens"]
     assert 0 < accepted <= drafted
+    assert stage["usage"]["output_tokens"] == told["usage"]["completion_tokens"] == 200
     async with running.http.get(f"{running.metrics}/metrics") as answer:
         families = text_string_to_metric_families(await answer.text())
         (found,) = [family for family in families if family.name == "catena_adapters_draft_tokens"]

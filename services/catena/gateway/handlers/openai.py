@@ -390,10 +390,7 @@ def told_json(finished: executor_pb2.Finished, trace: str) -> Json:
     return {
         "execution_id": finished.execution_id,
         "plan": plan,
-        "stages": [
-            json_format.MessageToDict(s, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-            for s in finished.stages
-        ],
+        "stages": [_stage_json(stage) for stage in finished.stages],
         "model": finished.model,
         "duration_ms": round(finished.duration_ms, 3),
         "tokens": finished.usage.input_tokens + finished.usage.output_tokens,
@@ -404,6 +401,15 @@ def told_json(finished: executor_pb2.Finished, trace: str) -> Json:
         "queries": list(finished.queries),
         "trace_id": trace,
     }
+
+
+def _stage_json(stage: types_pb2.StageResult) -> Json:
+    """A stage's account; its counts as numbers, where protobuf's JSON writes those of 64 bits as texts."""
+    told: Json = json_format.MessageToDict(
+        stage, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    told |= {"accepted_tokens": stage.accepted_tokens, "drafted_tokens": stage.drafted_tokens}
+    return told | {"usage": {name: int(count) for name, count in told.get("usage", {}).items()}}
 
 
 def told_headers(finished: executor_pb2.Finished, trace: str) -> dict[str, str]:
