@@ -10,7 +10,8 @@ from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.linear import Linear
-from catena.adapters.drivers.engine.lora import Adapter, Stacks
+from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.stacks import Stacks
 from tests.contract.adapters.making import CONTEXT, FAMILIES, make_adapter, make_base, part_of, peft_logits, prompts
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from catena.adapters.drivers.engine.fair import Waiting
 from catena.adapters.drivers.engine.grammar import constrain
 from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.lookup import MOST_ROWS, Lookup
-from catena.adapters.drivers.engine.lora import Stacks
 from catena.adapters.drivers.engine.prefix import BLOCK, PrefixCache
 from catena.adapters.drivers.engine.rows import Draft, Row
 from catena.adapters.drivers.engine.sampling import accept, agree, certain, penalise, pick, probabilities
+from catena.adapters.drivers.engine.stacks import Stacks
 
 Turn = tuple[Row | Draft, int]
 """A row and how many tokens it feeds in this step."""

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.linear import Linear
-from catena.adapters.drivers.engine.lora import LoraStep
 from catena.adapters.drivers.engine.shape import Shape
+from catena.adapters.drivers.engine.stacks import LoraStep
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.kv import KvSlab
-from catena.adapters.drivers.engine.lora import Adapter, Stacks
+from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.stacks import Stacks
 from catena.kit.errors import Invalid
 
 PROBE_TOKENS = 12
