@@ -91,6 +91,7 @@ async def test_a_killed_engine_costs_what_ran_a_clear_error_and_nothing_after(ho
         wanted = await furnish(room)
         for _ in range(2):
             tasks = await under_load(room, 20)
+            await eventually(lambda: len(engine_of(house)) == 1)
             (engine,) = engine_of(house)
             os.kill(engine.pid, signal.SIGKILL)
 
