@@ -13,7 +13,7 @@ TORCH_IMAGES := image-adapters image-trainer
 ROOM_IMAGES := image-gateway image-router image-executor image-memory image-features image-learner $(TORCH_IMAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint fmt proto models clean bench-platform bench-adapters images chart engine image-models $(ROOM_IMAGES)
+.PHONY: help demo up test lint fmt proto models clean bench-platform bench-adapters bench-adapters-cuda images chart engine image-models $(ROOM_IMAGES)
 
 help: ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-platform: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the platfor
 
 bench-adapters: $(VENV)/.dev ## Measure many adapters on one base; SIZE=tiny for three minutes, DTYPE=bfloat16
 	@$(BIN)/python -m benchmarks.adapters --size $(or $(SIZE),220m) --dtype $(or $(DTYPE),float32)
+
+bench-adapters-cuda: $(VENV)/.base ## Measure the same on a GPU, a random 7B in bf16 with 32 adapters; some 30 GB of its memory
+	@$(BIN)/python -m benchmarks.adapters.cuda
 
 images: $(ROOM_IMAGES) image-models ## Build every image with docker or podman; TAG=... names them, image-ROOM builds one
 

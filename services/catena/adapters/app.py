@@ -16,7 +16,7 @@ from catena.adapters.core.resident import Budget
 from catena.adapters.core.serving import Serving
 from catena.adapters.drivers.bases import LocalBases
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
-from catena.adapters.drivers.engine.frames import Settings
+from catena.adapters.drivers.engine.frames import Settings, Ways
 from catena.adapters.drivers.gate import ArtifactGate
 from catena.adapters.drivers.library import Library
 from catena.adapters.drivers.memory import free_memory
@@ -138,6 +138,7 @@ def _settings(house: House, config: AdaptersConfig) -> Settings:
         dtype=config.dtype,
         quantization=config.quantization,
         threads=config.threads,
+        ways=Ways(kv=config.kv, lora=config.lora, graphs=config.graphs, kernels=config.kernels),
         max_batch=config.max_batch,
         queue=config.queue,
         kv_bytes=config.kv_bytes,

@@ -8,11 +8,10 @@ from transformers import AutoModelForCausalLM
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
-from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.lora import Adapter
-from catena.adapters.drivers.engine.stacks import Stacks
 from tests.contract.adapters.making import CONTEXT, FAMILIES, make_adapter, make_base, part_of, peft_logits, prompts
+from tests.contract.adapters.ways import MEANS, Make
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
@@ -24,6 +23,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(params=MEANS)
+def make(request: pytest.FixtureRequest) -> Make:
+    """Each of the ways in which a device may compute; all are the same to who asks."""
+    return MEANS[request.param]
+
+
 def opened(base: Path) -> Decoder:
     return read_base(base, dtype="auto", device=CPU, kv_bytes=1 << 30)
 
@@ -31,14 +36,12 @@ def opened(base: Path) -> Decoder:
 class Runner:
     """Feeds packed steps by hand, so that every row's logits can be seen."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.kv = KvSlab(decoder.shape, 1 << 30)
-        self.stacks = Stacks(decoder.shape)
+    def __init__(self, decoder: Decoder, make: Make) -> None:
+        self.means = make(decoder)
 
     def run(self, feeds: list[list[int]], starts: list[int], adapters: list[Adapter | None]) -> list[torch.Tensor]:
         """Logits of every fed token, row by row; rows with one token must come first."""
-        self.kv.fit(len(feeds), CONTEXT)
+        self.means.rooms.fit([min(CONTEXT, self.means.decoder.shape.context)] * len(feeds))
         tokens = [token for feed in feeds for token in feed]
         positions = [start + i for feed, start in zip(feeds, starts, strict=True) for i in range(len(feed))]
         slots = [slot for slot, feed in enumerate(feeds) for _ in feed]
@@ -60,7 +63,7 @@ class Runner:
             wanted_W=None,
         )
         rows = [adapter for feed, adapter in zip(feeds, adapters, strict=True) for _ in feed]
-        logits = self.decoder.forward(step, self.kv, self.stacks.step(rows))
+        logits = self.means.forward(step, rows)
         return list(logits.split([len(feed) for feed in feeds]))
 
 
@@ -80,7 +83,9 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-def test_eight_adapters_and_base_rows_in_one_forward_equal_peft_one_by_one(base: Path, tmp_path: Path) -> None:
+def test_eight_adapters_and_base_rows_in_one_forward_equal_peft_one_by_one(
+    base: Path, tmp_path: Path, make: Make
+) -> None:
     folders = [make_adapter(base, tmp_path / str(i), seed=i, **config) for i, config in enumerate(CONFIGS)]
     decoder = opened(base)
     adapters: list[Adapter | None] = [
@@ -89,7 +94,7 @@ def test_eight_adapters_and_base_rows_in_one_forward_equal_peft_one_by_one(base:
     adapters += [None, None]
     texts = prompts(len(adapters))
     wanted = [peft_logits(base, folder, text) for folder, text in zip([*folders, None, None], texts, strict=True)]
-    runner = Runner(decoder)
+    runner = Runner(decoder, make)
 
     # Whole prompts but for the last two tokens, then one token a row: both kinds of step, all rows in each.
     first = runner.run([text[:-2] for text in texts], [0] * len(texts), adapters)
@@ -103,13 +108,15 @@ def test_eight_adapters_and_base_rows_in_one_forward_equal_peft_one_by_one(base:
 
 
 @pytest.mark.parametrize("rows", [["a"], ["a", "a", "a"], ["a", None, "a"], ["a", "b", "a", "b", None]])
-def test_every_way_of_applying_adapters_gives_the_same(base: Path, tmp_path: Path, rows: list[str | None]) -> None:
+def test_every_way_of_applying_adapters_gives_the_same(
+    base: Path, tmp_path: Path, rows: list[str | None], make: Make
+) -> None:
     folders = {name: make_adapter(base, tmp_path / name, seed=ord(name)) for name in "ab"}
     decoder = opened(base)
     held = {name: read_adapter(name, [part_of(base, folder)], decoder) for name, folder in folders.items()}
     texts = prompts(len(rows), shortest=4)
     adapters = [held[name] if name else None for name in rows]
-    runner = Runner(decoder)
+    runner = Runner(decoder, make)
     runner.run([text[:-1] for text in texts], [0] * len(texts), adapters)
 
     got = runner.run([[text[-1]] for text in texts], [len(text) - 1 for text in texts], adapters)
@@ -118,10 +125,10 @@ def test_every_way_of_applying_adapters_gives_the_same(base: Path, tmp_path: Pat
         assert_close(row[-1], peft_logits(base, folders[name] if name else None, text)[-1])
 
 
-def test_new_weights_under_a_known_key_replace_the_old(base: Path, tmp_path: Path) -> None:
+def test_new_weights_under_a_known_key_replace_the_old(base: Path, tmp_path: Path, make: Make) -> None:
     old, new = (make_adapter(base, tmp_path / str(seed), seed=seed) for seed in (5, 6))
     decoder = opened(base)
-    runner, text = Runner(decoder), prompts(1, 6)[0]
+    runner, text = Runner(decoder, make), prompts(1, 6)[0]
     runner.run([text], [0], [read_adapter("same", [part_of(base, old)], decoder)])
 
     got = runner.run([text], [0], [read_adapter("same", [part_of(base, new)], decoder)])
@@ -129,7 +136,7 @@ def test_new_weights_under_a_known_key_replace_the_old(base: Path, tmp_path: Pat
     assert_close(got[0], peft_logits(base, new, text))
 
 
-def test_a_composition_adds_the_weighted_changes(base: Path, tmp_path: Path) -> None:
+def test_a_composition_adds_the_weighted_changes(base: Path, tmp_path: Path, make: Make) -> None:
     folders = [make_adapter(base, tmp_path / str(r), seed=r, r=r) for r in (4, 16)]
     decoder = opened(base)
     text = prompts(1, 9)[0]
@@ -146,7 +153,7 @@ def test_a_composition_adds_the_weighted_changes(base: Path, tmp_path: Path) -> 
     with torch.no_grad():
         wanted = model(torch.tensor([text])).logits[0]
 
-    got = Runner(decoder).run([text], [0], [both])
+    got = Runner(decoder, make).run([text], [0], [both])
 
     assert_close(got[0], wanted)
 
@@ -160,14 +167,16 @@ def test_bytes_are_those_of_the_factors(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_bases_of_every_family_and_their_adapters_equal_transformers_and_peft(tmp_path: Path, kind: str) -> None:
+def test_bases_of_every_family_and_their_adapters_equal_transformers_and_peft(
+    tmp_path: Path, kind: str, make: Make
+) -> None:
     base = make_base(tmp_path / "base", kind=kind)
     fused = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]} if kind.startswith("phi") else {}
     folder = make_adapter(base, tmp_path / "adapter", **fused)
     decoder = opened(base)
     adapter = read_adapter("a", [part_of(base, folder)], decoder)
     text = prompts(1, 24)[0]
-    runner = Runner(decoder)
+    runner = Runner(decoder, make)
     chunks = [
         runner.run([text[at:stop]] * 2, [at, at], [adapter, None])
         for at, stop in ((0, 12), (12, 20), *((n, n + 1) for n in range(20, len(text))))
@@ -177,7 +186,7 @@ def test_bases_of_every_family_and_their_adapters_equal_transformers_and_peft(tm
         assert_close(torch.cat([chunk[row] for chunk in chunks]), peft_logits(base, wanted, text))
 
 
-def test_wide_layers_whose_factors_are_kept_apart_equal_peft(tmp_path: Path) -> None:
+def test_wide_layers_whose_factors_are_kept_apart_equal_peft(tmp_path: Path, make: Make) -> None:
     base = make_base(tmp_path / "base", width=512, layers=1)
     folders = [make_adapter(base, tmp_path / str(r), seed=r, r=r) for r in (16, 64)]
     folders.append(make_adapter(base, tmp_path / "few", r=64, target_modules=["v_proj", "up_proj", "down_proj"]))
@@ -185,7 +194,7 @@ def test_wide_layers_whose_factors_are_kept_apart_equal_peft(tmp_path: Path) -> 
     adapters = [read_adapter(str(n), [part_of(base, folder)], decoder) for n, folder in enumerate(folders)]
     text = prompts(1, 9)[0]
 
-    got = Runner(decoder).run([text] * 4, [0] * 4, [*adapters, None])
+    got = Runner(decoder, make).run([text] * 4, [0] * 4, [*adapters, None])
 
     for row, folder in zip(got, [*folders, None], strict=True):
         assert_close(row, peft_logits(base, folder, text))

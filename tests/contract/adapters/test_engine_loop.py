@@ -1,7 +1,7 @@
 """The step loop in this process: every request is queued before the first step, so that forwards can be counted."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from catena.adapters.core.work import Done, Message, Sampling, Weights, Work
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
-from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings
+from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings, Ways
+from catena.adapters.drivers.engine.kv_blocks import KvBlocks
 from catena.adapters.drivers.engine.loop import Held, Loop
 from catena.adapters.drivers.engine.text import Text
 from tests.contract.adapters.making import make_adapter, make_base, part_of
@@ -38,16 +39,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Bench:
     """A loop with bases that never end an answer by themselves, and what it told."""
 
+    ways = Ways()
+
     def __init__(self, folders: dict[str, Path], settings: Settings = SETTINGS, **batch: int) -> None:
         self.told: list[Answer] = []
         self.clock = iter(range(10**9))
         self.loop = Loop(settings, self.told.append, lambda: next(self.clock) * 0.001)
-        sizes = {"max_rows": 32, "kv_bytes": 1 << 30, "prefill_tokens": 512} | batch
+        sizes = {"max_rows": 32, "kv_bytes": 1 << 24, "prefill_tokens": 512} | batch
         for name in ("base", "draft"):
             decoder = read_base(folders[name], dtype="auto", device=torch.device("cpu"), kv_bytes=sizes["kv_bytes"])
             text = Text(folders[name], lambda: 0.0)
             text.ends = frozenset()
-            self.loop.bases[name] = Held(decoder=decoder, text=text, batch=Batch(decoder, **sizes))
+            self.loop.bases[name] = Held(decoder=decoder, text=text, batch=Batch(decoder, ways=self.ways, **sizes))
         held = self.loop.bases["base"]
         for key in folders.keys() - {"base", "draft"}:
             held.adapters[key] = read_adapter(key, [part_of(folders["base"], folders[key])], held.decoder)
@@ -69,6 +72,8 @@ class Bench:
         batches = [held.batch for held in self.loop.bases.values()]
         for _ in range(5000):
             if not any(batch.busy for batch in batches):
+                for batch in batches:
+                    assert_nothing_is_held(batch)
                 return
             for name, held in self.loop.bases.items():
                 self.loop._step(name, held)
@@ -87,6 +92,20 @@ class Bench:
     @property
     def forwards(self) -> int:
         return self.loop.bases["base"].batch.forwards
+
+
+@pytest.fixture(autouse=True, params=[Ways(), Ways(kv="blocks", lora="mask", graphs="on")], ids=["cpu", "as-on-cuda"])
+def ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a CPU computes in, and what CUDA does, but for its kernels."""
+    Bench.ways = request.param
+    yield
+    Bench.ways = Ways()
+
+
+def assert_nothing_is_held(batch: Batch) -> None:
+    """Blocks are free once no row runs, but for those that the prefix cache keeps."""
+    if isinstance(batch._kv, KvBlocks):
+        assert batch._kv.free + len(batch.prefix._blocks) == len(batch._kv._uses) - 1
 
 
 def tokens(answer: Sequence[tuple[str, float]]) -> list[str]:
@@ -203,6 +222,7 @@ def test_cancelling_leaves_nothing_behind_and_disturbs_nobody(folders: dict[str,
     bench.loop.cancel(1)
 
     assert [len(held.batch.running) for held in bench.loop.bases.values()] == [1, 0]
+    assert_nothing_is_held(bench.loop.bases["draft"].batch)
     bench.drain()
     assert tokens(bench.answer(2)) == tokens(alone.answer(2))
     assert not any(isinstance(told, Finished) and told.call == 1 for told in bench.told)

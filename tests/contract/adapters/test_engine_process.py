@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from catena.adapters.core.work import AdapterSource, BaseSource, Done, Message, Piece, Sampling, Weights, Work
 from catena.adapters.drivers.engine.client import ProcessEngine, open_engine
-from catena.adapters.drivers.engine.frames import Settings
+from catena.adapters.drivers.engine.frames import Settings, Ways
 from catena.kit.errors import Exhausted, Invalid, Unavailable
 from catena.kit.testing import eventually
 from tests.contract.adapters.making import ALL, make_adapter, part_of
@@ -327,3 +327,21 @@ def pid_of(run: Path) -> int:
     ]
     assert len(mine) == 1
     return mine[0]
+
+
+async def test_the_ways_of_cuda_can_be_asked_for_and_say_the_same(bench: Bench, tmp_path: Path) -> None:
+    ways = Ways(kv="blocks", lora="mask", graphs="on")
+    settings = Settings(socket=str(tmp_path / "line.sock"), kv_bytes=1 << 26, prefix_bytes=1 << 22, ways=ways)
+    async with open_engine(settings, tmp_path / "run") as engine:
+        await furnish(engine, bench.adapters)
+        asked = [work(text, adapter=adapter) for text in QUESTIONS for adapter in ("", "a", "b")]
+        answers = await asyncio.gather(*(ask(engine, one) for one in asked))
+    for one, (texts, _, _) in zip(asked, answers, strict=True):
+        assert texts == (await ask(bench.engine, one))[0]
+
+
+async def test_ways_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    settings = Settings(socket=str(tmp_path / "line.sock"), ways=Ways(kv="slabs", graphs="on"))
+    async with open_engine(settings, tmp_path / "run") as engine:
+        with pytest.raises(Invalid, match=r"needs adapters\.kv blocks"):
+            await engine.load_base(BaseSource(name="small", folder=str(SMALL)))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,19 @@ from catena.kit.errors import Invalid
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Tensors(Protocol):
+    """A base's tensors by the names that transformers gives them, on their device."""
+
+    def __call__(self, name: str) -> Tensor:
+        """One that has to be there. Raises Invalid (`base_incomplete`)."""
+
+    def maybe(self, name: str) -> Tensor | None:
+        """One that some architectures have."""
+
+    def done(self, *, tied: bool) -> None:
+        """All are taken. Raises Invalid when one would have no effect."""
+
+
 def read_base(
     folder: Path, *, dtype: str, device: torch.device, kv_bytes: int, most_tokens: int = 0, nf4: bool = False
 ) -> Decoder:
@@ -27,8 +41,12 @@ def read_base(
     weights in four bits; embeddings, norms and head stay as they are, and all that is computed is of `dtype`.
     Raises Invalid (`unsupported_architecture`) for a model that this engine would get wrong.
     """
-    config = read_config(folder)
     tensors = _Tensors(folder, DTYPES[_auto(dtype, device)], device)
+    return assemble(read_config(folder), tensors, kv_bytes=kv_bytes, most_tokens=most_tokens, nf4=nf4)
+
+
+def assemble(config: Config, tensors: Tensors, *, kv_bytes: int, most_tokens: int = 0, nf4: bool = False) -> Decoder:
+    """The decoder that `config` describes, from its tensors; the rest as for `read_base`."""
     embed_VD = tensors("model.embed_tokens.weight")
     shape = _shape(config, embed_VD, kv_bytes, most_tokens)
     kinds = sorted(set(config.turn_kinds))
@@ -38,7 +56,7 @@ def read_base(
     head = Linear(embed_VD if config.tie_word_embeddings else tensors("lm_head.weight"))
     tensors.done(tied=config.tie_word_embeddings)
     turns = [config.turn(kind, shape.context, shape.dtype) for kind in kinds]
-    turns = [(cos_PR.to(device), sin_PR.to(device)) for cos_PR, sin_PR in turns]
+    turns = [(cos_PR.to(shape.device), sin_PR.to(shape.device)) for cos_PR, sin_PR in turns]
     return Decoder(shape, layers, Ends(embed_VD=embed_VD, norm_D=norm_D, head=head, turns=turns))
 
 
@@ -88,7 +106,7 @@ class _Tensors:
 class _Layers:
     """Reads one block at a time, so that no more than one is held twice."""
 
-    def __init__(self, config: Config, tensors: _Tensors, kinds: list[str], *, nf4: bool) -> None:
+    def __init__(self, config: Config, tensors: Tensors, kinds: list[str], *, nf4: bool) -> None:
         self._config, self._tensors, self._nf4 = config, tensors, nf4
         self._windows, self._turns = config.windows, [kinds.index(kind) for kind in config.turn_kinds]
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.fair import Waiting
-from catena.adapters.drivers.engine.grammar import constrain
-from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.frames import Ways
 from catena.adapters.drivers.engine.lookup import MOST_ROWS, Lookup
 from catena.adapters.drivers.engine.prefix import BLOCK, PrefixCache
 from catena.adapters.drivers.engine.rows import Draft, Row
 from catena.adapters.drivers.engine.sampling import accept, agree, certain, penalise, pick, probabilities
-from catena.adapters.drivers.engine.stacks import Stacks
+from catena.adapters.drivers.engine.ways import AUTO, means
 
 Turn = tuple[Row | Draft, int]
 """A row and how many tokens it feeds in this step."""
@@ -27,14 +26,22 @@ class Batch:
     """The rows of one base. `forwards` counts the base's forward passes, `tokens` those of answers."""
 
     def __init__(
-        self, decoder: Decoder, *, max_rows: int, kv_bytes: int, prefill_tokens: int, prefix_bytes: int = 0
+        self,
+        decoder: Decoder,
+        *,
+        max_rows: int,
+        kv_bytes: int,
+        prefill_tokens: int,
+        prefix_bytes: int = 0,
+        ways: Ways = AUTO,
     ) -> None:
         """Run at most `max_rows` at a time; a step reads at most about `prefill_tokens` of prompts.
 
         `prefix_bytes` of keys and values are kept of texts that were read before.
         """
         self.decoder = decoder
-        self.stacks = Stacks(decoder.shape)
+        self._means = means(decoder, ways, rows=max_rows, kv_bytes=kv_bytes, prefix_bytes=prefix_bytes)
+        self.stacks = self._means.stacks
         self.waiting: Waiting[Row | Draft] = Waiting(_lane)
         self.prefix = PrefixCache(prefix_bytes)
         self.running: list[Row | Draft] = []
@@ -42,7 +49,7 @@ class Batch:
         self.tokens = 0
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
-        self._kv = KvSlab(decoder.shape, kv_bytes)
+        self._kv = self._means.rooms
 
     @property
     def busy(self) -> bool:
@@ -60,9 +67,10 @@ class Batch:
             return
         if row.cached >= BLOCK:
             self._remember(row, row.cached)
+        self._kv.drop(row.slot)
         last = self.running.pop()
         if last is not row:
-            self._kv.copy(last.slot, row.slot, last.cached)
+            self._kv.move(last.slot, row.slot, last.cached)
             last.slot = row.slot
             self.running[row.slot] = last
         row.slot = -1
@@ -70,6 +78,7 @@ class Batch:
     def reset(self) -> None:
         """Forget every row and all keys and values, after a step that failed midway."""
         for row in self.running:
+            self._kv.drop(row.slot)
             row.slot = -1
         self.running.clear()
         self.waiting.clear()
@@ -83,16 +92,16 @@ class Batch:
             if isinstance(row, Row) and isinstance(row.draft, Lookup):
                 row.draft.idle = len(self.running) > MOST_ROWS
         turns = self._turns()
-        while turns and not self._kv.fits(len(self.running), _longest(turns)):
+        while turns and not self._kv.fits(lengths := self._lengths(turns)):
             self._put_back(self.running[-1])
             turns = self._turns()
         if not turns:
             self._make_way()
             return []
-        self._kv.fit(len(self.running), _longest(turns))
+        self._kv.fit(lengths)
         step, spans = self._pack(turns)
         adapters = [adapter for row, count in turns for adapter in row.weights(count)]
-        logits_WV = self.decoder.forward(step, self._kv, self.stacks.step(adapters))
+        logits_WV = self._means.forward(step, adapters)
         self.forwards += 1
         for row, count in turns:
             row.cached += count
@@ -104,13 +113,13 @@ class Batch:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_rows:
             row = self.waiting.peek()
-            longest = max(_length(other) for other in (row, *self.running))
-            if self.running and not self._kv.fits(len(self.running) + 1, longest + 1):
+            lengths = [_length(other) + 1 for other in (*self.running, row)]
+            if self.running and not self._kv.fits(lengths):
                 return
             self.waiting.pop()
             row.slot = len(self.running)
             self.running.append(row)
-            self._kv.fit(len(self.running), longest + 1)
+            self._kv.fit(lengths)
             row.cached = self.prefix.fill(self._kv, row.slot, row.salts(), _tokens(row), row.blocks)
             if isinstance(row, Row):
                 row.generation.cached = max(row.generation.cached, min(row.cached, row.prompt))
@@ -168,6 +177,13 @@ class Batch:
                 room -= count
                 longer.append((row, count))
         return singles + longer
+
+    def _lengths(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens of each row after these turns, by slot."""
+        lengths = [row.cached for row in self.running]
+        for row, count in turns:
+            lengths[row.slot] += count
+        return lengths
 
     def _pack(self, turns: Sequence[Turn]) -> tuple[Step, list[tuple[Row | Draft, int, int]]]:
         """The step, and for each row whose logits matter the stretch of wanted logits that is its own."""
@@ -299,7 +315,11 @@ def _constrain(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]])
         grammar = row.target.grammar if isinstance(row, Draft) else row.grammar
         if grammar is not None:
             fenced.append((grammar, range(begin, end), row.proposal))
-    constrain(logits_WV, fenced)
+    if fenced:
+        # Here, so that whoever asks for no grammar needs no compiler of them.
+        from catena.adapters.drivers.engine.grammar import constrain
+
+        constrain(logits_WV, fenced)
 
 
 def _hold_ends(logits_WV: Tensor, spans: Sequence[tuple[Row | Draft, int, int]]) -> None:
@@ -322,10 +342,6 @@ def _length(row: Row | Draft) -> int:
 
 def _lane(row: Row | Draft) -> str:
     return row.adapter.key if row.adapter is not None else ""
-
-
-def _longest(turns: Sequence[Turn]) -> int:
-    return max(row.cached + count for row, count in turns)
 
 
 def _tops(logs_V: Tensor, count: int) -> list[tuple[int, float]]:

@@ -8,6 +8,7 @@ feed one token.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch.nn import functional
 from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.shape import Shape
-from catena.adapters.drivers.engine.stacks import LoraStep
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -122,6 +122,20 @@ class Step:
         return mask_NL[:, None, None]
 
 
+class Lora(Protocol):
+    """What the rows' adapters add in one step."""
+
+    def add(self, y_TO: Tensor, x_TI: Tensor, layer: int, site: int) -> None:
+        """Add to `y_TO`, in place, what each row's adapter makes of `x_TI`."""
+
+
+class Paged(Protocol):
+    """Keys and values that are not contiguous by row, and so know best how to be attended to."""
+
+    def attend(self, layer: int, window: int, q_THE: Tensor, kv_TXE: Tensor, step: Step) -> Tensor:
+        """Keep the step's keys and values, heads one after the other; what each token makes of its row, (T, H E)."""
+
+
 class Decoder:
     """A base's weights and its forward pass; holds no state of any request."""
 
@@ -133,7 +147,7 @@ class Decoder:
         self._activate = ACTIVATIONS[shape.activation]
 
     @torch.inference_mode()
-    def forward(self, step: Step, kv: KvSlab, lora: LoraStep | None) -> Tensor:
+    def forward(self, step: Step, kv: KvSlab | Paged, lora: Lora | None) -> Tensor:
         """Logits of the wanted rows in fp32, (W, V), after writing the step's keys and values into `kv`."""
         shape, ends = self.shape, self.ends
         x_TD = functional.embedding(step.tokens_T, ends.embed_VD)
@@ -163,7 +177,7 @@ class Decoder:
         return functional.rms_norm(x, weight.shape, weight, self.shape.epsilon)
 
     def _attend(
-        self, index: int, layer: Layer, qkv_TO: Tensor, turn: tuple[Tensor, Tensor], step: Step, kv: KvSlab
+        self, index: int, layer: Layer, qkv_TO: Tensor, turn: tuple[Tensor, Tensor], step: Step, kv: KvSlab | Paged
     ) -> Tensor:
         shape = self.shape
         all_TXE = qkv_TO.view(qkv_TO.shape[0], shape.heads + 2 * shape.key_heads, shape.head)
@@ -175,6 +189,8 @@ class Decoder:
             qk_TXE = torch.cat((q_THE, k_TKE), dim=1)
         qk_TXE = _turned(qk_TXE, shape.turned, turn)
         kv_TXE = torch.cat((qk_TXE[:, shape.heads :], all_TXE[:, turned:]), dim=1)
+        if not isinstance(kv, KvSlab):
+            return kv.attend(index, layer.window, qk_TXE[:, : shape.heads], kv_TXE, step)
         kv.write(index, step.slots_T, step.positions_T, kv_TXE)
         q_THE = qk_TXE[:, : shape.heads]
         parts = []
@@ -197,21 +213,25 @@ class Decoder:
     def _attend_segment(
         self, index: int, q_THE: Tensor, segment: Segment, mask_TL: Tensor | None, kv: KvSlab
     ) -> Tensor:
-        shape, count = self.shape, segment.end - segment.begin
-        keys_1KLE, values_1KLE = kv.row(index, segment.slot, segment.start + count)
-        out_1HTE = functional.scaled_dot_product_attention(
-            q_THE.transpose(0, 1).unsqueeze(0),
-            keys_1KLE,
-            values_1KLE,
-            attn_mask=mask_TL,
-            is_causal=mask_TL is None,
-            scale=shape.scale,
-            enable_gqa=shape.heads != shape.key_heads,
-        )
-        return out_1HTE[0].transpose(0, 1).reshape(count, shape.heads * shape.head)
+        keys_1KLE, values_1KLE = kv.row(index, segment.slot, segment.start + segment.end - segment.begin)
+        return attend_row(q_THE, keys_1KLE, values_1KLE, mask_TL, self.shape.scale)
 
 
-def _through(linear: Linear, x_TI: Tensor, lora: LoraStep | None, layer: int, site: int) -> Tensor:
+def attend_row(q_THE: Tensor, keys_1KLE: Tensor, values_1KLE: Tensor, mask_TL: Tensor | None, scale: float) -> Tensor:
+    """What the last tokens of one row make of it, (T, H E). Without a mask they are all of it."""
+    out_1HTE = functional.scaled_dot_product_attention(
+        q_THE.transpose(0, 1).unsqueeze(0),
+        keys_1KLE,
+        values_1KLE,
+        attn_mask=mask_TL,
+        is_causal=mask_TL is None,
+        scale=scale,
+        enable_gqa=q_THE.shape[1] != keys_1KLE.shape[1],
+    )
+    return out_1HTE[0].transpose(0, 1).reshape(q_THE.shape[0], -1)
+
+
+def _through(linear: Linear, x_TI: Tensor, lora: Lora | None, layer: int, site: int) -> Tensor:
     """A product with what the rows' adapters add to it."""
     y_TO = linear(x_TI)
     if lora is not None:

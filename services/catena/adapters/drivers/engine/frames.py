@@ -10,6 +10,19 @@ LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
 
 
+class Ways(msgspec.Struct, frozen=True, kw_only=True):
+    """In which ways steps are computed; `auto`: slabs and rows on a CPU, blocks, mask and, with triton, graphs on CUDA.
+
+    `kernels` are Triton's, for attention over blocks and LoRA under the mask, where triton is installed; `on` for a CPU
+    needs its interpreter.
+    """
+
+    kv: Literal["auto", "slabs", "blocks"] = "auto"
+    lora: Literal["auto", "rows", "mask"] = "auto"
+    graphs: Literal["auto", "on", "off"] = "auto"
+    kernels: Literal["auto", "on", "off"] = "auto"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine is told on its command line, as JSON. Sizes in bytes, times in seconds.
 
@@ -21,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     quantization: dict[str, Literal["nf4"]] = msgspec.field(default_factory=dict)
     threads: int = 1
+    ways: Ways = Ways()
     max_batch: int = 32
     queue: int = 256
     kv_bytes: int = 1 << 30

@@ -4,12 +4,16 @@ Contiguous rows make decoding on a CPU a plain batched product. Legend: S slots,
 T packed tokens, N rows, X the 2K heads of keys and values.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.shape import Shape
 
 FIRST_TOKENS = 64
+Kept = Tensor | int
+"""A stretch of a row that outlives it: a copy, or the number of a block that is shared."""
 
 
 class KvSlab:
@@ -28,12 +32,20 @@ class KvSlab:
         """Bytes held now."""
         return self._data.numel() * self._data.element_size()
 
-    def fits(self, slots: int, tokens: int) -> bool:
-        """Whether `slots` rows of `tokens` are within the budget."""
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that a token of a row takes."""
+        layers, _, heads, _, head = self._data.shape
+        return layers * heads * head * self._data.element_size()
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths, by slot, are within the budget."""
+        slots, tokens = len(lengths), max(lengths)
         return self._bytes(_doubled(slots, 1), _doubled(tokens, FIRST_TOKENS)) <= self._budget
 
-    def fit(self, slots: int, tokens: int) -> None:
-        """Have room for `slots` rows of `tokens`, which must fit; doubles, so that growing costs little per token."""
+    def fit(self, lengths: Sequence[int]) -> None:
+        """Have room for rows of these lengths, which must fit; doubles, so that growing costs little per token."""
+        slots, tokens = len(lengths), max(lengths)
         _, had, _, length, _ = self._data.shape
         if slots <= had and tokens <= length:
             return
@@ -60,17 +72,27 @@ class KvSlab:
         """Copy a row's first `tokens` into another slot."""
         self._data[:, target, :, :tokens] = self._data[:, source, :, :tokens]
 
-    def take(self, slot: int, begin: int, end: int) -> Tensor:
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Let the row be in another slot, which is free."""
+        self.copy(source, target, tokens)
+
+    def drop(self, slot: int) -> None:
+        """Let go of a row: the next one writes over it."""
+
+    def take(self, slot: int, begin: int, end: int) -> Kept:
         """A copy of a stretch of a row, (layers, X, tokens, E)."""
         return self._data[:, slot, :, begin:end].clone()
 
-    def put(self, slot: int, begin: int, stretch: Tensor) -> None:
+    def put(self, slot: int, begin: int, stretch: Kept) -> None:
         """Write a stretch back."""
+        assert isinstance(stretch, Tensor)
         self._data[:, slot, :, begin : begin + stretch.shape[2]] = stretch
 
+    def release(self, stretch: Kept) -> None:
+        """A stretch is needed no more; it was a copy."""
+
     def _bytes(self, slots: int, tokens: int) -> int:
-        layers, _, heads, _, head = self._data.shape
-        return layers * slots * heads * tokens * head * self._data.element_size()
+        return slots * tokens * self.bytes_per_token
 
     def _resize(self, slots: int, tokens: int) -> None:
         old = self._data

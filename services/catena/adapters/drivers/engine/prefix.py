@@ -8,13 +8,29 @@ their blocks. One cache belongs to one base in memory.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from typing import Protocol
 
-from torch import Tensor
-
-from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.kv import Kept
 
 BLOCK = 16
 """Tokens of a block: what a hit is rounded down to."""
+
+
+class Stretches(Protocol):
+    """Rows of which stretches can be kept; they need not be copied for it."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that a token takes."""
+
+    def take(self, slot: int, begin: int, end: int) -> Kept:
+        """A stretch of a row, to be released once."""
+
+    def put(self, slot: int, begin: int, stretch: Kept) -> None:
+        """Let a row have a stretch that was taken."""
+
+    def release(self, stretch: Kept) -> None:
+        """It is needed no more."""
 
 
 class PrefixCache:
@@ -24,9 +40,9 @@ class PrefixCache:
         """Start empty; a budget of 0 keeps nothing."""
         self.hits = self.looked = self.bytes = 0
         self._budget = budget
-        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._blocks: OrderedDict[bytes, Kept] = OrderedDict()
 
-    def fill(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> int:
+    def fill(self, kv: Stretches, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> int:
         """Put into `slot` what is known of the beginning of `tokens`; how many tokens that are.
 
         `salts` are those of each block; `names` grows by the blocks' names as they are needed, for texts only grow. The
@@ -44,7 +60,7 @@ class PrefixCache:
         self.hits += filled
         return filled
 
-    def keep(self, kv: KvSlab, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> None:
+    def keep(self, kv: Stretches, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> None:
         """Remember the whole blocks of `tokens`, which `slot` holds; the rest as for `fill`."""
         if not self._budget:
             return
@@ -52,12 +68,11 @@ class PrefixCache:
             if name in self._blocks:
                 self._blocks.move_to_end(name)
                 continue
-            block = kv.take(slot, number * BLOCK, (number + 1) * BLOCK)
-            self._blocks[name] = block
-            self.bytes += block.numel() * block.element_size()
+            self._blocks[name] = kv.take(slot, number * BLOCK, (number + 1) * BLOCK)
+            self.bytes += BLOCK * kv.bytes_per_token
         while self.bytes > self._budget:
-            _, block = self._blocks.popitem(last=False)
-            self.bytes -= block.numel() * block.element_size()
+            kv.release(self._blocks.popitem(last=False)[1])
+            self.bytes -= BLOCK * kv.bytes_per_token
 
 
 def _named(salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> Iterator[bytes]:

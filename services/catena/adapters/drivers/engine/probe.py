@@ -32,7 +32,7 @@ def whole_logits(decoder: Decoder, tokens: list[int], adapter: Adapter | None) -
     """Logits after every token of one text, (T, V), outside any batch; safe beside a running one."""
     device = decoder.shape.device
     kv = KvSlab(decoder.shape, budget=1 << 62)
-    kv.fit(1, len(tokens))
+    kv.fit([len(tokens)])
     count = len(tokens)
     step = Step(
         tokens_T=torch.tensor(tokens, device=device),

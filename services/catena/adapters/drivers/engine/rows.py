@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from catena.adapters.drivers.engine.answer import Answer, Generation, Tops
-from catena.adapters.drivers.engine.grammar import Grammar
 from catena.adapters.drivers.engine.lookup import Lookup
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.prefix import BLOCK
 from catena.adapters.drivers.engine.sampling import Draw
 from catena.kit.errors import Invalid
+
+if TYPE_CHECKING:
+    from catena.adapters.drivers.engine.grammar import Grammar
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -30,7 +33,7 @@ class Row:
     limit: int
     adapter: Adapter | None
     draw: Draw
-    grammar: Grammar | None = None
+    grammar: "Grammar | None" = None
     salt: str = ""
     acts: int = 0
     twin: "Row | None" = None

@@ -143,6 +143,7 @@ class Worker:
                 kv_bytes=settings.kv_bytes,
                 prefill_tokens=settings.prefill_tokens,
                 prefix_bytes=settings.prefix_bytes,
+                ways=settings.ways,
             )
             held = Held(decoder=decoder, text=Text(folder, SystemClock().now), batch=batch)
             # The first question should not pay for compiling the template.
