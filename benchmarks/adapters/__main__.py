@@ -1,169 +1,160 @@
 """One run, sides interleaved, medians; each figure beside what it is held to.
 
-`python -m benchmarks.adapters --size tiny` is the smoke run of about three minutes; `220m` takes most of an hour.
+`python -m benchmarks.adapters --size tiny` is the smoke run of about three minutes; without `--size`, a 220M base for
+all parts and a 0.5B one for (a), it takes most of an hour. `--parts a,d` runs some. Ctrl-C prints what was found.
 """
 
 import argparse
-import hashlib
-import random
-import statistics
+import asyncio
+import gc
+import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from transformers.utils import logging
 
-from benchmarks.adapters import peers, subject
+from benchmarks.adapters import decoding, loading, peers_http, process, room
 from benchmarks.adapters.engine import Engine
-from catena.adapters.drivers.engine.lora import Adapter
+from benchmarks.adapters.report import Missing, Report
+from benchmarks.adapters.subject import Compute, Subject, make
+from catena.kit.errors import CatenaError
 
-ROWS, PROMPT, WRITE = 32, 64, 64
-COUNTS = (1, 2, 4, 8, 16, 32)
-AIMS = {"float32": {8: 0.90, 32: 0.85}, "bfloat16": {8: 0.85, 32: 0.80}}
-PEFT_AIMS = {"float32": 1.4, "bfloat16": 2.5}
-Measure = Callable[[], float]
-
-
-class Report:
-    """Rows of the table as they are found."""
-
-    def __init__(self, title: str) -> None:
-        """An empty table."""
-        self.table = Table(title=title, title_justify="left")
-        for name in ("what", "ours", "other", "ratio", "aim"):
-            self.table.add_column(name, justify="left" if name == "what" else "right")
-
-    def add(self, what: str, ours: float, other: float, ratio: float, aim: str, *, held: bool) -> None:
-        """One comparison."""
-        style = "green" if held else "yellow"
-        self.table.add_row(what, f"{ours:.4g}", f"{other:.4g}", f"[{style}]{ratio:.2f}[/{style}]", aim)
+PARTS = "abcdefghijk"
+SIZES = {"full": ("220m", "0.5b"), "tiny": ("tiny",), "220m": ("220m",), "0.5b": ("0.5b",)}
+LARGE, LARGE_COUNTS = "0.5b", (1, 8, 32)
+PEERS = ("torch", "transformers", "peft")
 
 
-def medians(rounds: int, *measures: Measure) -> list[float]:
-    """Each measure's median over rounds in which all take their turn."""
-    found = [[measure() for measure in measures] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*found, strict=True)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The parts that were asked for, on one model made in `folder`."""
 
+    report: Report
+    compute: Compute
+    parts: str
+    context: int
+    folder: Path
+    seconds: dict[str, float]
 
-def throughput(report: Report, engine: Engine, subject_: subject.Subject, dtype: str, rounds: int) -> None:
-    """(a) Decoding with more and more adapters beside the base alone."""
-    prompts = subject_.prompts(ROWS, [PROMPT])
-    names = list(subject_.adapters)
-    zipf = random.Random(3).choices(names, [1 / (rank + 1) for rank in range(len(names))], k=ROWS)
-    mixes = {f"{count} adapters": names[:count] for count in COUNTS if count <= len(names)} | {"zipf of 32": zipf}
-    base, *found = medians(
-        rounds,
-        lambda: engine.decoded(prompts, [""], WRITE),
-        *(lambda mix=mix: engine.decoded(prompts, mix, WRITE) for mix in mixes.values()),
-    )
-    for what, rate in zip(mixes, found, strict=True):
-        aim = AIMS[dtype].get(int(what.split()[0]) if what[0].isdigit() else 0)
-        held = aim is None or rate / base >= aim
-        report.add(f"(a) tok/s, {what} / base alone", rate, base, rate / base, f">= {aim}" if aim else "", held=held)
+    def all(self, size: str) -> None:
+        """Here, then in other processes, while this one holds no weights any more."""
+        self.report.setting = f"{size} {self.compute.dtype}"
+        made, peft = make(self.folder, size, max(decoding.COUNTS), self.compute.torch_dtype, self.report.progress)
+        if size == LARGE:
+            del peft
+            self._large(made)
+            return
+        self._here(made, peft)
+        del peft
+        gc.collect()
+        self._outside(made)
 
+    def _large(self, made: Subject) -> None:
+        def decode() -> None:
+            engine = Engine(made, self.compute.dtype)
+            decoding.throughput(self.report, engine, made, self.compute.dtype, LARGE_COUNTS)
 
-def against_peft(report: Report, engine: Engine, subject_: subject.Subject, dtype: str, rounds: int) -> None:
-    """(b), (c) The same batch by PEFT: rows mixed, and one adapter after the other."""
-    prompts = subject_.prompts(ROWS, [PROMPT])
-    for count in (8, 32):
-        names = list(subject_.adapters)[:count]
-        measures: list[Measure] = [
-            lambda names=names: engine.decoded(prompts, names, WRITE),
-            lambda names=names: peers.mixed(subject_, prompts, names, WRITE),
-        ]
-        if count == 8:
-            measures.append(lambda names=names: peers.one_at_a_time(subject_, prompts, names, WRITE))
-        ours, mixed, *alone = medians(rounds, *measures)
-        aim = PEFT_AIMS[dtype] if count == 8 else 0.0
-        report.add(
-            f"(b) tok/s, {count} mixed / PEFT adapter_names",
-            ours,
-            mixed,
-            ours / mixed,
-            f">= {aim}" if aim else "more than at 8",
-            held=ours / mixed >= aim,
-        )
-        for other in alone:
-            report.add("(c) tok/s, 8 mixed / one at a time", ours, other, ours / other, ">= 4", held=ours >= 4 * other)
+        self._part("a", decode, named=f"a {LARGE}")
 
+    def _here(self, made: Subject, peft: Any) -> None:
+        if not set("abcdei") & set(self.parts):
+            return
+        report, dtype, engine = self.report, self.compute.dtype, Engine(made, self.compute.dtype)
+        self._part("a", lambda: decoding.throughput(report, engine, made, dtype, decoding.COUNTS))
+        self._part("bc", lambda: decoding.against_peft(report, engine, peft, made, dtype))
+        self._part("d", lambda: decoding.against_generate(report, engine, made, self.compute))
+        self._part("e", lambda: loading.cold_load(report, engine, made, self.folder))
+        self._part("i", lambda: decoding.activated(report, engine, made, self.context))
 
-def against_generate(report: Report, engine: Engine, subject_: subject.Subject, rounds: int) -> None:
-    """(d) Requests of varied lengths, the base alone, beside `generate` in static batches of 16."""
-    chance = random.Random(5)
-    prompts = subject_.prompts(48, [chance.randrange(16, 128) for _ in range(48)])
-    writes = [chance.randrange(8, 96) for _ in prompts]
-    ours, other = medians(
-        rounds,
-        lambda: engine.served(prompts, writes, 16, [""]),
-        lambda: peers.static(subject_, prompts, writes, 16),
-    )
-    report.add("(d) tok/s, base / generate, static 16", ours, other, ours / other, ">= 1.5", held=ours >= 1.5 * other)
+    def _outside(self, made: Subject) -> None:
+        report, compute = self.report, self.compute
+        homes = {name: self.folder / name for name in ("process", "room", "http")}
+        for home in homes.values():
+            home.mkdir()
+        gaps = "".join(part for part in "fg" if part in self.parts)
+        self._part("fg", lambda: asyncio.run(process.residency(report, made, homes["process"], compute, gaps)))
+        self._part("h", lambda: asyncio.run(room.working_sets(report, made, homes["room"], compute)))
+        peers = peers_http.ready(report, "".join(part for part in "jk" if part in self.parts), compute)
+        self._part(peers, lambda: asyncio.run(peers_http.over_http(report, made, homes["http"], compute, peers)))
 
-
-def loading(report: Report, engine: Engine, subject_: subject.Subject, rounds: int) -> None:
-    """(e) An adapter from its folder into memory, over reading and hashing the same bytes."""
-    folder = next(iter(subject_.adapters.values()))
-    part = subject.part_of(subject.checked(subject_), folder)
-
-    def load() -> float:
+    def _part(self, part: str, measure: Callable[[], None], *, named: str = "") -> None:
+        if not set(part) & set(self.parts):
+            return
         began = perf_counter()
-        engine.read_checked("cold", part)
-        return 1000 * (perf_counter() - began)
-
-    def raw() -> float:
-        began = perf_counter()
-        hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).digest()
-        return 1000 * (perf_counter() - began)
-
-    ours, other = medians(max(rounds, 5), load, raw)
-    report.add("(e) ms, cold load / read and hash", ours, other, ours / other, "<= 1.3", held=ours <= 1.3 * other)
+        try:
+            measure()
+        except Exception as error:  # noqa: BLE001 - an hour's figures outlive a part that breaks off
+            causes = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+            if not all(isinstance(cause, CatenaError) for cause in causes):
+                self.report.progress.console.print_exception()
+            self.report.add(Missing(part=part, why="; ".join(map(str, causes)), failed=True))
+        self.seconds[named or part] = round(perf_counter() - began, 1)
 
 
-def activated(report: Report, engine: Engine, subject_: subject.Subject, rounds: int, context: int) -> None:
-    """(i) Time to the first token on a context that the base has read: activated LoRA beside LoRA."""
-    plain = next(iter(engine.adapters.values()))
-    suffix = [7, 8, 9]
-    acting = Adapter("activated", plain.sites, plain.bytes, tuple(suffix))
-    shared = subject_.prompts(1, [context])[0]
-    lora, alora = medians(
-        rounds,
-        lambda: 1000 * engine.first_token(shared, suffix, plain),
-        lambda: 1000 * engine.first_token(shared, suffix, acting),
-    )
-    what = f"(i) ms to first token at {context} shared, LoRA / aLoRA"
-    report.add(what, alora, lora, lora / alora, ">= 10", held=lora >= 10 * alora)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="bench-adapters", description=__doc__)
-    parser.add_argument("--size", choices=list(subject.SIZES), default="220m")
-    parser.add_argument("--dtype", choices=list(AIMS), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--context", type=int, default=4096)
-    asked = parser.parse_args()
+def main() -> int:
+    """Measure and print; 1 when a part broke off."""
+    asked = arguments()
+    # `kill` ends it as Ctrl-C does: every process that it started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(asked.threads)
-    console = Console(width=110)
-    with tempfile.TemporaryDirectory(prefix="catena-bench-") as folder, console.status("making models") as status:
-        made = subject.make(Path(folder), asked.size, max(COUNTS), getattr(torch, asked.dtype))
-        engine = Engine(made, asked.dtype)
-        report = Report(f"Llama {asked.size}, {asked.dtype}, {asked.threads} thread(s), medians of {asked.rounds}")
-        parts: dict[str, Callable[[], None]] = {
-            "(a)": lambda: throughput(report, engine, made, asked.dtype, asked.rounds),
-            "(b), (c)": lambda: against_peft(report, engine, made, asked.dtype, asked.rounds),
-            "(d)": lambda: against_generate(report, engine, made, asked.rounds),
-            "(e)": lambda: loading(report, engine, made, asked.rounds),
-            "(i)": lambda: activated(report, engine, made, asked.rounds, asked.context),
-        }
-        for name, part in parts.items():
-            status.update(f"measuring {name}")
-            part()
-    console.print(report.table)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    report = Report(console, rounds=asked.rounds or (3 if asked.size == "tiny" else 5))
+    compute, began = Compute(dtype=asked.dtype, threads=asked.threads), perf_counter()
+    seconds: dict[str, float] = {}
+    about: dict[str, Any] = {"size": asked.size, "threads": asked.threads, "cpu": platform.processor() or "unknown"}
+    about |= {"versions": {name: version(name) for name in PEERS}, "seconds": seconds}
+    try:
+        with report.progress:
+            for size in SIZES[asked.size]:
+                with tempfile.TemporaryDirectory(prefix="catena-bench-") as folder:
+                    Run(
+                        report=report,
+                        compute=compute,
+                        parts=asked.parts,
+                        context=asked.context,
+                        folder=Path(folder),
+                        seconds=seconds,
+                    ).all(size)
+    except KeyboardInterrupt:
+        report.add(Missing(part="-", why="interrupted; the rest was not measured", failed=True))
+    took = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
+    console.print(report.table(f"{asked.threads} thread(s) a side, medians of {report.rounds}"))
+    console.print(f"{perf_counter() - began:.0f} s in all: {took}")
+    if asked.out:
+        report.write(asked.out, about)
+    return 1 if report.failed else 0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench-adapters", description=__doc__)
+    parser.add_argument("--size", choices=list(SIZES), default="full")
+    parser.add_argument("--dtype", choices=list(decoding.AIMS), default="float32")
+    parser.add_argument("--parts", type=_parts, default=PARTS, help="letters, such as a,d; all without it")
+    parser.add_argument("--rounds", type=int, default=0, help="medians of so many; 0: 5, of tiny 3")
+    parser.add_argument("--threads", type=int, default=1, help="with which each side computes")
+    parser.add_argument("--context", type=int, default=4096, help="shared tokens of (i)")
+    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
+    return parser.parse_args()
+
+
+def _parts(text: str) -> str:
+    wanted = text.replace(",", "").replace(" ", "")
+    if unknown := set(wanted) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return wanted
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

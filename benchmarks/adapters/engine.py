@@ -1,23 +1,26 @@
-"""Our side: the engine's own batch, fed as its loop feeds it, without the room around it."""
+"""Our side in this process: the engine's own batch, fed as its loop feeds it, without the room around it."""
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from itertools import count
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from benchmarks.adapters.subject import Subject, checked, part_of
+from benchmarks.adapters.subject import Subject
 from catena.adapters.core.work import Part
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.prefix import PrefixCache
 from catena.adapters.drivers.engine.rows import Row
 from catena.adapters.drivers.engine.sampling import Draw
 
 KV_BYTES = 4 << 30
+PREFIX_BYTES = 2 << 30
 PREFILL = 512
 
 
@@ -46,25 +49,58 @@ class Engine:
     """A base with its adapters in memory."""
 
     def __init__(self, subject: Subject, dtype: str) -> None:
-        """Read all of it."""
-        cpu = torch.device("cpu")
-        self.decoder = read_base(subject.base, dtype=dtype, device=cpu, kv_bytes=KV_BYTES)
-        self._base = checked(subject)
-        self.adapters = {name: self.read(name, folder) for name, folder in subject.adapters.items()}
+        """Read all of it, through the gate."""
+        self.decoder = read_base(subject.base, dtype=dtype, device=torch.device("cpu"), kv_bytes=KV_BYTES)
+        self.adapters = {name: self.read(name, subject.part(name)) for name in subject.adapters}
+        # What was read once need not be read again where only decoding is measured.
+        self._known = PrefixCache(PREFIX_BYTES)
+        self._numbers = count()
 
-    def read(self, name: str, folder: Path) -> Adapter:
-        """One adapter, through the gate."""
-        return self.read_checked(name, part_of(self._base, folder))
-
-    def read_checked(self, name: str, part: Part) -> Adapter:
-        """One that passed the gate."""
+    def read(self, name: str, part: Part) -> Adapter:
+        """An adapter that passed the gate."""
         return read_adapter(name, [part], self.decoder)
 
-    def batch(self, rows: int, prefix_bytes: int = 0) -> Batch:
-        """An empty batch."""
-        return Batch(self.decoder, max_rows=rows, kv_bytes=KV_BYTES, prefill_tokens=PREFILL, prefix_bytes=prefix_bytes)
+    def decoded(self, prompts: Sequence[Sequence[int]], names: Sequence[str], write: int) -> float:
+        """Tokens a second while all rows decode; `names` are the rows' adapters in turn, empty: the base."""
+        batch = self._batch(len(prompts), self._known)
+        for number, prompt in enumerate(prompts):
+            batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
+        while batch.waiting or any(row.cached < row.prompt for row in batch.running):
+            batch.step()
+        before, began = batch.tokens, perf_counter()
+        _drain(batch)
+        return (batch.tokens - before) / (perf_counter() - began)
 
-    def row(self, tokens: Sequence[int], adapter: Adapter | None, write: int) -> Row:
+    def served(self, prompts: Sequence[Sequence[int]], writes: Sequence[int], rows: int, names: Sequence[str]) -> float:
+        """Written tokens a second over all requests, prompts and waiting included."""
+        batch = self._batch(rows, PrefixCache(0))
+        for number, (prompt, write) in enumerate(zip(prompts, writes, strict=True)):
+            batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
+        began = perf_counter()
+        _drain(batch)
+        return batch.tokens / (perf_counter() - began)
+
+    def first_token(self, context: Sequence[int], suffix: Sequence[int], invocation: Sequence[int] = ()) -> float:
+        """Seconds to the first token of an adapter on a context that the base has read before.
+
+        The adapter is one that never read anything, activated by its `invocation` if there is one.
+        """
+        some = next(iter(self.adapters.values()))
+        adapter = replace(some, key=f"new-{next(self._numbers)}", invocation=tuple(invocation))
+        batch = self._batch(1, self._known)
+        batch.add(self._row(context, None, 1))
+        _drain(batch)
+        batch.add(self._row([*context, *suffix], adapter, 1))
+        began = perf_counter()
+        _drain(batch)
+        return perf_counter() - began
+
+    def _batch(self, rows: int, prefix: PrefixCache) -> Batch:
+        batch = Batch(self.decoder, max_rows=rows, kv_bytes=KV_BYTES, prefill_tokens=PREFILL)
+        batch.prefix = prefix
+        return batch
+
+    def _row(self, tokens: Sequence[int], adapter: Adapter | None, write: int) -> Row:
         """A greedy answer of `write` tokens."""
         tally: Any = Tally()
         return Row(
@@ -77,36 +113,6 @@ class Engine:
             draw=Draw(temperature=0.0, top_p=1.0, rng=random.Random(0)),
             acts=adapter.acts_from(tokens) if adapter is not None else 0,
         )
-
-    def decoded(self, prompts: Sequence[Sequence[int]], names: Sequence[str], write: int) -> float:
-        """Tokens a second while all rows decode; `names` are the rows' adapters in turn, empty: the base."""
-        batch = self.batch(len(prompts))
-        for number, prompt in enumerate(prompts):
-            batch.add(self.row(prompt, self.adapters.get(names[number % len(names)]), write))
-        while batch.waiting or any(row.cached < row.prompt for row in batch.running):
-            batch.step()
-        before, began = batch.tokens, perf_counter()
-        _drain(batch)
-        return (batch.tokens - before) / (perf_counter() - began)
-
-    def served(self, prompts: Sequence[Sequence[int]], writes: Sequence[int], rows: int, names: Sequence[str]) -> float:
-        """Written tokens a second over all requests, prompts and waiting included."""
-        batch = self.batch(rows)
-        for number, (prompt, write) in enumerate(zip(prompts, writes, strict=True)):
-            batch.add(self.row(prompt, self.adapters.get(names[number % len(names)]), write))
-        began = perf_counter()
-        _drain(batch)
-        return batch.tokens / (perf_counter() - began)
-
-    def first_token(self, context: Sequence[int], suffix: Sequence[int], adapter: Adapter) -> float:
-        """Seconds to the first token of an adapter on a context that the base has read before."""
-        batch = self.batch(2, prefix_bytes=KV_BYTES)
-        batch.add(self.row(context, None, 1))
-        _drain(batch)
-        batch.add(self.row([*context, *suffix], adapter, 1))
-        began = perf_counter()
-        _drain(batch)
-        return perf_counter() - began
 
 
 def _drain(batch: Batch) -> None:
