@@ -49,8 +49,8 @@ test: $(VENV)/.dev $(EMBEDDER)/config.json ## Run every test that needs no GPU, 
 bench-platform: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the platform itself costs
 	@$(BIN)/python -m benchmarks.platform
 
-bench-adapters: $(VENV)/.dev ## Measure many adapters on one base; SIZE=tiny for three minutes, DTYPE=bfloat16
-	@$(BIN)/python -m benchmarks.adapters --size $(or $(SIZE),220m) --dtype $(or $(DTYPE),float32)
+bench-adapters: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure many adapters on one base; SIZE=tiny, DTYPE=bfloat16, PARTS=a,d, OUT=figures.json
+	@$(BIN)/python -m benchmarks.adapters --size $(or $(SIZE),full) --dtype $(or $(DTYPE),float32) $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT))
 
 bench-adapters-cuda: $(VENV)/.base ## Measure the same on a GPU, a random 7B in bf16 with 32 adapters; some 30 GB of its memory
 	@$(BIN)/python -m benchmarks.adapters.cuda

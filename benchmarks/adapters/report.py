@@ -92,11 +92,12 @@ class Report:
         self.found.append((self.setting, found))
         self.progress.console.print(" ".join(filter(None, _cells(self.setting, found))), highlight=False)
 
-    def medians(self, what: str, *measures: Measure) -> list[float]:
-        """Each measure's median over rounds in which all take their turn."""
-        task = self.progress.add_task(what, total=self.rounds * len(measures))
+    def medians(self, what: str, *measures: Measure, least: int = 0) -> list[float]:
+        """Each measure's median over rounds, `least` at least, in which all take their turn."""
+        rounds = max(self.rounds, least)
+        task = self.progress.add_task(what, total=rounds * len(measures))
         told: list[list[float]] = [[] for _ in measures]
-        for _ in range(self.rounds):
+        for _ in range(rounds):
             for measure, values in zip(measures, told, strict=True):
                 values.append(measure())
                 self.progress.advance(task)
