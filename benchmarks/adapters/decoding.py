@@ -23,7 +23,7 @@ def throughput(
     """(a) Decoding with more and more adapters beside the base alone.
 
     The note is what would be left of the base's pace if a step took just as long as reading its weights once, so with
-    few rows or much arithmetic: 1 / (1 + D r k), k an adapter's parameters per rank over the base's.
+    few rows or arithmetic to spare: 1 / (1 + D r k), k an adapter's parameters per rank over the base's.
     """
     prompts = subject.prompts(ROWS, [PROMPT])
     names = list(subject.adapters)
