@@ -7,7 +7,7 @@ all parts and a 0.5B one for (a), it takes most of an hour. `--parts a,d` runs s
 import argparse
 import asyncio
 import gc
-import platform
+import os
 import signal
 import sys
 import tempfile
@@ -104,7 +104,7 @@ def main() -> int:
     """Measure and print; 1 when a part broke off."""
     asked = arguments()
     # `kill` ends it as Ctrl-C does: every process that it started is stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     torch.set_num_threads(asked.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -112,8 +112,9 @@ def main() -> int:
     report = Report(console, rounds=asked.rounds or (3 if asked.size == "tiny" else 5))
     compute, began = Compute(dtype=asked.dtype, threads=asked.threads), perf_counter()
     seconds: dict[str, float] = {}
-    about: dict[str, Any] = {"size": asked.size, "threads": asked.threads, "cpu": platform.processor() or "unknown"}
-    about |= {"versions": {name: version(name) for name in PEERS}, "seconds": seconds}
+    about: dict[str, Any] = {"size": asked.size, "threads": asked.threads, "seconds": seconds}
+    about |= {"cores": os.cpu_count(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    about |= {"versions": {name: version(name) for name in PEERS}}
     try:
         with report.progress:
             for size in SIZES[asked.size]:
@@ -130,7 +131,9 @@ def main() -> int:
         report.add(Missing(part="-", why="interrupted; the rest was not measured", failed=True))
     took = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items())
     console.print(report.table(f"{asked.threads} thread(s) a side, medians of {report.rounds}"))
-    console.print(f"{perf_counter() - began:.0f} s in all: {took}")
+    # Three load averages, of one, five and fifteen minutes: with much more than this run's own, figures mean little.
+    about["load"] = [round(load, 1) for load in os.getloadavg()]
+    console.print(f"{perf_counter() - began:.0f} s in all: {took}; load averages {about['load']}")
     if asked.out:
         report.write(asked.out, about)
     return 1 if report.failed else 0
