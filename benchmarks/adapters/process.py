@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -73,7 +73,7 @@ async def _gaps(report: Report, engine: ProcessEngine, subject: Subject) -> None
     for name in names[:HELD]:
         await engine.load_adapter(subject.source(name))
     others = cycle([subject.source(name) for name in names[HELD : 2 * HELD]])
-    chance, loads = random.Random(7), []
+    chance, loads = random.Random(7), list[int]()
 
     async def quiet() -> float:
         prompts = texts(ANSWERING, PROMPT, chance)
@@ -85,12 +85,13 @@ async def _gaps(report: Report, engine: ProcessEngine, subject: Subject) -> None
         return quantile(gaps, 0.99)
 
     async def loading() -> float:
-        done = asyncio.create_task(_load_on(engine, others))
-        try:
-            return await quiet()
-        finally:
-            done.cancel()
-            loads.append(await done)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            loader = group.create_task(_load_on(engine, others, stop))
+            p99 = await quiet()
+            stop.set()
+        loads.append(loader.result())
+        return p99
 
     calm, busy = await report.medians_of("(g)", quiet, loading)
     report.add(
@@ -122,17 +123,14 @@ async def _tokens_at(engine: ProcessEngine, adapter: str, prompt: str) -> list[f
     return times
 
 
-async def _load_on(engine: ProcessEngine, sources: "cycle[AdapterSource]") -> int:
-    """Load and unload until cancelled; how often it was done."""
-    count = 0
-    try:
-        for source in sources:
-            await engine.load_adapter(source)
-            await engine.unload(source.weights)
-            count += 1
-    except asyncio.CancelledError:
-        return count
-    return count
+async def _load_on(engine: ProcessEngine, sources: Iterable[AdapterSource], stop: asyncio.Event) -> int:
+    """Load and unload until told to stop, the last one to its end; how often it was done."""
+    for count, source in enumerate(sources):
+        if stop.is_set():
+            return count
+        await engine.load_adapter(source)
+        await engine.unload(source.weights)
+    return 0
 
 
 def _wanted(subject: Subject, name: str) -> Wanted:
