@@ -27,7 +27,7 @@ from catena.adapters.drivers.engine.ways import AUTO
 
 ROWS, PROMPT, PREFILL = 32, 64, 2048
 KV_BYTES = 4 << 30
-AS_ON_CUDA = Ways(kv="blocks", lora="mask", graphs="on")
+AS_ON_CUDA = Ways(kv="places", lora="mask", graphs="on")
 EXACT, NEAR = 1e-4, 5e-2
 """How far logits may be from PEFT's, relative to the largest: in fp32, and in bf16 after 32 layers."""
 Measure = Callable[[], float]

@@ -15,7 +15,6 @@ from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.lora import Adapter
-from catena.adapters.drivers.engine.prefix import PrefixCache
 from catena.adapters.drivers.engine.rows import Row
 from catena.adapters.drivers.engine.sampling import Draw
 
@@ -52,8 +51,7 @@ class Engine:
         """Read all of it, through the gate."""
         self.decoder = read_base(subject.base, dtype=dtype, device=torch.device("cpu"), kv_bytes=KV_BYTES)
         self.adapters = {name: self.read(name, subject.part(name)) for name in subject.adapters}
-        # What was read once need not be read again where only decoding is measured.
-        self._known = PrefixCache(PREFIX_BYTES)
+        self._batches: dict[tuple[int, int], Batch] = {}
         self._numbers = count()
 
     def read(self, name: str, part: Part) -> Adapter:
@@ -62,7 +60,8 @@ class Engine:
 
     def decoded(self, prompts: Sequence[Sequence[int]], names: Sequence[str], write: int) -> float:
         """Tokens a second while all rows decode; `names` are the rows' adapters in turn, empty: the base."""
-        batch = self._batch(len(prompts), self._known)
+        # What was read once need not be read again where only decoding is measured.
+        batch = self._batch(len(prompts), PREFIX_BYTES)
         for number, prompt in enumerate(prompts):
             batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
         while batch.waiting or any(row.cached < row.prompt for row in batch.running):
@@ -73,12 +72,13 @@ class Engine:
 
     def served(self, prompts: Sequence[Sequence[int]], writes: Sequence[int], rows: int, names: Sequence[str]) -> float:
         """Written tokens a second over all requests, prompts and waiting included."""
-        batch = self._batch(rows, PrefixCache(0))
+        batch = self._batch(rows, 0)
+        before = batch.tokens
         for number, (prompt, write) in enumerate(zip(prompts, writes, strict=True)):
             batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
         began = perf_counter()
         _drain(batch)
-        return batch.tokens / (perf_counter() - began)
+        return (batch.tokens - before) / (perf_counter() - began)
 
     def first_token(self, context: Sequence[int], suffix: Sequence[int], invocation: Sequence[int] = ()) -> float:
         """Seconds to the first token of an adapter on a context that the base has read before.
@@ -87,7 +87,7 @@ class Engine:
         """
         some = next(iter(self.adapters.values()))
         adapter = replace(some, key=f"new-{next(self._numbers)}", invocation=tuple(invocation))
-        batch = self._batch(1, self._known)
+        batch = self._batch(1, PREFIX_BYTES)
         batch.add(self._row(context, None, 1))
         _drain(batch)
         batch.add(self._row([*context, *suffix], adapter, 1))
@@ -95,10 +95,13 @@ class Engine:
         _drain(batch)
         return perf_counter() - began
 
-    def _batch(self, rows: int, prefix: PrefixCache) -> Batch:
-        batch = Batch(self.decoder, max_rows=rows, kv_bytes=KV_BYTES, prefill_tokens=PREFILL)
-        batch.prefix = prefix
-        return batch
+    def _batch(self, rows: int, prefix_bytes: int) -> Batch:
+        """An empty batch, whose memory has been written to before from the second call on."""
+        if (rows, prefix_bytes) not in self._batches:
+            self._batches[rows, prefix_bytes] = Batch(
+                self.decoder, max_rows=rows, kv_bytes=KV_BYTES, prefill_tokens=PREFILL, prefix_bytes=prefix_bytes
+            )
+        return self._batches[rows, prefix_bytes]
 
     def _row(self, tokens: Sequence[int], adapter: Adapter | None, write: int) -> Row:
         """A greedy answer of `write` tokens."""

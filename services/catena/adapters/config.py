@@ -59,8 +59,8 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     name for it; `dtype` `auto` means float32 on a CPU, bfloat16 elsewhere; `threads` 1 leaves the other cores to the
     rooms and, at small widths, loses nothing. `quantization`, by base: `nf4` holds the weights of its blocks in four
     bits, a seventh of float32's bytes, made at each load; it needs the extra `nf4`. `kv`, `lora`, `graphs` and
-    `kernels` say how steps are computed: slabs and sums of table rows on a CPU, blocks, a mask and, with triton, its
-    kernels in CUDA graphs on CUDA; another choice gives the same answers, slower.
+    `kernels` say how steps are computed: sums of table rows (`bags`, `rows`) on a CPU, `places`, a `mask` and, with
+    triton, its kernels in CUDA graphs on CUDA; another choice gives the same answers, slower.
     `max_batch` rows run at a time per base, up to `queue` answers wait beyond them. `kv_bytes` holds keys and values
     per base and so caps its context.
     `prefix_bytes` more per base remember texts that were read before, 0: nothing.
@@ -94,7 +94,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     dtype: str = "auto"
     quantization: dict[str, Literal["nf4"]] = msgspec.field(default_factory=dict)
     threads: int = 1
-    kv: Literal["auto", "slabs", "blocks"] = "auto"
+    kv: Literal["auto", "bags", "places"] = "auto"
     lora: Literal["auto", "rows", "mask"] = "auto"
     graphs: Literal["auto", "on", "off"] = "auto"
     kernels: Literal["auto", "on", "off"] = "auto"

@@ -41,7 +41,7 @@ class Runner:
 
     def run(self, feeds: list[list[int]], starts: list[int], adapters: list[Adapter | None]) -> list[torch.Tensor]:
         """Logits of every fed token, row by row; rows with one token must come first."""
-        self.means.rooms.fit([min(CONTEXT, self.means.decoder.shape.context)] * len(feeds))
+        self.means.kv.fit([min(CONTEXT, self.means.decoder.shape.context)] * len(feeds))
         tokens = [token for feed in feeds for token in feed]
         positions = [start + i for feed, start in zip(feeds, starts, strict=True) for i in range(len(feed))]
         slots = [slot for slot, feed in enumerate(feeds) for _ in feed]
@@ -56,9 +56,7 @@ class Runner:
             positions_T=torch.tensor(positions),
             slots_T=torch.tensor(slots),
             singles=singles,
-            single_slots_N=None,
             span=span,
-            even=False,
             segments=segments,
             wanted_W=None,
         )

@@ -330,7 +330,7 @@ def pid_of(run: Path) -> int:
 
 
 async def test_the_ways_of_cuda_can_be_asked_for_and_say_the_same(bench: Bench, tmp_path: Path) -> None:
-    ways = Ways(kv="blocks", lora="mask", graphs="on")
+    ways = Ways(kv="places", lora="mask", graphs="on")
     settings = Settings(socket=str(tmp_path / "line.sock"), kv_bytes=1 << 26, prefix_bytes=1 << 22, ways=ways)
     async with open_engine(settings, tmp_path / "run") as engine:
         await furnish(engine, bench.adapters)
@@ -341,7 +341,7 @@ async def test_the_ways_of_cuda_can_be_asked_for_and_say_the_same(bench: Bench, 
 
 
 async def test_ways_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    settings = Settings(socket=str(tmp_path / "line.sock"), ways=Ways(kv="slabs", graphs="on"))
+    settings = Settings(socket=str(tmp_path / "line.sock"), ways=Ways(kv="bags", graphs="on"))
     async with open_engine(settings, tmp_path / "run") as engine:
         with pytest.raises(Invalid, match=r"needs adapters\.kv blocks"):
             await engine.load_base(BaseSource(name="small", folder=str(SMALL)))

@@ -15,6 +15,7 @@ from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
 from catena.adapters.drivers.engine.graphs import Graphs, padded
 from catena.adapters.drivers.engine.kv_blocks import KvBlocks
+from catena.adapters.drivers.engine.kv_places import Places
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.lora_mask import MaskStacks
 from catena.adapters.drivers.engine.ways import Means
@@ -40,7 +41,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, list[Adapt
 
 
 def means_of(decoder: Decoder, *, graphs: bool) -> Means:
-    kv, stacks = KvBlocks(decoder.shape, 1 << 22, rows=SLOTS), MaskStacks(decoder.shape)
+    kv, stacks = KvBlocks(decoder.shape, 1 << 22, rows=SLOTS, store=Places), MaskStacks(decoder.shape)
     made = Graphs(decoder, kv, stacks, most_rows=MOST_ROWS, capture=recorded) if graphs else None
     return Means(decoder=decoder, kv=kv, stacks=stacks, graphs=made)
 
@@ -58,9 +59,7 @@ def step_of(feeds: dict[int, list[int]], lengths: list[int], wanted: list[int] |
         positions_T=torch.tensor([lengths[slot] + n for slot in order for n in range(len(feeds[slot]))]),
         slots_T=torch.tensor([slot for slot in order for _ in feeds[slot]]),
         singles=singles,
-        single_slots_N=torch.tensor(order[:singles]),
         span=max((lengths[slot] + 1 for slot in order[:singles]), default=0),
-        even=False,
         segments=segments,
         wanted_W=None if wanted is None else torch.tensor(wanted),
     )
@@ -81,7 +80,7 @@ def test_replays_are_the_plain_forward_whoever_comes_and_goes(known: tuple[Decod
         for slot in slots:
             if lengths[slot] + len(feeds[slot]) > 16:
                 for means in (plain, graphed):
-                    means.rooms.drop(slot)
+                    means.kv.drop(slot)
                 lengths[slot] = 0
             if lengths[slot] == 0:
                 # A DoRA adapter and one that needs more columns come late.
@@ -92,7 +91,7 @@ def test_replays_are_the_plain_forward_whoever_comes_and_goes(known: tuple[Decod
         rows = [served[slot] for slot in step.slots_T.tolist()]
         got = []
         for means in (plain, graphed):
-            means.rooms.fit(lengths_after)
+            means.kv.fit(lengths_after)
             got.append(means.forward(step_of(feeds, lengths, wanted), rows).clone())
         assert got[0].shape[0] == (1 if wanted else len(rows))
         assert torch.allclose(got[0], got[1], atol=2e-4), turn
@@ -109,7 +108,7 @@ def test_prompts_and_crowds_are_left_to_the_plain_forward(known: tuple[Decoder, 
     decoder, _ = known
     means = means_of(decoder, graphs=True)
     assert means.graphs is not None
-    means.rooms.fit([2] * SLOTS)
+    means.kv.fit([2] * SLOTS)
     one, many = {0: [99, 98]}, {slot: [97] for slot in range(MOST_ROWS + 1)}
     for feeds in (one, many):
         assert means.graphs.forward(step_of(feeds, [0] * SLOTS, None), None) is None

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from benchmarks.adapters.cuda import EXACT, check
-from benchmarks.adapters.cuda_subject import make
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.adapters.cuda import EXACT, check
+from benchmarks.adapters.cuda_subject import make
 from catena.adapters.drivers.engine.frames import Ways
 from catena.adapters.drivers.engine.lora_mask import Pair
 from catena.adapters.drivers.engine.prefix import BLOCK
@@ -85,4 +85,4 @@ def test_the_engine_with_them_says_what_peft_says() -> None:
     device = torch.device(DEVICE)
     subject = make("tiny", 7, dtype=torch.float32, device=device, kv_bytes=1 << 20)
 
-    assert check(subject, Ways(kv="blocks", lora="mask", graphs="on", kernels="on"), EXACT)
+    assert check(subject, Ways(kv="places", lora="mask", graphs="on", kernels="on"), EXACT)

@@ -61,9 +61,9 @@ class Scene(Bench):
         super().__init__(folders, Settings(socket="", coalesce_s=0.0, lookup_tokens=4))
         self.folders = folders
         self.held = self.loop.bases["base"]
-        # Room for two rows of full length, or for four of half of it: long answers put others back.
-        room = 2 * 256 * self.held.decoder.shape.kv_bytes_per_token
-        self.batch = Watched(self.held.decoder, kv_bytes=room, max_rows=6, prefill_tokens=24, prefix_bytes=1 << 22)
+        # Room for a row of full length and what is remembered of as many tokens: long answers put others back.
+        room = 256 * self.held.decoder.shape.kv_bytes_per_token
+        self.batch = Watched(self.held.decoder, kv_bytes=room, max_rows=6, prefill_tokens=24, prefix_bytes=room)
         self.batch.seen = []
         self.held.batch = self.batch
         self.asked: list[str] = []
@@ -115,7 +115,7 @@ def test_every_logit_equals_pefts_through_all_that_makes_the_engine_fast(folders
     assert freed == scene.held.adapters["r4"].bytes > 0
     assert scene.words(first["r4"]) == scene.words(again) != scene.words(other)
     assert scene.batch.put_back > 0
-    assert sum(done.cached_tokens > 0 for done in ended) >= 4
+    assert sum(done.cached_tokens > 0 for done in ended) >= 3
     assert 0 < sum(done.accepted for done in ended) < sum(done.drafted for done in ended)
     assert scene.done(copied).accepted > 0
 

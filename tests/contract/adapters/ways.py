@@ -1,6 +1,7 @@
 """Every way in which the engine may compute a step, on a CPU, where all of them can be held to the same."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.frames import Ways
 from catena.adapters.drivers.engine.graphs import Graphs
 from catena.adapters.drivers.engine.kv_blocks import KvBlocks
+from catena.adapters.drivers.engine.kv_places import Places
 from catena.adapters.drivers.engine.lora_mask import MaskStacks
 from catena.adapters.drivers.engine.ways import Means, means
 
@@ -51,16 +53,16 @@ def _asked(ways: Ways) -> Make:
 
 def _packed(decoder: Decoder) -> Means:
     """As on CUDA, but for the kernels: prompts at once by packed attention and segmented products."""
-    kv = KvBlocks(decoder.shape, KV_BYTES, rows=ROWS, packed=attend_packed)
+    kv = KvBlocks(decoder.shape, KV_BYTES, rows=ROWS, store=partial(Places, packed=attend_packed))
     stacks = MaskStacks(decoder.shape, most_runs=100, long_run=2)
     graphs = Graphs(decoder, kv, stacks, most_rows=ROWS, capture=lambda run: run)
     return Means(decoder=decoder, kv=kv, stacks=stacks, graphs=graphs)
 
 
 MEANS: dict[str, Make] = {
-    "slabs-rows": _asked(Ways()),
-    "slabs-mask": _asked(Ways(lora="mask")),
-    "blocks-rows": _asked(Ways(kv="blocks")),
-    "blocks-mask-graphs": _asked(Ways(kv="blocks", lora="mask", graphs="on")),
-    "blocks-segments-packed": _packed,
+    "bags-rows": _asked(Ways()),
+    "bags-mask": _asked(Ways(lora="mask")),
+    "places-rows": _asked(Ways(kv="places")),
+    "places-mask-graphs": _asked(Ways(kv="places", lora="mask", graphs="on")),
+    "places-segments-packed": _packed,
 }

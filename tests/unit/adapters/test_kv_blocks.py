@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from catena.adapters.drivers.engine.decoder import Segment, Step
 from catena.adapters.drivers.engine.kv_blocks import KvBlocks
+from catena.adapters.drivers.engine.kv_places import Places
 from catena.adapters.drivers.engine.prefix import BLOCK, PrefixCache
 from catena.adapters.drivers.engine.shape import Shape
 
@@ -29,10 +30,12 @@ SHAPE = Shape(
     device=torch.device("cpu"),
 )
 BLOCK_BYTES = BLOCK * SHAPE.kv_bytes_per_token
+LONG = 2 * BLOCK + BLOCK // 2
+"""Two blocks and a part of one."""
 
 
 def blocks(count: int, *, rows: int = 4, spare: int = 0) -> KvBlocks:
-    return KvBlocks(SHAPE, count * BLOCK_BYTES, rows=rows, spare=spare * BLOCK_BYTES)
+    return KvBlocks(SHAPE, count * BLOCK_BYTES, rows=rows, spare=spare * BLOCK_BYTES, store=Places)
 
 
 def written(kv: KvBlocks, slot: int, start: int, values: list[float]) -> None:
@@ -43,9 +46,7 @@ def written(kv: KvBlocks, slot: int, start: int, values: list[float]) -> None:
         positions_T=torch.arange(start, start + count),
         slots_T=torch.full((count,), slot),
         singles=0,
-        single_slots_N=None,
         span=0,
-        even=False,
         segments=[Segment(0, count, slot, start)],
         wanted_W=None,
     )
@@ -58,7 +59,7 @@ def held(kv: KvBlocks, slot: int, count: int) -> list[float]:
     """What a row has, read through the tables that the device sees."""
     kv.fit([])
     places = [int(kv._tables_SB[slot, at // BLOCK]) * BLOCK + at % BLOCK for at in range(count)]
-    rows = kv._data[:, places]
+    rows = kv._store._data[:, places]
     assert bool((rows == rows[:1, :, :1, :1]).all())
     found: list[float] = rows[0, :, 0, 0].tolist()
     return found
@@ -79,34 +80,34 @@ def test_rows_grow_by_blocks_and_give_all_of_them_back() -> None:
 
 def test_equal_beginnings_are_the_same_blocks_but_for_a_part_of_one() -> None:
     kv = blocks(8)
-    first = [float(n) for n in range(40)]
-    kv.fit([40, 40])
+    first = [float(n) for n in range(LONG)]
+    kv.fit([LONG, LONG])
     written(kv, 0, 0, first)
     free = kv.free
 
-    kv.copy(0, 1, 40)
-    written(kv, 1, 40, [-1.0])
-    written(kv, 0, 40, [-2.0])
+    kv.copy(0, 1, LONG)
+    written(kv, 1, LONG, [-1.0])
+    written(kv, 0, LONG, [-2.0])
 
     assert kv.free == free + 2
-    assert held(kv, 0, 41) == [*first, -2.0]
-    assert held(kv, 1, 41) == [*first, -1.0]
+    assert held(kv, 0, LONG + 1) == [*first, -2.0]
+    assert held(kv, 1, LONG + 1) == [*first, -1.0]
     kv.drop(0)
-    assert held(kv, 1, 41) == [*first, -1.0]
+    assert held(kv, 1, LONG + 1) == [*first, -1.0]
     kv.drop(1)
     assert kv.free == 8
 
 
 def test_what_is_remembered_outlives_its_row_without_a_copy() -> None:
     kv, cache = blocks(4, spare=2), PrefixCache(2 * BLOCK_BYTES)
-    tokens = list(range(40))
-    kv.fit([40])
+    tokens = list(range(LONG))
+    kv.fit([LONG])
     written(kv, 0, 0, [float(token) for token in tokens])
     cache.keep(kv, 0, [""], tokens, [])
     kv.drop(0)
     assert kv.free == 6 - 2
 
-    kv.fit([40])
+    kv.fit([LONG])
     assert cache.fill(kv, 0, [""], tokens, []) == 2 * BLOCK
 
     assert held(kv, 0, 2 * BLOCK) == [float(token) for token in tokens[: 2 * BLOCK]]
@@ -115,18 +116,18 @@ def test_what_is_remembered_outlives_its_row_without_a_copy() -> None:
 
 def test_a_row_that_moves_keeps_its_blocks() -> None:
     kv = blocks(8)
-    kv.fit([20, 20, 20])
-    written(kv, 2, 0, [float(n) for n in range(20)])
+    kv.fit([LONG - BLOCK, LONG - BLOCK, LONG - BLOCK])
+    written(kv, 2, 0, [float(n) for n in range(LONG - BLOCK)])
     kv.drop(0)
-    kv.move(2, 0, 20)
+    kv.move(2, 0)
 
-    assert held(kv, 0, 20) == [float(n) for n in range(20)]
+    assert held(kv, 0, LONG - BLOCK) == [float(n) for n in range(LONG - BLOCK)]
     assert kv.free == 4
 
 
 @pytest.mark.parametrize("context", [1, BLOCK, BLOCK + 1])
 def test_one_row_of_the_whole_context_has_its_place(context: int) -> None:
-    kv = KvBlocks(replace(SHAPE, context=context), 2 * BLOCK_BYTES, rows=1)
+    kv = KvBlocks(replace(SHAPE, context=context), 2 * BLOCK_BYTES, rows=1, store=Places)
     assert kv.fits([context])
     kv.fit([context])
 
@@ -154,7 +155,7 @@ class Sharing(RuleBasedStateMachine):
             self.rows.append([])
 
     @precondition(lambda self: self.rows)
-    @rule(data=st.data(), count=st.integers(1, 40))
+    @rule(data=st.data(), count=st.integers(1, LONG))
     def grow(self, data: st.DataObject, count: int) -> None:
         slot = data.draw(st.integers(0, len(self.rows) - 1))
         count = min(count, SHAPE.context - len(self.rows[slot]))
@@ -177,8 +178,7 @@ class Sharing(RuleBasedStateMachine):
     @precondition(lambda self: self.rows and len(self.rows[0]) >= BLOCK and len(self.kept) < 4)
     @rule()
     def keep(self) -> None:
-        block = self.kv.take(0, 0, BLOCK)
-        assert isinstance(block, int)
+        block = self.kv.take(0, 0)
         self.kept.append((block, self.rows[0][:BLOCK]))
 
     @precondition(lambda self: self.kept)
@@ -193,7 +193,7 @@ class Sharing(RuleBasedStateMachine):
         self.kv.drop(slot)
         last = self.rows.pop()
         if slot < len(self.rows):
-            self.kv.move(len(self.rows), slot, len(last))
+            self.kv.move(len(self.rows), slot)
             self.rows[slot] = last
 
     @invariant()
@@ -201,7 +201,7 @@ class Sharing(RuleBasedStateMachine):
         for slot, row in enumerate(self.rows):
             assert held(self.kv, slot, len(row)) == row
         for block, values in self.kept:
-            assert self.kv._data[0, block * BLOCK : (block + 1) * BLOCK, 0, 0].tolist() == values
+            assert self.kv._store._data[0, block * BLOCK : (block + 1) * BLOCK, 0, 0].tolist() == values
         used = {block for blocks in self.kv._rows for block in blocks} | {block for block, _ in self.kept}
         assert 0 not in used
         assert self.kv.free + len(used) == 24

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Ends, Layer
 from catena.adapters.drivers.engine.families import Config, read_config, unsupported
-from catena.adapters.drivers.engine.kv import longest_row
 from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.nf4 import Nf4
+from catena.adapters.drivers.engine.prefix import BLOCK
 from catena.adapters.drivers.engine.shape import Shape
 from catena.kit.errors import Invalid
 
@@ -179,7 +179,7 @@ def _shape(config: Config, embed_VD: Tensor, kv_bytes: int, most_tokens: int) ->
         dtype=embed_VD.dtype,
         device=embed_VD.device,
     )
-    longest = longest_row(bytes_per_token=shape.kv_bytes_per_token, budget=kv_bytes)
+    longest = kv_bytes // (BLOCK * shape.kv_bytes_per_token) * BLOCK
     if not longest:
         raise Invalid(f"adapters.kv_bytes {kv_bytes} holds no row of this base; raise it", code="bad_config")
     return replace(shape, context=min(shape.context, longest, most_tokens or longest))

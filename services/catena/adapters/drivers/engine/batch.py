@@ -49,7 +49,7 @@ class Batch:
         self.tokens = 0
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
-        self._kv = self._means.rooms
+        self._kv = self._means.kv
 
     @property
     def busy(self) -> bool:
@@ -70,7 +70,7 @@ class Batch:
         self._kv.drop(row.slot)
         last = self.running.pop()
         if last is not row:
-            self._kv.move(last.slot, row.slot, last.cached)
+            self._kv.move(last.slot, row.slot)
             last.slot = row.slot
             self.running[row.slot] = last
         row.slot = -1
@@ -216,9 +216,7 @@ class Batch:
             positions_T=positions_T,
             slots_T=slots_T,
             singles=singles,
-            single_slots_N=None if slots[:singles] == list(range(singles)) else slots_T[:singles],
             span=span,
-            even=all(position + 1 == span for position in positions[:singles]),
             segments=segments,
             wanted_W=None if len(wanted) == len(tokens) else torch.tensor(wanted, device=device, dtype=torch.long),
         )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from catena.adapters.drivers.engine.kv import KvSlab
 from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.shape import Shape
 
@@ -78,26 +77,29 @@ class Segment:
 class Step:
     """One forward pass. The first `singles` packed tokens are one per row; `segments` hold the others.
 
-    `single_slots_N` is None when the singles' slots are 0, 1, 2 and so on; `span` is how many tokens the longest of
-    them sees; `even` says that all of them see as many.
+    `span` is how many tokens the longest of these sees.
     """
 
     tokens_T: Tensor
     positions_T: Tensor
     slots_T: Tensor
     singles: int
-    single_slots_N: Tensor | None
     span: int
-    even: bool
     segments: Sequence[Segment]
     wanted_W: Tensor | None
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+    _single_masks: dict[int, Tensor] = field(default_factory=dict)
 
-    def single_mask(self, window: int) -> Tensor | None:
-        """True where a single may look, (N, 1, 1, L); None: everywhere."""
-        if (-1, window) not in self._masks:
-            self._masks[-1, window] = self._single_mask(window)
-        return self._masks[-1, window]
+    def single_mask(self, window: int) -> Tensor:
+        """True where a single may look, (N, 1, 1, L)."""
+        if window not in self._single_masks:
+            places_L = torch.arange(self.span, device=self.tokens_T.device)
+            positions_N1 = self.positions_T[: self.singles, None]
+            mask_NL = places_L <= positions_N1
+            if window:
+                mask_NL &= places_L > positions_N1 - window
+            self._single_masks[window] = mask_NL[:, None, None]
+        return self._single_masks[window]
 
     def segment_mask(self, number: int, window: int) -> Tensor | None:
         """True where a segment's tokens may look, (T, L); None: each at all before it and itself, from the start."""
@@ -111,16 +113,6 @@ class Step:
             self._masks[number, window] = mask_TL
         return self._masks[number, window]
 
-    def _single_mask(self, window: int) -> Tensor | None:
-        if self.even and not 0 < window < self.span:
-            return None
-        places_L = torch.arange(self.span, device=self.tokens_T.device)
-        positions_N1 = self.positions_T[: self.singles, None]
-        mask_NL = places_L <= positions_N1
-        if window:
-            mask_NL &= places_L > positions_N1 - window
-        return mask_NL[:, None, None]
-
 
 class Lora(Protocol):
     """What the rows' adapters add in one step."""
@@ -129,8 +121,8 @@ class Lora(Protocol):
         """Add to `y_TO`, in place, what each row's adapter makes of `x_TI`."""
 
 
-class Paged(Protocol):
-    """Keys and values that are not contiguous by row, and so know best how to be attended to."""
+class Kv(Protocol):
+    """Keys and values of the rows so far."""
 
     def attend(self, layer: int, window: int, q_THE: Tensor, kv_TXE: Tensor, step: Step) -> Tensor:
         """Keep the step's keys and values, heads one after the other; what each token makes of its row, (T, H E)."""
@@ -147,7 +139,7 @@ class Decoder:
         self._activate = ACTIVATIONS[shape.activation]
 
     @torch.inference_mode()
-    def forward(self, step: Step, kv: KvSlab | Paged, lora: Lora | None) -> Tensor:
+    def forward(self, step: Step, kv: Kv, lora: Lora | None) -> Tensor:
         """Logits of the wanted rows in fp32, (W, V), after writing the step's keys and values into `kv`."""
         shape, ends = self.shape, self.ends
         x_TD = functional.embedding(step.tokens_T, ends.embed_VD)
@@ -177,7 +169,7 @@ class Decoder:
         return functional.rms_norm(x, weight.shape, weight, self.shape.epsilon)
 
     def _attend(
-        self, index: int, layer: Layer, qkv_TO: Tensor, turn: tuple[Tensor, Tensor], step: Step, kv: KvSlab | Paged
+        self, index: int, layer: Layer, qkv_TO: Tensor, turn: tuple[Tensor, Tensor], step: Step, kv: Kv
     ) -> Tensor:
         shape = self.shape
         all_TXE = qkv_TO.view(qkv_TO.shape[0], shape.heads + 2 * shape.key_heads, shape.head)
@@ -189,32 +181,7 @@ class Decoder:
             qk_TXE = torch.cat((q_THE, k_TKE), dim=1)
         qk_TXE = _turned(qk_TXE, shape.turned, turn)
         kv_TXE = torch.cat((qk_TXE[:, shape.heads :], all_TXE[:, turned:]), dim=1)
-        if not isinstance(kv, KvSlab):
-            return kv.attend(index, layer.window, qk_TXE[:, : shape.heads], kv_TXE, step)
-        kv.write(index, step.slots_T, step.positions_T, kv_TXE)
-        q_THE = qk_TXE[:, : shape.heads]
-        parts = []
-        if step.singles:
-            parts.append(self._attend_singles(index, layer.window, q_THE[: step.singles], step, kv))
-        for number, segment in enumerate(step.segments):
-            mask_TL = step.segment_mask(number, layer.window)
-            parts.append(self._attend_segment(index, q_THE[segment.begin : segment.end], segment, mask_TL, kv))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _attend_singles(self, index: int, window: int, q_NHE: Tensor, step: Step, kv: KvSlab) -> Tensor:
-        shape, n = self.shape, step.singles
-        keys_NKLE, values_NKLE = kv.read(index, n, step.single_slots_N, step.span)
-        q_NKGE = q_NHE.reshape(n, shape.key_heads, shape.heads // shape.key_heads, shape.head)
-        out_NKGE = functional.scaled_dot_product_attention(
-            q_NKGE, keys_NKLE, values_NKLE, attn_mask=step.single_mask(window), scale=shape.scale
-        )
-        return out_NKGE.reshape(n, shape.heads * shape.head)
-
-    def _attend_segment(
-        self, index: int, q_THE: Tensor, segment: Segment, mask_TL: Tensor | None, kv: KvSlab
-    ) -> Tensor:
-        keys_1KLE, values_1KLE = kv.row(index, segment.slot, segment.start + segment.end - segment.begin)
-        return attend_row(q_THE, keys_1KLE, values_1KLE, mask_TL, self.shape.scale)
+        return kv.attend(index, layer.window, qk_TXE[:, : shape.heads], kv_TXE, step)
 
 
 def attend_row(q_THE: Tensor, keys_1KLE: Tensor, values_1KLE: Tensor, mask_TL: Tensor | None, scale: float) -> Tensor:

@@ -11,13 +11,13 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """In which ways steps are computed; `auto`: slabs and rows on a CPU, blocks, mask and, with triton, graphs on CUDA.
+    """In which ways steps are computed; `auto`: bags and rows on a CPU, places, mask and, with triton, graphs on CUDA.
 
     `kernels` are Triton's, for attention over blocks and LoRA under the mask, where triton is installed; `on` for a CPU
     needs its interpreter.
     """
 
-    kv: Literal["auto", "slabs", "blocks"] = "auto"
+    kv: Literal["auto", "bags", "places"] = "auto"
     lora: Literal["auto", "rows", "mask"] = "auto"
     graphs: Literal["auto", "on", "off"] = "auto"
     kernels: Literal["auto", "on", "off"] = "auto"

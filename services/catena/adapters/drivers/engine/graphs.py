@@ -70,9 +70,7 @@ class Graphs:
                 positions_T=figures_FN[1],
                 slots_T=figures_FN[2],
                 singles=rows,
-                single_slots_N=figures_FN[2],
                 span=span,
-                even=False,
                 segments=(),
                 wanted_W=None,
             )

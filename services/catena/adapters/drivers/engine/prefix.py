@@ -10,26 +10,29 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
-from catena.adapters.drivers.engine.kv import Kept
-
-BLOCK = 16
+BLOCK = 32
 """Tokens of a block: what a hit is rounded down to."""
 
 
-class Stretches(Protocol):
-    """Rows of which stretches can be kept; they need not be copied for it."""
+def blocks_of(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
+class Rows(Protocol):
+    """Rows whose blocks can be kept without a copy."""
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that a token takes."""
 
-    def take(self, slot: int, begin: int, end: int) -> Kept:
-        """A stretch of a row, to be released once."""
+    def take(self, slot: int, number: int) -> int:
+        """The row's block of that number, to be released once."""
 
-    def put(self, slot: int, begin: int, stretch: Kept) -> None:
-        """Let a row have a stretch that was taken."""
+    def put(self, slot: int, number: int, block: int) -> None:
+        """Let a row have a block that was taken."""
 
-    def release(self, stretch: Kept) -> None:
+    def release(self, block: int) -> None:
         """It is needed no more."""
 
 
@@ -40,9 +43,9 @@ class PrefixCache:
         """Start empty; a budget of 0 keeps nothing."""
         self.hits = self.looked = self.bytes = 0
         self._budget = budget
-        self._blocks: OrderedDict[bytes, Kept] = OrderedDict()
+        self._blocks: OrderedDict[bytes, int] = OrderedDict()
 
-    def fill(self, kv: Stretches, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> int:
+    def fill(self, kv: Rows, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> int:
         """Put into `slot` what is known of the beginning of `tokens`; how many tokens that are.
 
         `salts` are those of each block; `names` grows by the blocks' names as they are needed, for texts only grow. The
@@ -55,12 +58,12 @@ class PrefixCache:
             if block is None:
                 break
             self._blocks.move_to_end(name)
-            kv.put(slot, filled, block)
+            kv.put(slot, filled // BLOCK, block)
             filled += BLOCK
         self.hits += filled
         return filled
 
-    def keep(self, kv: Stretches, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> None:
+    def keep(self, kv: Rows, slot: int, salts: Sequence[str], tokens: Sequence[int], names: list[bytes]) -> None:
         """Remember the whole blocks of `tokens`, which `slot` holds; the rest as for `fill`."""
         if not self._budget:
             return
@@ -68,7 +71,7 @@ class PrefixCache:
             if name in self._blocks:
                 self._blocks.move_to_end(name)
                 continue
-            self._blocks[name] = kv.take(slot, number * BLOCK, (number + 1) * BLOCK)
+            self._blocks[name] = kv.take(slot, number)
             self.bytes += BLOCK * kv.bytes_per_token
         while self.bytes > self._budget:
             kv.release(self._blocks.popitem(last=False)[1])

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.decoder import Decoder, Segment, Step
-from catena.adapters.drivers.engine.kv import KvSlab
+from catena.adapters.drivers.engine.kv_bags import Bags
+from catena.adapters.drivers.engine.kv_blocks import KvBlocks
 from catena.adapters.drivers.engine.lora import Adapter
+from catena.adapters.drivers.engine.prefix import BLOCK, blocks_of
 from catena.adapters.drivers.engine.stacks import Stacks
 from catena.kit.errors import Invalid
 
@@ -31,7 +33,8 @@ def probe(decoder: Decoder, adapter: Adapter) -> None:
 def whole_logits(decoder: Decoder, tokens: list[int], adapter: Adapter | None) -> Tensor:
     """Logits after every token of one text, (T, V), outside any batch; safe beside a running one."""
     device = decoder.shape.device
-    kv = KvSlab(decoder.shape, budget=1 << 62)
+    room = blocks_of(len(tokens)) * BLOCK * decoder.shape.kv_bytes_per_token
+    kv = KvBlocks(decoder.shape, room, rows=1, store=Bags)
     kv.fit([len(tokens)])
     count = len(tokens)
     step = Step(
@@ -39,9 +42,7 @@ def whole_logits(decoder: Decoder, tokens: list[int], adapter: Adapter | None) -
         positions_T=torch.arange(count, device=device),
         slots_T=torch.zeros(count, dtype=torch.long, device=device),
         singles=0,
-        single_slots_N=None,
         span=0,
-        even=True,
         segments=[Segment(0, count, 0, 0)],
         wanted_W=None,
     )

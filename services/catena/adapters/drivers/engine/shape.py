@@ -36,6 +36,11 @@ class Shape:
         return attention, self.width, 2 * self.feed_forward, self.width
 
     @property
+    def key_dtype(self) -> torch.dtype:
+        """What keys are kept in: on a CPU the scores come out in it, and half precision would round them."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that a token keeps over all layers."""
-        return 2 * self.layers * self.key_heads * self.head * self.dtype.itemsize
+        return self.layers * self.key_heads * self.head * (self.key_dtype.itemsize + self.dtype.itemsize)

@@ -3,10 +3,10 @@
 All ways give the same answers and all run on a CPU, where they are held to PEFT; which is fast is the device's matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from torch.nn.attention.varlen import varlen_attn
 from catena.adapters.drivers.engine.decoder import Decoder, Step
 from catena.adapters.drivers.engine.frames import Ways
 from catena.adapters.drivers.engine.graphs import Graphs, cuda_capture
-from catena.adapters.drivers.engine.kv import KvSlab
-from catena.adapters.drivers.engine.kv_blocks import AttendSingles, KvBlocks
+from catena.adapters.drivers.engine.kv_bags import Bags
+from catena.adapters.drivers.engine.kv_blocks import KvBlocks, Store
+from catena.adapters.drivers.engine.kv_places import AttendSingles, Places
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.lora_mask import MaskStacks
-from catena.adapters.drivers.engine.prefix import Stretches
 from catena.adapters.drivers.engine.shape import Shape
 from catena.adapters.drivers.engine.stacks import Stacks
 from catena.kit.errors import Invalid
@@ -32,38 +32,14 @@ AUTO = Ways()
 """As the device has it."""
 
 
-class Rooms(Stretches, Protocol):
-    """Room for the keys and values of rows, which have slots 0, 1, 2 and so on."""
-
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Whether there is room for rows of these lengths, by slot."""
-
-    def fit(self, lengths: Sequence[int]) -> None:
-        """Make it; before each step."""
-
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Let another row, which has room, begin with a row's first `tokens`."""
-
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Let a row of so many tokens be in another slot, which is free."""
-
-    def drop(self, slot: int) -> None:
-        """Let go of a row."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """Whereby one batch computes."""
 
     decoder: Decoder
-    kv: KvSlab | KvBlocks
+    kv: KvBlocks
     stacks: Stacks | MaskStacks
     graphs: Graphs | None
-
-    @property
-    def rooms(self) -> Rooms:
-        """Where rows are."""
-        return self.kv
 
     def forward(self, step: Step, rows: Sequence[Adapter | None]) -> Tensor:
         """Logits of the wanted rows, (W, V), valid until the next step; `rows` are the packed tokens' adapters."""
@@ -78,23 +54,24 @@ def means(decoder: Decoder, ways: Ways, *, rows: int, kv_bytes: int, prefix_byte
     """What a batch of up to `rows` computes with. Raises Invalid (`bad_config`) for ways that do not go together."""
     shape = decoder.shape
     cuda = shape.device.type == "cuda"
-    blocks = cuda if ways.kv == "auto" else ways.kv == "blocks"
+    places = cuda if ways.kv == "auto" else ways.kv == "places"
     masks = cuda if ways.lora == "auto" else ways.lora == "mask"
     there = find_spec("triton") is not None
     if ways.kernels == "on" and not there:
         raise Invalid("adapters.kernels needs triton, which is not installed", code="bad_config")
     kernels = there and (cuda if ways.kernels == "auto" else ways.kernels == "on")
-    kv = _blocks(shape, rows, kv_bytes, prefix_bytes, kernels) if blocks else KvSlab(shape, kv_bytes)
+    store = _places(shape, kernels) if places else Bags
+    kv = KvBlocks(shape, kv_bytes, rows=rows, spare=prefix_bytes, store=store)
     stacks = _masks(shape, kernels) if masks else Stacks(shape)
     graphs = None
-    if ways.graphs == "on" or (ways.graphs == "auto" and kernels and blocks and masks):
-        if not isinstance(kv, KvBlocks) or not isinstance(stacks, MaskStacks):
-            raise Invalid("adapters.graphs needs adapters.kv blocks and adapters.lora mask", code="bad_config")
+    if ways.graphs == "on" or (ways.graphs == "auto" and kernels and places and masks):
+        if not places or not isinstance(stacks, MaskStacks):
+            raise Invalid("adapters.graphs needs adapters.kv places and adapters.lora mask", code="bad_config")
         graphs = Graphs(decoder, kv, stacks, most_rows=rows, capture=cuda_capture() if cuda else lambda run: run)
     return Means(decoder=decoder, kv=kv, stacks=stacks, graphs=graphs)
 
 
-def _blocks(shape: Shape, rows: int, kv_bytes: int, prefix_bytes: int, kernels: bool) -> KvBlocks:
+def _places(shape: Shape, kernels: bool) -> Callable[[Shape, int], Store]:
     singles: AttendSingles | None = None
     if kernels:
         from catena.adapters.drivers.engine.kernels import attend_singles
@@ -102,7 +79,7 @@ def _blocks(shape: Shape, rows: int, kv_bytes: int, prefix_bytes: int, kernels: 
         singles = attend_singles
     flash = shape.device.type == "cuda" and shape.dtype != torch.float32 and _flash_heads(shape.head)
     packed = varlen_attn if flash and torch.cuda.get_device_capability(shape.device) >= (8, 0) else None
-    return KvBlocks(shape, kv_bytes, rows=rows, spare=prefix_bytes, singles=singles, packed=packed)
+    return partial(Places, singles=singles, packed=packed)
 
 
 def _flash_heads(size: int) -> bool:
