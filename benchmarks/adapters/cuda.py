@@ -8,7 +8,6 @@ not yet measured on one.
 """
 
 import argparse
-import random
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapters.cuda_subject import RANK, SIZES, Subject, make
+from benchmarks.adapters.rows import greedy
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.frames import Ways
 from catena.adapters.drivers.engine.rows import Row
-from catena.adapters.drivers.engine.sampling import Draw
 from catena.adapters.drivers.engine.ways import AUTO
 
 ROWS, PROMPT, PREFILL = 32, 64, 2048
@@ -31,22 +30,6 @@ AS_ON_CUDA = Ways(kv="places", lora="mask", graphs="on")
 EXACT, NEAR = 1e-4, 5e-2
 """How far logits may be from PEFT's, relative to the largest: in fp32, and in bf16 after 32 layers."""
 Measure = Callable[[], float]
-
-
-class Tally:
-    """Stands where an answer's text and account would be: the tokens are all that is measured."""
-
-    finish = ""
-    written = cached = drafted = accepted = draft_output = 0
-    error = None
-
-    def take(self, *_: Any) -> None:
-        """A token was drawn."""
-        self.written += 1
-
-    def close(self, finish: str) -> None:
-        """The answer ended."""
-        self.finish = finish
 
 
 class Watched(Batch):
@@ -73,16 +56,7 @@ class Engine:
 
     def add(self, prompt: Sequence[int], name: str, write: int) -> Row:
         """Queue a greedy answer of `write` tokens; the name of no adapter is the base's."""
-        tally: Any = Tally()
-        row = Row(
-            generation=tally,
-            answer=tally,
-            tokens=list(prompt),
-            prompt=len(prompt),
-            limit=len(prompt) + write,
-            adapter=self._adapters.get(name),
-            draw=Draw(temperature=0.0, top_p=1.0, rng=random.Random(0)),
-        )
+        row = greedy(prompt, self._adapters.get(name), write)
         self.batch.add(row)
         return row
 

@@ -1,47 +1,23 @@
 """Our side in this process: the engine's own batch, fed as its loop feeds it, without the room around it."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from time import perf_counter
-from typing import Any
 
 import torch
 
+from benchmarks.adapters.rows import greedy
 from benchmarks.adapters.subject import Subject
 from catena.adapters.core.work import Part
 from catena.adapters.drivers.engine.adapter_weights import read_adapter
 from catena.adapters.drivers.engine.base_weights import read_base
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.lora import Adapter
-from catena.adapters.drivers.engine.rows import Row
-from catena.adapters.drivers.engine.sampling import Draw
 
 KV_BYTES = 4 << 30
 PREFIX_BYTES = 2 << 30
 PREFILL = 512
-
-
-class Tally:
-    """Stands where an answer's text and account would be: the tokens are all that is measured."""
-
-    finish = ""
-    written = cached = drafted = accepted = draft_output = 0
-    error = None
-    ends = frozenset[int]()
-
-    def early(self) -> int:
-        """Any token may come at once."""
-        return 0
-
-    def take(self, *_: Any) -> None:
-        """A token was drawn."""
-        self.written += 1
-
-    def close(self, finish: str) -> None:
-        """The answer ended."""
-        self.finish = finish
 
 
 class Engine:
@@ -63,7 +39,7 @@ class Engine:
         # What was read once need not be read again where only decoding is measured.
         batch = self._batch(len(prompts), PREFIX_BYTES)
         for number, prompt in enumerate(prompts):
-            batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
+            batch.add(greedy(prompt, self.adapters.get(names[number % len(names)]), write))
         while batch.waiting or any(row.cached < row.prompt for row in batch.running):
             batch.step()
         before, began = batch.tokens, perf_counter()
@@ -75,7 +51,7 @@ class Engine:
         batch = self._batch(rows, 0)
         before = batch.tokens
         for number, (prompt, write) in enumerate(zip(prompts, writes, strict=True)):
-            batch.add(self._row(prompt, self.adapters.get(names[number % len(names)]), write))
+            batch.add(greedy(prompt, self.adapters.get(names[number % len(names)]), write))
         began = perf_counter()
         _drain(batch)
         return (batch.tokens - before) / (perf_counter() - began)
@@ -88,9 +64,9 @@ class Engine:
         some = next(iter(self.adapters.values()))
         adapter = replace(some, key=f"new-{next(self._numbers)}", invocation=tuple(invocation))
         batch = self._batch(1, PREFIX_BYTES)
-        batch.add(self._row(context, None, 1))
+        batch.add(greedy(context, None, 1))
         _drain(batch)
-        batch.add(self._row([*context, *suffix], adapter, 1))
+        batch.add(greedy([*context, *suffix], adapter, 1))
         began = perf_counter()
         _drain(batch)
         return perf_counter() - began
@@ -102,20 +78,6 @@ class Engine:
                 self.decoder, max_rows=rows, kv_bytes=KV_BYTES, prefill_tokens=PREFILL, prefix_bytes=prefix_bytes
             )
         return self._batches[rows, prefix_bytes]
-
-    def _row(self, tokens: Sequence[int], adapter: Adapter | None, write: int) -> Row:
-        """A greedy answer of `write` tokens."""
-        tally: Any = Tally()
-        return Row(
-            generation=tally,
-            answer=tally,
-            tokens=list(tokens),
-            prompt=len(tokens),
-            limit=len(tokens) + write,
-            adapter=adapter,
-            draw=Draw(temperature=0.0, top_p=1.0, rng=random.Random(0)),
-            acts=adapter.acts_from(tokens) if adapter is not None else 0,
-        )
 
 
 def _drain(batch: Batch) -> None:
