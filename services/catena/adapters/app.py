@@ -194,7 +194,7 @@ async def _keep_gauge(adapters: Adapters, names: SqlNames, world: World) -> None
             log.warning("names not read", error=error.message)
         else:
             now_s = world.clock.now()
-            gauge.mirror(residency.residents(), told, max_lora=residency.budget.count, now_s=now_s)
+            gauge.mirror(residency.residents(), told, max_lora=residency.device.budget.count, now_s=now_s)
         await asyncio.sleep(BOOKS_EVERY_S)
 
 

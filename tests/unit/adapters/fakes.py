@@ -5,13 +5,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from catena.adapters.core.errors import UnknownAdapter, UnknownModel
-from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Use
+from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Stored, Use
 from catena.adapters.core.work import (
     AdapterSource,
     BaseFacts,
     BaseSource,
     Counters,
     Done,
+    Loaded,
     Part,
     Piece,
     Weights,
@@ -29,6 +30,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.held: dict[Weights, int] = {}
+        self.stowed: dict[Weights, int] = {}
         self.on_load: Callable[[Weights], None] = lambda weights: None
         self.loaded: list[Weights] = []
         self.bases: list[str] = []
@@ -52,7 +54,7 @@ class FakeEngine:
         self.bases.append(base.name)
         return BaseFacts(bytes=1000, context_tokens=64, dtype="float32")
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         self.log.append(f"load {adapter.weights.adapter}")
         await self.gate.wait()
         if self.failure is not None:
@@ -62,11 +64,30 @@ class FakeEngine:
         self.loaded.append(adapter.weights)
         self.held[adapter.weights] = self.sizes.get(adapter.weights.adapter, 100 * len(adapter.parts))
         self.on_load(adapter.weights)
-        return self.held[adapter.weights]
+        return Loaded(bytes=self.held[adapter.weights], read_s=0.25, copy_s=0.5, probe_s=0.125)
+
+    async def stow(self, weights: Weights) -> int:
+        self.log.append(f"stow {weights.adapter}")
+        await self.gate.wait()
+        self.loaded.remove(weights)
+        self.stowed[weights] = self.held.pop(weights)
+        return self.stowed[weights]
+
+    async def restore(self, weights: Weights) -> Loaded:
+        self.log.append(f"restore {weights.adapter}")
+        await self.gate.wait()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        self.loaded.append(weights)
+        self.held[weights] = self.stowed.pop(weights)
+        return Loaded(bytes=self.held[weights], copy_s=0.5)
 
     async def unload(self, weights: Weights) -> int:
         self.log.append(f"unload {weights.adapter}")
         await self.gate.wait()
+        if weights in self.stowed:
+            return self.stowed.pop(weights)
         self.loaded.remove(weights)
         return self.held.pop(weights)
 
@@ -107,10 +128,11 @@ class FakeBases:
 
 
 class FakeGate:
-    """Admits everything; counts how often an adapter was checked."""
+    """Admits everything; counts how often an adapter was checked. Nobody vouches for the `disowned`."""
 
     def __init__(self) -> None:
         self.checked: list[str] = []
+        self.disowned: set[str] = set()
 
     async def admit_folder(self, folder: Path) -> Admitted:
         return Admitted(
@@ -133,6 +155,12 @@ class FakeGate:
     async def check(self, record: AdapterRecord) -> Part:
         self.checked.append(record.name)
         return Part(folder=f"/{record.digest}", modules=())
+
+    async def vouched(self, record: AdapterRecord) -> bool:
+        return record.name not in self.disowned
+
+    async def stored(self) -> Stored:
+        return Stored(count=1, bytes=100)
 
 
 class FakeRegistry:

@@ -193,7 +193,7 @@ async def test_what_a_user_asks_for_next_is_there_before_it_is_asked_for() -> No
     ahead = await bench.adapters.tend()
 
     assert [(one.model, one.resident) for one in ahead] == [("base@b", True)]
-    assert bench.adapters.residency.tally.preloads == 1
+    assert bench.adapters.residency.preloads == 1
     assert Weights(base="base", adapter="digest-b") in bench.engine.loaded
 
 

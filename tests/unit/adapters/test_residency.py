@@ -17,17 +17,19 @@ from tests.unit.adapters.fakes import FakeEngine
 
 
 class Bench:
-    def __init__(self, *, size: int = 300, count: int = 10, policy: Policy = "lru") -> None:
+    def __init__(self, *, size: int = 300, count: int = 10, policy: Policy = "lru", host: int = 0) -> None:
         self.engine = FakeEngine()
         self.clock = ManualClock()
         self.changes: list[Change] = []
         self.sources: list[str] = []
+        self.disowned: set[str] = set()
         self.residency = Residency(
             self.engine,
             clock=self.clock,
             budget=Budget(bytes=size, count=count),
             tell=self.changes.append,
             policy=policy,
+            host_bytes=host,
         )
 
     def wanted(self, name: str, *, pinned: bool = False, size: int = 100) -> Wanted:
@@ -37,7 +39,12 @@ class Bench:
             self.sources.append(name)
             return AdapterSource(weights=weights, parts=(Part(folder="/", modules=()),))
 
-        return Wanted(weights=weights, tenant="t", model=name, bytes=size, source=source, pinned=pinned)
+        async def vouched() -> bool:
+            return name not in self.disowned
+
+        return Wanted(
+            weights=weights, tenant="t", model=name, bytes=size, source=source, vouched=vouched, pinned=pinned
+        )
 
     async def use(self, *names: str) -> None:
         for name in names:
@@ -160,7 +167,7 @@ async def test_evicts_by_bytes_in_order_of_last_use() -> None:
     await bench.use("a", "b", "c", "a", "d")
 
     assert bench.resident == ["d", "a", "c"]
-    assert (bench.residency.tally.hits, bench.residency.tally.misses, bench.residency.tally.evictions) == (1, 4, 1)
+    assert (bench.residency.device.tally.hits, bench.residency.device.tally.misses, bench.residency.device.tally.evictions) == (1, 4, 1)
     assert [(change.model, change.tier) for change in bench.changes][-2:] == [("b", ""), ("d", "device")]
 
 
@@ -309,7 +316,7 @@ async def test_a_name_that_is_leaving_is_loaded_anew_once_it_is_gone() -> None:
     await asyncio.sleep(0)
     again = asyncio.create_task(bench.use("a"))
     await asyncio.sleep(0)
-    assert (bench.residency.used_bytes, bench.residency.has(Weights(base="base", adapter="a"))) == (100, False)
+    assert (bench.residency.device.used_bytes, bench.residency.has(Weights(base="base", adapter="a"))) == (100, False)
 
     bench.engine.gate.set()
     await asyncio.gather(unloading, again)
@@ -335,12 +342,12 @@ async def test_a_load_that_comes_to_more_than_announced_makes_room_or_is_undone(
     bench.engine.sizes["big"] = 250
     await bench.use("a", "b")
     await bench.use("big")
-    assert (bench.resident, bench.residency.used_bytes) == (["big"], 250)
+    assert (bench.resident, bench.residency.device.used_bytes) == (["big"], 250)
 
     bench.engine.sizes["huge"] = 301
     with pytest.raises(NoRoom):
         await bench.use("huge")
-    assert bench.residency.used_bytes == 0
+    assert bench.residency.device.used_bytes == 0
     assert bench.engine.log[-2:] == ["load huge", "unload huge"]
 
 
@@ -365,8 +372,8 @@ async def test_preloading_takes_free_room_only() -> None:
     await bench.use("b")
 
     assert bench.resident == ["b", "a"]
-    tally = bench.residency.tally
-    assert (tally.preloads, tally.hits, tally.misses, tally.evictions) == (1, 1, 1, 0)
+    tally = bench.residency.device.tally
+    assert (bench.residency.preloads, tally.hits, tally.misses, tally.evictions) == (1, 1, 1, 0)
 
 
 async def test_what_was_idle_for_long_is_dropped_unless_pinned_or_used() -> None:
@@ -410,9 +417,9 @@ async def test_a_thousand_adapters_share_a_budget_of_ten() -> None:
 
     await asyncio.gather(*(client(names[part::8] + rng.choices(names, weights, k=200)) for part in range(8)))
 
-    tally = bench.residency.tally
+    tally = bench.residency.device.tally
     assert set(bench.sources) == set(names)
     assert most <= 1000
-    assert bench.residency.used_bytes == bench.engine.used <= 1000
+    assert bench.residency.device.used_bytes == bench.engine.used <= 1000
     assert tally.misses == tally.evictions + len(bench.resident) == len(bench.sources)
     assert len(bench.residency.residents()) == 10

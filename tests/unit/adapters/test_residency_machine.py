@@ -1,8 +1,9 @@
-"""The cache under any order of events: bytes are exact, and nothing pinned or in use is ever evicted."""
+"""The cache under any order of events: bytes are exact in each tier, and nothing pinned or in use is ever evicted."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from hypothesis import settings
@@ -13,23 +14,26 @@ from catena.adapters.core.errors import NoRoom
 from catena.adapters.core.records import Change
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import Budget, Wanted
-from catena.adapters.core.work import AdapterSource, Part, Weights
+from catena.adapters.core.work import AdapterSource, Loaded, Part, Weights
 from catena.kit.clock import ManualClock
 from catena.kit.errors import CatenaError, Unavailable
 
 NAMES = st.sampled_from("abcdefgh")
 SIZES = {name: 40 + 20 * number for number, name in enumerate("abcdefgh")}
 BUDGET = Budget(bytes=300, count=4)
+HOST_BYTES = 250
 
 
 class StrictEngine:
-    """Refuses what a correct cache never asks: a second load at once or of what is held, and freeing what is used.
+    """Refuses what a correct cache never asks: two orders at once for one adapter, loading what is held or kept,
+    moving what is not there, and freeing what is used.
 
     Its loads come to up to 30 bytes more or fewer than announced, and take several turns of the event loop.
     """
 
     def __init__(self) -> None:
         self.held: dict[Weights, int] = {}
+        self.stowed: dict[Weights, int] = {}
         self.busy: set[Weights] = set()
         self.keep: Callable[[Weights], bool] = lambda weights: False
         self.fail_next = False
@@ -38,10 +42,45 @@ class StrictEngine:
     def lose(self) -> None:
         self.losses += 1
         self.held.clear()
+        self.stowed.clear()
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         weights = adapter.weights
-        assert weights not in self.busy and weights not in self.held, "not in single flight"
+        assert weights not in self.held and weights not in self.stowed, "it is here already"
+        async with self.order(weights):
+            self.held[weights] = SIZES[weights.adapter] + 30 * (ord(weights.adapter) % 3 - 1)
+        return Loaded(bytes=self.held[weights])
+
+    async def stow(self, weights: Weights) -> int:
+        assert not self.keep(weights), f"{weights.adapter} is not free to go"
+        assert weights in self.held
+        losses = self.losses
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if losses != self.losses:
+            raise Unavailable("lost")
+        size = self.held.pop(weights)
+        if self.fail_next:
+            # Its copy failed: it is nowhere any more.
+            self.fail_next = False
+            return 0
+        self.stowed[weights] = size
+        return size
+
+    async def restore(self, weights: Weights) -> Loaded:
+        assert weights in self.stowed and weights not in self.held
+        async with self.order(weights):
+            self.held[weights] = self.stowed.pop(weights)
+        return Loaded(bytes=self.held[weights])
+
+    async def unload(self, weights: Weights) -> int:
+        assert weights not in self.busy and not self.keep(weights), f"{weights.adapter} is not free to go"
+        await asyncio.sleep(0)
+        return self.held.pop(weights, 0) or self.stowed.pop(weights, 0)
+
+    @asynccontextmanager
+    async def order(self, weights: Weights) -> AsyncIterator[None]:
+        assert weights not in self.busy, "not in single flight"
         self.busy.add(weights)
         losses = self.losses
         try:
@@ -50,15 +89,9 @@ class StrictEngine:
             if self.fail_next or losses != self.losses:
                 self.fail_next = False
                 raise Unavailable("lost")
-            self.held[weights] = SIZES[weights.adapter] + 30 * (ord(weights.adapter) % 3 - 1)
-            return self.held[weights]
+            yield
         finally:
             self.busy.remove(weights)
-
-    async def unload(self, weights: Weights) -> int:
-        assert weights not in self.busy and not self.keep(weights), f"{weights.adapter} is not free to go"
-        await asyncio.sleep(0)
-        return self.held.pop(weights, 0)
 
 
 class Cache(RuleBasedStateMachine):
@@ -67,7 +100,8 @@ class Cache(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.engine = StrictEngine()
         self.clock = ManualClock()
-        self.told: Counter[str] = Counter()
+        self.told: dict[str, str] = {}
+        self.disowned: set[str] = set()
         self.pinned: set[str] = set()
         self.asked_to_go: set[str] = set()
         self.users: Counter[str] = Counter()
@@ -78,16 +112,18 @@ class Cache(RuleBasedStateMachine):
             clock=self.clock,
             budget=BUDGET,
             tell=self.tell,
+            host_bytes=HOST_BYTES,
         )
         self.engine.keep = self.must_stay
 
     def must_stay(self, weights: Weights) -> bool:
         name = weights.adapter
         pinned = name in self.pinned and name not in self.asked_to_go
-        return self.users[name] > 0 or (pinned and self.told[name] > 0)
+        return self.users[name] > 0 or (pinned and self.told.get(name) == "device")
 
     def tell(self, change: Change) -> None:
-        self.told[change.model] += 1 if change.tier else -1
+        assert self.told.get(change.model, "") != change.tier, "told twice"
+        self.told[change.model] = change.tier
 
     def wanted(self, name: str) -> Wanted:
         weights = Weights(base="base", adapter=name)
@@ -96,8 +132,18 @@ class Cache(RuleBasedStateMachine):
             await asyncio.sleep(0)
             return AdapterSource(weights=weights, parts=(Part(folder="/", modules=()),))
 
+        async def vouched() -> bool:
+            await asyncio.sleep(0)
+            return name not in self.disowned
+
         return Wanted(
-            weights=weights, tenant="t", model=name, bytes=SIZES[name], source=source, pinned=name in self.pinned
+            weights=weights,
+            tenant="t",
+            model=name,
+            bytes=SIZES[name],
+            source=source,
+            vouched=vouched,
+            pinned=name in self.pinned,
         )
 
     def run(self, work: Callable[[], object]) -> None:
@@ -183,12 +229,38 @@ class Cache(RuleBasedStateMachine):
         self.pinned.remove(name)
         self.run(lambda: self.residency.pin(Weights(base="base", adapter=name), False))
 
-    @rule(idle_s=st.sampled_from([0.0, 600.0]))
-    def pressure(self, idle_s: float) -> None:
+    @rule(name=NAMES)
+    def withdraw(self, name: str) -> None:
+        """It ends up in no tier, whoever uses it or wants it at the same moment."""
+
+        async def dismiss() -> None:
+            self.asked_to_go.add(name)
+            await self.residency.dismiss(Weights(base="base", adapter=name))
+
+        self.pinned.discard(name)
+        self.run(lambda: self.spawn(dismiss()))
+        if not self.users[name] and not any(asked == name for asked, _ in self.releases):
+            assert self.told.get(name, "") == "", f"{name} is still there"
+            self.asked_to_go.discard(name)
+
+    @rule(name=NAMES)
+    def its_key_is_no_longer_trusted_or_is_again(self, name: str) -> None:
+        self.disowned ^= {name}
+
+    @rule(idle_s=st.sampled_from([0.0, 600.0]), keep=st.booleans())
+    def pressure(self, idle_s: float, keep: bool) -> None:
         async def drop() -> None:
-            await self.residency.drop_idle(idle_s)
+            await self.residency.drop_idle(idle_s, keep=keep)
 
         self.run(lambda: self.spawn(drop()))
+
+    @rule(need=st.integers(1, 300))
+    def the_machine_runs_short(self, need: int) -> None:
+        async def shrink() -> None:
+            before = self.residency.host.used_bytes
+            assert await self.residency.host.shrink(need) >= min(need, before) or self.tasks
+
+        self.run(lambda: self.spawn(shrink()))
 
     @rule()
     def the_next_load_fails(self) -> None:
@@ -208,11 +280,19 @@ class Cache(RuleBasedStateMachine):
         self.clock.advance(seconds)
 
     @invariant()
-    def bytes_are_exact_and_within_the_budget(self) -> None:
+    def bytes_are_exact_and_within_the_budget_of_each_tier(self) -> None:
         there = {one.weights: one.bytes for one in self.residency.residents() if not one.loading}
         assert there == self.engine.held
-        assert sum(self.engine.held.values()) <= self.residency.used_bytes <= BUDGET.bytes
+        assert sum(self.engine.held.values()) <= self.residency.device.used_bytes <= BUDGET.bytes
         assert len(self.engine.held) <= BUDGET.count
+        kept = {one.weights: one.bytes for one in self.residency.host.residents()}
+        claimed = {one.weights for one in self.residency.residents() if one.loading}
+        assert kept.items() <= self.engine.stowed.items() and self.engine.stowed.keys() <= kept.keys() | claimed
+        assert sum(self.engine.stowed.values()) <= self.residency.host.used_bytes <= HOST_BYTES
+
+    @invariant()
+    def every_byte_is_in_one_tier(self) -> None:
+        assert not self.engine.held.keys() & self.engine.stowed.keys()
 
     @invariant()
     def users_are_counted_and_what_they_use_is_there(self) -> None:
@@ -222,8 +302,9 @@ class Cache(RuleBasedStateMachine):
 
     @invariant()
     def the_world_was_told_what_is_there(self) -> None:
-        assert {name for name, count in self.told.items() if count} == {w.adapter for w in self.engine.held}
-        assert set(self.told.values()) <= {0, 1}
+        told = {name: tier for name, tier in self.told.items() if tier}
+        held = {weights.adapter: "device" for weights in self.engine.held}
+        assert told == held | {weights.adapter: "host" for weights in self.engine.stowed}
 
     def teardown(self) -> None:
         async def end() -> None:
@@ -241,7 +322,9 @@ class Cache(RuleBasedStateMachine):
                 # A request that began while it was pinned may have brought the pin along.
                 self.residency.pin(one.weights, False)
             await self.residency.drop_idle(0)
-            assert self.engine.held == {}
+            await self.residency.host.shrink(HOST_BYTES)
+            assert self.engine.held == self.engine.stowed == {}
+            assert self.residency.device.used_bytes == self.residency.host.used_bytes == 0
             assert self.residency.residents() == []
             await self.residency.close()
 

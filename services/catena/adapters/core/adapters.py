@@ -21,6 +21,7 @@ from catena.adapters.core.pressure import Pressure
 from catena.adapters.core.records import AdapterRecord, Admitted, Change, Use
 from catena.adapters.core.refs import AUTO
 from catena.adapters.core.residency import Residency
+from catena.adapters.core.resident import TierState
 from catena.adapters.core.versions import following, order
 from catena.adapters.core.work import Piece, Sampling, Work
 from catena.kit.clock import World
@@ -43,7 +44,7 @@ class Adapters:
         manner: Manner,
         free: Callable[[], int | None],
     ) -> None:
-        """Take the ports; `manner` is how it decides, `free` reads the free bytes that bound it beside its budget."""
+        """Take the ports; `manner` is how it decides, `free` reads the machine's free bytes, None: no matter."""
         self._engine = engine
         self._registry = registry
         self._gate = gate
@@ -60,8 +61,9 @@ class Adapters:
             tell=self._changes.append,
             policy=manner.eviction,
             history=History(half_life_s=manner.half_life_s),
+            host_bytes=manner.host_bytes,
         )
-        self.pressure = Pressure(self.residency, bounds=manner.bounds, free=free)
+        self.pressure = Pressure(self.residency, bounds=manner.bounds, free=free, unified=manner.unified)
         self.preloading = Preloading(
             self._load_ahead,
             level=self.pressure.measure,
@@ -169,6 +171,10 @@ class Adapters:
             except CatenaError as error:
                 failures.append(error)
         return failures
+
+    async def tiers(self) -> list[TierState]:
+        """What the device, host memory and disk hold, and how they do."""
+        return self.residency.tiers(await self._gate.stored())
 
     async def tend(self) -> list[Ahead]:
         """What is due from time to time: act upon memory pressure, load ahead; what was loaded ahead."""

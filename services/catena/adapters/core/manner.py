@@ -14,13 +14,16 @@ from catena.adapters.core.resident import Budget
 class Manner:
     """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade.
 
-    `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is; `workflows` are the
+    `host_bytes` bound what is kept in host memory of those that had to leave; `unified` says that the device computes
+    in that same memory. `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is; `workflows` are the
     adapters that each workflow begins with, `profiles` what adapters of well-known names are for.
     """
 
     budget: Budget
     eviction: Policy = "cost"
     half_life_s: float = HALF_LIFE_S
+    host_bytes: int = 0
+    unified: bool = True
     bounds: Bounds = field(default_factory=Bounds)
     preload: Preload = "likely"
     workflows: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -123,6 +123,9 @@ class Names:
             parts = [msgspec.structs.replace(await self._gate.check(r), weight=weight) for r, weight in found]
             return AdapterSource(weights=weights, parts=tuple(parts))
 
+        async def vouched() -> bool:
+            return all([await self._gate.vouched(record) for record, _ in found])
+
         record = found[0][0]
         model = record.model
         if len(found) > 1:
@@ -133,6 +136,7 @@ class Names:
             model=model,
             bytes=sum(r.bytes for r, _ in found),
             source=source,
+            vouched=vouched,
             pinned=len(found) == 1 and record.pinned,
         )
 

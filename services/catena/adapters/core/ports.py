@@ -4,13 +4,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Use
+from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Stored, Use
 from catena.adapters.core.work import (
     AdapterSource,
     BaseFacts,
     BaseSource,
     Counters,
     Done,
+    Loaded,
     Part,
     Piece,
     Weights,
@@ -32,12 +33,20 @@ class Engine(Protocol):
         """Hold a base; a second time only tells its facts."""
         ...
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
-        """Hold an adapter of a base that is held, proven to change the output; its exact bytes."""
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
+        """Hold an adapter of a base that is held, proven to change the output."""
+        ...
+
+    async def stow(self, weights: Weights) -> int:
+        """Move an adapter from the device to host memory; its exact bytes there, 0 when it is not kept but gone."""
+        ...
+
+    async def restore(self, weights: Weights) -> Loaded:
+        """Move an adapter back from host memory. Raises Unavailable (`not_resident`) when it is not there."""
         ...
 
     async def unload(self, weights: Weights) -> int:
-        """Let an adapter go; the bytes freed, 0 when it was not held."""
+        """Let an adapter go wherever it is; the bytes freed, 0 when it was not held."""
         ...
 
     async def counters(self) -> Counters:
@@ -145,4 +154,15 @@ class Gate(Protocol):
 
     async def check(self, record: AdapterRecord) -> Part:
         """Check the stored files of a registered adapter again, and describe them to the engine."""
+        ...
+
+    async def vouched(self, record: AdapterRecord) -> bool:
+        """Whether what its last check found still holds: it is stored, and who signed it is trusted to this day.
+
+        Reads none of its bytes: enough for what was kept in memory since that check.
+        """
+        ...
+
+    async def stored(self) -> Stored:
+        """What the store holds."""
         ...

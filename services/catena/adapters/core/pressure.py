@@ -2,6 +2,7 @@
 
 The measure is bytes used over the bytes that there are: the budget or, where the machine has less left, what is used
 and may still be taken. A cache that works is full, so a full budget is `high`; more used than there is, is `critical`.
+What is kept in host memory may always be taken: it is the first to go when the machine runs short.
 """
 
 import math
@@ -47,27 +48,36 @@ def level(share: float, before: Level, bounds: Bounds) -> Level:
 
 
 class Pressure:
-    """The level of one residency. `free` reads the machine's free bytes; None where they do not bound the device."""
+    """The level of one residency. `free` reads the machine's free bytes; None where they bound nothing here."""
 
-    def __init__(self, residency: Residency, *, bounds: Bounds, free: Callable[[], int | None]) -> None:
-        """Begin at `low`."""
+    def __init__(self, residency: Residency, *, bounds: Bounds, free: Callable[[], int | None], unified: bool) -> None:
+        """Begin at `low`. `unified`: the device's memory is the machine's, which then bounds it too."""
         self.level: Level = "low"
         self._residency = residency
         self._bounds = bounds
         self._free = free
+        self._unified = unified
 
     def measure(self) -> Level:
         """Take the level anew."""
-        used, budget = self._residency.used_bytes, self._residency.budget.bytes
-        now = share(used, budget, self._free(), self._bounds.reserve_bytes)
+        used, budget = self._residency.device.used_bytes, self._residency.device.budget.bytes
+        free = self._free() if self._unified else None
+        if free is not None:
+            free += self._residency.host.used_bytes
+        now = share(used, budget, free, self._bounds.reserve_bytes)
         self.level = level(now, self.level, self._bounds)
         return self.level
 
     async def relieve(self) -> int:
-        """Do what the level asks: nothing; at `high` drop what is long idle, at `critical` all that is; bytes freed."""
+        """Free host memory that the machine lacks; then what the level asks; the bytes freed.
+
+        At `high` the device is freed of what is long idle, at `critical` of all that is, which is then not kept.
+        """
+        free = self._free()
+        freed = 0 if free is None else await self._residency.host.shrink(self._bounds.reserve_bytes - free)
         match self.measure():
             case "high":
-                return await self._residency.drop_idle(self._bounds.idle_s)
+                freed += await self._residency.drop_idle(self._bounds.idle_s, keep=True)
             case "critical":
-                return await self._residency.drop_idle(0.0)
-        return 0
+                freed += await self._residency.drop_idle(0.0)
+        return freed

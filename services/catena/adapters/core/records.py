@@ -82,12 +82,20 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The artifacts on disk: how many, and the bytes of all their files."""
+
+    count: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Something became resident, `tier` `device`, or is gone, `tier` empty."""
+    """Where in memory something is now, `device` or `host`; `tier` empty: in neither any more, on disk alone."""
 
     tenant: str
     model: str
-    tier: Literal["device", ""]
+    tier: Literal["device", "host", ""]
     bytes: int
 
 

@@ -1,29 +1,30 @@
-"""Which adapters are resident: a budget of bytes and a count, and who leaves when it is full.
+"""Which adapters are resident: loads from disk and from host memory, and who holds what.
 
-A load is shared by all who wait for it, outlives any of them, and is undone whole when it fails. What is in use or
-pinned is never evicted; who finds no room waits until something is released. Bytes are counted from the moment they
-are granted to the moment the engine has said that they are free.
+A load is shared by all who wait for it, outlives any of them, and is undone whole when it fails. Bytes are counted, in
+each tier, from the moment they are granted to the moment the engine has said that they are free.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
 
+from catena.adapters.core.device import Device
 from catena.adapters.core.errors import NoRoom
-from catena.adapters.core.eviction import History, Policy, fits, victim
+from catena.adapters.core.eviction import History, Policy, fits
+from catena.adapters.core.host import Host
 from catena.adapters.core.ports import Engine
-from catena.adapters.core.records import Change
-from catena.adapters.core.resident import Budget, Resident, Tally, Wanted
+from catena.adapters.core.records import Change, Stored
+from catena.adapters.core.resident import Budget, Load, Resident, Tally, TierState, Wanted
 from catena.adapters.core.work import AdapterSource, Weights
 from catena.kit.clock import Clock
-from catena.kit.errors import Unavailable
+from catena.kit.errors import CatenaError, Unavailable
 
-RETRY_AFTER_S = 1.0
+LOADS_KEPT = 4096
 
 
 class Residency:
-    """The adapters that the engine holds."""
+    """The adapters that the engine holds. `loads` are those that ended well, for who counts them to take."""
 
     def __init__(
         self,
@@ -34,19 +35,19 @@ class Residency:
         tell: Callable[[Change], None],
         policy: Policy = "cost",
         history: History | None = None,
+        host_bytes: int = 0,
     ) -> None:
-        """`tell` is called for everything that comes or goes, and must not block."""
-        self.budget = budget
-        self.tally = Tally()
+        """`tell` is called for everything that comes or goes, and must not block. `host_bytes` 0: no host memory."""
+        self.preloads = 0
+        self.loads: deque[Load] = deque(maxlen=LOADS_KEPT)
         self.history = history or History()
+        self.host = Host(engine, budget_bytes=host_bytes, worth=self._worth, tell=tell)
+        self.device = Device(engine, self.host, budget=budget, worth=self._worth, tell=tell)
+        self._disk = Tally()
         self._engine = engine
         self._clock = clock
-        self._tell = tell
         self._policy = policy
-        self._held: dict[Weights, Resident] = {}
         self._losses = 0
-        self._turn = asyncio.Lock()
-        self._waiting: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
     async def hold(self, wanted: Wanted, *, beside: bool = False) -> AsyncIterator[Resident]:
@@ -55,15 +56,16 @@ class Residency:
         What somebody waits to unload is joined no more, so that it drains; who already holds another adapter says
         `beside` and joins all the same, for two that wait for each other would wait for ever.
         """
-        resident = self._held.get(wanted.weights)
+        held, tally = self.device.held, self.device.tally
+        resident = held.get(wanted.weights)
         while resident is not None and (resident.leaving or (resident.draining and not beside)):
-            await self._changed()
-            resident = self._held.get(wanted.weights)
+            await self.device.pulse.wait()
+            resident = held.get(wanted.weights)
         if resident is None:
-            self.tally.misses += 1
+            tally.misses += 1
             resident = self._start(wanted)
         elif resident.loading is None:
-            self.tally.hits += 1
+            tally.hits += 1
         resident.users += 1
         resident.last_used_s = self._clock.now()
         self.history.used(resident.weights, self._clock.monotonic())
@@ -72,16 +74,16 @@ class Residency:
             yield resident
         finally:
             resident.users -= 1
-            self._pulse()
+            self.device.pulse()
             await self._dismiss_idle(resident)
 
     async def preload(self, wanted: Wanted) -> bool:
         """Load ahead of need what fits without making anything leave; whether it is resident now."""
-        resident = self._held.get(wanted.weights)
+        resident = self.device.held.get(wanted.weights)
         if resident is None:
             if not self.fits(wanted):
                 return False
-            self.tally.preloads += 1
+            self.preloads += 1
             resident = self._start(wanted)
         try:
             await self._arrival(resident)
@@ -91,69 +93,78 @@ class Residency:
 
     def fits(self, wanted: Wanted) -> bool:
         """Whether it could be loaded now without making anything leave."""
-        return fits(self._held.values(), self.history.bytes(wanted.weights, wanted.bytes), self.budget)
+        need = self.history.bytes(wanted.weights, wanted.bytes)
+        return fits(self.device.held.values(), need, self.device.budget)
 
     def has(self, weights: Weights) -> bool:
-        """Whether something is resident now."""
-        resident = self._held.get(weights)
+        """Whether something is on the device now."""
+        resident = self.device.held.get(weights)
         return resident is not None and not resident.loading and not resident.leaving
 
-    @property
-    def used_bytes(self) -> int:
-        """Bytes granted to adapters that are resident, coming or going."""
-        return sum(resident.bytes for resident in self._held.values())
-
     def residents(self) -> list[Resident]:
-        """What is resident, coming or going, the most recently used first."""
-        return sorted(self._held.values(), key=lambda resident: -resident.last_used_s)
+        """What is on the device, coming or going, the most recently used first."""
+        return sorted(self.device.held.values(), key=lambda resident: -resident.last_used_s)
+
+    def tiers(self, stored: Stored) -> list[TierState]:
+        """Every tier as it is now; `stored` is what is on disk."""
+        disk = TierState(tier="disk", adapters=stored.count, bytes=stored.bytes, tally=self._disk)
+        return [self.device.state(), self.host.state(), disk]
 
     def pin(self, weights: Weights, pinned: bool) -> None:
-        """Keep a resident adapter from eviction, or let it go; nothing when it is not resident."""
-        if weights in self._held:
-            self._held[weights].pinned = pinned
-            self._pulse()
+        """Keep what is on the device from eviction, or let it go; nothing when it is not there."""
+        resident = self.device.held.get(weights)
+        if resident is not None:
+            resident.pinned = pinned
+            self.device.pulse()
 
     async def unload(self, weights: Weights) -> int:
-        """Admit nobody new, wait for its last user, free it; the bytes freed, 0 when it was not resident."""
-        resident = self._held.get(weights)
+        """Admit nobody new, wait for its last user, free it in every tier; the bytes freed, 0 when it was in none."""
+        device, resident = self.device, self.device.held.get(weights)
         if resident is None:
-            return 0
+            return await self.host.drop(weights)
         resident.draining += 1
         try:
-            while self._holds(resident) and (resident.users or resident.loading):
-                await self._changed()
-            return await self._leave(resident) if self._holds(resident) else 0
+            while device.holds(resident) and (resident.users or resident.loading):
+                await device.pulse.wait()
+            freed = await device.leave(resident) if device.holds(resident) else 0
+            return await self.host.drop(weights) or freed
         finally:
             resident.draining -= 1
-            self._pulse()
+            device.pulse()
 
     async def dismiss(self, weights: Weights) -> None:
-        """Free it now, or as soon as its last user leaves, pinned or not."""
-        resident = self._held.get(weights)
-        if resident is not None:
+        """Free it in every tier now, or as soon as its last user leaves, pinned or not."""
+        resident = self.device.held.get(weights)
+        if resident is None:
+            await self.host.drop(weights)
+        else:
             resident.dismissed, resident.pinned = True, False
             await self._dismiss_idle(resident)
 
-    async def drop_idle(self, idle_s: float) -> int:
-        """Free what is neither pinned nor in use and was not used for `idle_s`; the bytes freed."""
+    async def drop_idle(self, idle_s: float, *, keep: bool = False) -> int:
+        """Free the device of what is neither pinned nor in use and was not used for `idle_s`; the bytes freed.
+
+        With `keep` it goes to host memory where that has room.
+        """
         before_s = self._clock.now() - idle_s
         freed = 0
         for resident in self.residents():
-            if resident.evictable and resident.last_used_s <= before_s and self._holds(resident):
-                self.tally.evictions += 1
-                freed += await self._leave(resident)
+            if resident.evictable and resident.last_used_s <= before_s and self.device.holds(resident):
+                self.device.tally.evictions += 1
+                freed += await self.device.leave(resident, keep=keep)
         return freed
 
     def lost(self) -> None:
         """The engine was lost and with it all that it held; loads under way fail by themselves."""
         self._losses += 1
-        for resident in list(self._held.values()):
+        for resident in list(self.device.held.values()):
             if resident.loading is None:
-                self._drop(resident)
+                self.device.drop(resident)
+        self.host.lost()
 
     async def close(self) -> None:
         """Stop loading."""
-        loads = [resident.loading for resident in self._held.values() if resident.loading is not None]
+        loads = [resident.loading for resident in self.device.held.values() if resident.loading is not None]
         for load in loads:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
@@ -165,9 +176,10 @@ class Residency:
             model=wanted.model,
             bytes=0,
             last_used_s=self._clock.now(),
+            tier="disk",
             pinned=wanted.pinned,
         )
-        self._held[wanted.weights] = resident
+        self.device.held[wanted.weights] = resident
         resident.loading = asyncio.create_task(self._load(wanted, resident), name=f"load {wanted.model}")
         # Those who wait see the failure; when all of them have left, nobody has to.
         resident.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -185,118 +197,95 @@ class Residency:
             raise Unavailable(f"the load of {resident.model} was stopped; ask again") from None
 
     async def _load(self, wanted: Wanted, resident: Resident) -> None:
-        began_s = self._clock.monotonic()
         try:
-            source = await wanted.source()
-            gate_s = self._clock.monotonic() - began_s
-            while not await self._fill(resident, source, wanted.bytes, gate_s):
-                # It came to more than announced, which is known now; wait for that much room.
-                await self._engine.unload(resident.weights)
-                resident.bytes = 0
-                self._pulse()
+            if not await self._restore(wanted, resident):
+                await self._read(wanted, resident)
         except BaseException:
-            if self._holds(resident):
-                del self._held[wanted.weights]
+            if self.device.holds(resident):
+                del self.device.held[wanted.weights]
             raise
         finally:
             resident.loading = None
-            self._pulse()
-        self._say(resident, "device")
+            self.device.pulse()
+        self.device.arrived(resident)
         await self._dismiss_idle(resident)
 
-    async def _fill(self, resident: Resident, source: AdapterSource, announced: int, gate_s: float) -> bool:
+    async def _restore(self, wanted: Wanted, resident: Resident) -> bool:
+        """Bring it back from host memory; False when it is not there, or nobody vouches for it any more."""
+        losses, kept = self._losses, await self.host.claim(wanted.weights)
+        if kept is None:
+            return False
+        resident.tier = "host"
+        load, back = Load("host", self._clock), False
+        try:
+            with load.phase("gate"):
+                vouched = await wanted.vouched()
+            if vouched:
+                with load.phase("room"):
+                    await self.device.grant(resident, kept.bytes)
+                back = await self._bring_back(resident, kept, losses, load)
+        finally:
+            self.host.release(kept, hit=back)
+        if not back:
+            resident.tier, resident.bytes = "disk", 0
+            self.device.pulse()
+            await self.host.drop(wanted.weights)
+        return back
+
+    async def _bring_back(self, resident: Resident, kept: Resident, losses: int, load: Load) -> bool:
+        self._check_losses(resident, losses)
+        try:
+            loaded = await self._engine.restore(resident.weights)
+        except CatenaError:
+            self._check_losses(resident, losses)
+            # The engine could not: what it keeps is no use, and the disk has it still.
+            return False
+        self._check_losses(resident, losses)
+        resident.bytes = loaded.bytes
+        self.host.leave(kept)
+        load.told(loaded)
+        self.loads.append(load)
+        return True
+
+    async def _read(self, wanted: Wanted, resident: Resident) -> None:
+        """Load it from disk, through the gate."""
+        load = Load("disk", self._clock)
+        try:
+            with load.phase("gate"):
+                source = await wanted.source()
+        except CatenaError:
+            self._disk.misses += 1
+            raise
+        self._disk.hits += 1
+        while not await self._fill(resident, source, wanted.bytes, load):
+            # It came to more than announced, which is known now; wait for that much room.
+            await self._engine.unload(resident.weights)
+            resident.bytes = 0
+            self.device.pulse()
+        self.loads.append(load)
+
+    async def _fill(self, resident: Resident, source: AdapterSource, announced: int, load: Load) -> bool:
         """Load into room made for it; False when it came to more, and nobody idle could leave to make up for that."""
-        async with self._turn:
-            granted = self.history.bytes(resident.weights, announced)
-            await self._make_room(resident, granted)
-            resident.bytes = granted
+        with load.phase("room"):
+            granted = await self.device.grant(resident, self.history.bytes(resident.weights, announced))
         began_s, losses = self._clock.monotonic(), self._losses
-        resident.bytes = exact = await self._engine.load_adapter(source)
+        loaded = await self._engine.load_adapter(source)
+        resident.bytes = loaded.bytes
+        self._check_losses(resident, losses)
+        load.told(loaded)
+        now_s = self._clock.monotonic()
+        seconds = load.seconds["gate"] + now_s - began_s
+        self.history.loaded(resident.weights, seconds=seconds, bytes=loaded.bytes, now_s=now_s)
+        # Not in turn: whose turn it is may be waiting for this very load.
+        return loaded.bytes <= granted or await self.device.evict(resident, loaded.bytes)
+
+    def _check_losses(self, resident: Resident, losses: int) -> None:
         if losses != self._losses:
             raise Unavailable(f"the engine was lost while it loaded {resident.model}; ask again")
-        now_s = self._clock.monotonic()
-        seconds = gate_s + now_s - began_s
-        self.history.loaded(resident.weights, seconds=seconds, bytes=exact, now_s=now_s)
-        self.tally.load_seconds.append(seconds)
-        # Not in turn: whose turn it is may be waiting for this very load.
-        return exact <= granted or await self._evict(resident, exact)
-
-    async def _make_room(self, newcomer: Resident, need: int) -> None:
-        if need > self.budget.bytes:
-            raise NoRoom(
-                f"{newcomer.model} takes {need} bytes, the budget is {self.budget.bytes}; raise adapters.budget_bytes"
-            )
-        while not fits(self._others(newcomer), need, self.budget):
-            if not newcomer.users:
-                raise NoRoom(f"nobody waits for {newcomer.model}, so nothing makes room for it")
-            if await self._evict(newcomer, need):
-                return
-            if all(other.idle for other in self._others(newcomer)):
-                raise NoRoom(
-                    f"no room for {newcomer.model}: all that is resident is pinned; "
-                    f"unpin one or raise adapters.budget_bytes",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            await self._changed()
-
-    async def _evict(self, newcomer: Resident, need: int) -> bool:
-        """Have what is idle leave until `need` bytes fit; False when nothing more may go and they still do not."""
-        while (leaving := victim(self._others(newcomer), need, self.budget, self._worth)) is not None:
-            self.tally.evictions += 1
-            await self._leave(leaving)
-        return fits(self._others(newcomer), need, self.budget)
 
     def _worth(self, resident: Resident) -> float:
         return self.history.worth(resident, self._clock.monotonic()) if self._policy == "cost" else 0.0
 
-    def _others(self, newcomer: Resident) -> list[Resident]:
-        """What takes room: all but the newcomer, and those that wait for room behind it."""
-        return [other for other in self._held.values() if other is not newcomer and (other.bytes or not other.loading)]
-
     async def _dismiss_idle(self, resident: Resident) -> None:
-        if resident.dismissed and resident.idle and self._holds(resident):
-            await self._leave(resident)
-
-    async def _leave(self, resident: Resident) -> int:
-        """Have the engine free it, once for all who ask and to the end whoever stops waiting; the bytes freed."""
-        if resident.leaving is None:
-            resident.leaving = asyncio.create_task(self._free(resident), name=f"unload {resident.model}")
-            resident.leaving.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(resident.leaving)
-
-    async def _free(self, resident: Resident) -> int:
-        try:
-            freed = await self._engine.unload(resident.weights)
-        except Unavailable:
-            # An engine that was lost holds nothing any more.
-            freed = resident.bytes
-        except BaseException:
-            resident.leaving = None
-            self._pulse()
-            raise
-        self._drop(resident)
-        return freed
-
-    def _drop(self, resident: Resident) -> None:
-        if self._holds(resident):
-            del self._held[resident.weights]
-            self._say(resident, "")
-            self._pulse()
-
-    def _holds(self, resident: Resident) -> bool:
-        return self._held.get(resident.weights) is resident
-
-    async def _changed(self) -> None:
-        """Wait until something was released, came, left or was unpinned."""
-        change = asyncio.get_running_loop().create_future()
-        self._waiting.append(change)
-        await change
-
-    def _pulse(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            if not change.done():
-                change.set_result(None)
-
-    def _say(self, resident: Resident, tier: Literal["device", ""]) -> None:
-        self._tell(Change(tenant=resident.tenant, model=resident.model, tier=tier, bytes=resident.bytes if tier else 0))
+        if resident.dismissed and resident.idle and self.device.holds(resident):
+            await self.device.leave(resident)

@@ -88,7 +88,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """How a generation ended: tokens counted, the first answer's confidence, and what the draft did.
 
-    `cached_tokens` of the input were known already.
+    It waited `queue_ms` for its place in the batch. `cached_tokens` of the input were known already.
     """
 
     input_tokens: int
@@ -96,6 +96,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     min_probability: float
     mean_logprob: float
     first_token_ms: float
+    queue_ms: float = 0.0
     cached_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -128,6 +129,15 @@ class AdapterSource(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that is on the device now: its exact bytes, and the seconds that each phase of its load took."""
+
+    bytes: int
+    read_s: float = 0.0
+    copy_s: float = 0.0
+    probe_s: float = 0.0
+
+
 class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
     """A checked base folder for the engine to hold under `name`; `context_tokens` caps its context, 0: as it has."""
 
@@ -147,6 +157,8 @@ class BaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine did since it started. `waiting` and `running` are answers, now.
 
+    `active_adapters` is how many adapters the running answers use, `active_ranks` the sum of their highest ranks.
+
     Of `prefix_looked` prompt tokens `prefix_hits` were known; `prefix_bytes` of keys and values are kept, now.
     """
 
@@ -157,3 +169,5 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     prefix_bytes: int = 0
     waiting: int = 0
     running: int = 0
+    active_adapters: int = 0
+    active_ranks: int = 0
