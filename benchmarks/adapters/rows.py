@@ -25,6 +25,9 @@ class Tally:
         """A token was drawn."""
         self.written += 1
 
+    def admitted(self) -> None:
+        """It got a place in the batch."""
+
     def close(self, finish: str) -> None:
         """The answer ended."""
         self.finish = finish

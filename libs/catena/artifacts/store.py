@@ -62,6 +62,15 @@ class ArtifactStore:
             raise Missing(f"no {self.kind} with digest {digest} in the store; import it first", code="unknown_artifact")
         return path
 
+    def has(self, digest: str) -> bool:
+        """Whether the artifact is here."""
+        return self._place(digest).is_dir()
+
+    def bytes(self, digest: str) -> int:
+        """Bytes of all its files, as they lie here; 0 when it is gone."""
+        files = list_files(self._place(digest), self.kind) if self.has(digest) else {}
+        return sum(file.size for file in files.values())
+
     def list(self) -> list[str]:
         """Every digest here, in order."""
         return sorted(path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if DIGEST.match(path.name))

@@ -25,7 +25,7 @@ from catena.adapters.drivers.registry import SqlRegistry
 from catena.adapters.drivers.remote import RemoteEngine, open_remote
 from catena.adapters.drivers.shipped import read_profiles, read_workflows
 from catena.adapters.drivers.tables import METADATA, MIGRATIONS
-from catena.adapters.handlers import AdaptersHandlers, Figures, LoraGauge
+from catena.adapters.handlers import AdaptersHandlers, Figures, LoraGauge, ServerMetrics
 from catena.api.adapters.v1.adapters_pb2_grpc import add_AdaptersServiceServicer_to_server
 from catena.artifacts.base import BaseRules
 from catena.artifacts.gate import Rules
@@ -39,6 +39,7 @@ from catena.kit.errors import CatenaError, Invalid
 ROOM = "adapters"
 SERVICE = "catena.api.adapters.v1.AdaptersService"
 BOOKS_EVERY_S = 0.5
+TIERS_EVERY_S = 5.0
 TEND_EVERY_S = 1.0
 LOOK_EVERY_S = 1.0
 log = structlog.get_logger()
@@ -70,8 +71,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             gate=gate,
             world=world,
             manner=_manner(config, chosen),
-            # On a CPU the adapters live in the machine's memory; another device's is the budget's matter alone.
-            free=free_memory if config.engine.kind == "local" and config.device == "cpu" else lambda: None,
+            free=free_memory if config.engine.kind == "local" else lambda: None,
         )
 
         def lost() -> None:
@@ -84,12 +84,14 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
         names = SqlNames(chassis.store, chassis.outbox, registry, world.clock)
         source = rooted(config.lora_root, rules.max_bytes)
         serving = Serving(adapters, registry, names, source=source, clock=world.clock)
-        handlers = AdaptersHandlers(adapters, serving, registry, engine, figures)
+        metrics = ServerMetrics(bases.names(), world.clock.monotonic)
+        handlers = AdaptersHandlers(adapters, serving, registry, engine, figures, metrics)
         async with (
             aclosing(adapters),
             chassis.serve(lambda server: add_AdaptersServiceServicer_to_server(handlers, server), names=[SERVICE]),
         ):
             chassis.background(_keep_books(adapters, engine, figures), "books")
+            chassis.background(_keep_tiers(adapters, figures), "tiers")
             chassis.background(_keep_gauge(adapters, names, world), "gauge")
             chassis.background(_tend(adapters), "tend")
             chassis.background(_prepare(adapters, registry, config, chosen), "prepare")
@@ -124,6 +126,9 @@ def _manner(config: AdaptersConfig, chosen: Conduct) -> Manner:
         budget=Budget(bytes=config.budget_bytes, count=config.max_resident),
         eviction=config.eviction,
         half_life_s=config.reuse_half_life_s,
+        host_bytes=config.host_bytes if config.engine.kind == "local" else 0,
+        # On a CPU the adapters live in the machine's memory; another device's is the budget's matter alone.
+        unified=config.device == "cpu",
         bounds=Bounds(**msgspec.structs.asdict(config.pressure)),
         preload=chosen.preload,
         workflows=read_workflows(config.workflows),
@@ -198,13 +203,24 @@ async def _keep_gauge(adapters: Adapters, names: SqlNames, world: World) -> None
         await asyncio.sleep(BOOKS_EVERY_S)
 
 
+async def _keep_tiers(adapters: Adapters, figures: Figures) -> None:
+    while True:
+        try:
+            figures.tiers(await adapters.tiers())
+        except (CatenaError, OSError) as error:
+            # A folder that goes while it is measured; the next turn looks again.
+            log.warning("tiers not read", error=str(error))
+        await asyncio.sleep(TIERS_EVERY_S)
+
+
 async def _keep_books(adapters: Adapters, engine: ProcessEngine | RemoteEngine, figures: Figures) -> None:
     while True:
         await asyncio.sleep(BOOKS_EVERY_S)
         try:
             await adapters.write_books()
+            figures.loads(adapters.residency)
             if engine.connected:
-                figures.mirror(adapters.residency, adapters.pressure, await engine.counters())
+                figures.engine(await engine.counters(), adapters.pressure)
         except CatenaError as error:
             # The database or the engine is away for a moment; what was counted is kept for the next time.
             log.warning("books not written", error=error.message)

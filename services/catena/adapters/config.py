@@ -45,6 +45,9 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     """The section `adapters`.
 
     Residency: `budget_bytes` and `max_resident` bound the adapters on the device (2 GiB and 10 keep a laptop usable).
+    What has to leave it is kept in host memory up to `host_bytes` more (1 GiB: what is used in turns with ten others
+    comes back without reading it again), 0: nothing is; the local engine alone does. The disk holds every registered
+    adapter and has no budget.
     `eviction` `cost` lets go first what is least worth its bytes: the chance of its reuse, from uses that fade by half
     in `reuse_half_life_s` (10 minutes outlast a pause in a conversation), times the seconds its load takes; `lru` lets
     go what was used longest ago. `max_rank` is the largest rank that the gate lets through.
@@ -80,6 +83,7 @@ class AdaptersConfig(Section, frozen=True, kw_only=True):
     """
 
     budget_bytes: int = 2 << 30
+    host_bytes: int = 1 << 30
     max_resident: int = 10
     eviction: Literal["cost", "lru"] = "cost"
     reuse_half_life_s: float = 600.0

@@ -167,7 +167,11 @@ async def test_evicts_by_bytes_in_order_of_last_use() -> None:
     await bench.use("a", "b", "c", "a", "d")
 
     assert bench.resident == ["d", "a", "c"]
-    assert (bench.residency.device.tally.hits, bench.residency.device.tally.misses, bench.residency.device.tally.evictions) == (1, 4, 1)
+    assert (
+        bench.residency.device.tally.hits,
+        bench.residency.device.tally.misses,
+        bench.residency.device.tally.evictions,
+    ) == (1, 4, 1)
     assert [(change.model, change.tier) for change in bench.changes][-2:] == [("b", ""), ("d", "device")]
 
 

@@ -47,17 +47,43 @@ def list_(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
 
 @app.command()
 def resident(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
-    """Show what is loaded and how the cache does."""
+    """Show what is in memory, and in which tier."""
     terminal: Terminal = context.obj
 
     async def work() -> None:
         async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
             told = await adapters.GetResidency(adapters_pb2.GetResidencyRequest())
         rows = [(r.model, r.tier, Bytes(r.bytes), r.pinned, r.users) for r in told.residents]
-        used = f"{size(told.used_bytes)} of {size(told.budget_bytes)}"
-        counts = f"{told.hits} hits, {told.misses} misses, {told.preloads} preloads, {told.evictions} evictions"
-        title = f"Resident: {used}, pressure {told.pressure}; {counts}"
+        held = ", ".join(f"{tier.name} {size(tier.bytes)}" + _of(tier.budget_bytes) for tier in told.tiers)
+        title = f"Resident: {held}; pressure {told.pressure}"
         terminal.table(title, ("adapter", "tier", "size", "pinned", "users"), rows)
+
+    terminal.run(work())
+
+
+@app.command()
+def tiers(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
+    """Show how each tier does: the device, host memory and disk."""
+    terminal: Terminal = context.obj
+
+    async def work() -> None:
+        async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
+            told = await adapters.GetResidency(adapters_pb2.GetResidencyRequest())
+        columns = ("tier", "adapters", "size", "budget", "hits", "misses", "evictions", "pinned")
+        rows = [
+            (
+                tier.name,
+                tier.adapters,
+                Bytes(tier.bytes),
+                Bytes(tier.budget_bytes) if tier.budget_bytes else None,
+                tier.hits,
+                tier.misses,
+                tier.evictions,
+                tier.pinned,
+            )
+            for tier in told.tiers
+        ]
+        terminal.table(f"Tiers: {told.preloads} loaded ahead, pressure {told.pressure}", columns, rows)
 
     terminal.run(work())
 
@@ -229,3 +255,7 @@ def _never_stable(listed: Iterable[adapters_pb2.Adapter], task: str) -> list[str
         for one in found
         if one.status != "withdrawn" and one.name not in stable and (task == one.name or task in one.tasks)
     ]
+
+
+def _of(budget_bytes: int) -> str:
+    return f" of {size(budget_bytes)}" if budget_bytes else ""

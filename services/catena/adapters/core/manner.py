@@ -15,8 +15,8 @@ class Manner:
     """`budget` bounds the resident adapters; `eviction` says who leaves first, `half_life_s` how fast uses fade.
 
     `host_bytes` bound what is kept in host memory of those that had to leave; `unified` says that the device computes
-    in that same memory. `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is; `workflows` are the
-    adapters that each workflow begins with, `profiles` what adapters of well-known names are for.
+    in that same memory. `bounds` are those of the levels of memory pressure. `preload` says how bold loading ahead is;
+    `workflows` are the adapters that each workflow begins with, `profiles` what adapters of well-known names are for.
     """
 
     budget: Budget

@@ -19,7 +19,7 @@ from catena.adapters.core.work import (
 )
 
 
-class Engine(Protocol):
+class Runner(Protocol):
     """Runs bases and adapters in mixed batches. Every method raises Unavailable while it is being restarted."""
 
     def submit(self, work: Work) -> AsyncGenerator[Piece | Done, None]:
@@ -37,20 +37,24 @@ class Engine(Protocol):
         """Hold an adapter of a base that is held, proven to change the output."""
         ...
 
-    async def stow(self, weights: Weights) -> int:
-        """Move an adapter from the device to host memory; its exact bytes there, 0 when it is not kept but gone."""
-        ...
-
-    async def restore(self, weights: Weights) -> Loaded:
-        """Move an adapter back from host memory. Raises Unavailable (`not_resident`) when it is not there."""
-        ...
-
     async def unload(self, weights: Weights) -> int:
         """Let an adapter go wherever it is; the bytes freed, 0 when it was not held."""
         ...
 
     async def counters(self) -> Counters:
         """What it did since it started."""
+        ...
+
+
+class Engine(Runner, Protocol):
+    """One that also keeps adapters in host memory."""
+
+    async def stow(self, weights: Weights) -> int:
+        """Move an adapter from the device to host memory; its exact bytes there, 0 when it is not kept but gone."""
+        ...
+
+    async def restore(self, weights: Weights) -> Loaded:
+        """Move an adapter back from host memory. Raises Unavailable (`not_resident`) when it is not there."""
         ...
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from catena.adapters.core.records import AdapterRecord, Admitted
+from catena.adapters.core.records import AdapterRecord, Admitted, Stored
 from catena.adapters.core.work import Module, Part
 from catena.adapters.drivers.bases import LocalBases
 from catena.artifacts import manifest
@@ -24,6 +25,8 @@ class ArtifactGate:
         self._bases = bases
         self._keys = keys
         self._rules = rules
+        self._vouchers: dict[str, bytes | None] = {}
+        self._sizes: dict[str, int] = {}
 
     async def admit_folder(self, folder: Path) -> Admitted:
         """Check and keep a folder."""
@@ -38,6 +41,24 @@ class ArtifactGate:
         checked = await self._check(record.digest, record.base)
         modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
         return Part(folder=str(checked.folder), modules=modules, dora=checked.dora, invocation=checked.invocation)
+
+    async def vouched(self, record: AdapterRecord) -> bool:
+        """Whether the key that vouched at the last check is trusted still, byte for byte, and the folder is there."""
+        return await asyncio.to_thread(self._vouched, record.digest)
+
+    async def stored(self) -> Stored:
+        """What the store holds."""
+        return await asyncio.to_thread(self._stored)
+
+    def _vouched(self, digest: str) -> bool:
+        key = self._vouchers.get(digest)
+        return key is not None and self._store.has(digest) and (not key or key in _contents(self._keys()).values())
+
+    def _stored(self) -> Stored:
+        held = self._store.list()
+        # What lies under a digest never changes, so that only newcomers are measured.
+        self._sizes = {one: self._sizes[one] if one in self._sizes else self._store.bytes(one) for one in held}
+        return Stored(count=len(held), bytes=sum(self._sizes.values()))
 
     async def _admit(self, put: Callable[[], str]) -> Admitted:
         known = set(await asyncio.to_thread(self._store.list))
@@ -68,15 +89,28 @@ class ArtifactGate:
         base = await self._bases.get(base_name)
         shape = self._bases.shape(base_name)
         folder = self._store.path(digest)
+        keys = self._keys()
+        # Read before the check: a key that is replaced meanwhile vouches for nothing.
+        contents = await asyncio.to_thread(_contents, keys)
         checked = await asyncio.to_thread(
             check_adapter,
             folder,
             base_digest=base.digest,
             shape=shape,
-            keys=self._keys(),
+            keys=keys,
             rules=self._rules,
             digest=digest,
         )
+        self._vouchers[digest] = contents.get(checked.signer) if checked.signer else b""
         if checked.manifest is None:
             raise Invalid("the adapter has no manifest; seal it first", code="adapter_missing_file")
         return checked
+
+
+def _contents(keys: Mapping[str, Path]) -> dict[str, bytes]:
+    """Every public key as it is now; one that was taken away between listing and reading vouches for nothing."""
+    found = {}
+    for name, path in keys.items():
+        with suppress(FileNotFoundError):
+            found[name] = path.read_bytes()
+    return found

@@ -1,8 +1,11 @@
 """The adapters' metrics."""
 
+from collections.abc import Iterable
+
 from catena.adapters.core.asking import Answered
 from catena.adapters.core.pressure import LEVELS, Pressure
 from catena.adapters.core.residency import Residency
+from catena.adapters.core.resident import TierState
 from catena.adapters.core.work import Counters
 from catena.kit.telemetry import counter, gauge, histogram
 
@@ -17,12 +20,20 @@ class Figures:
         self._tokens = counter(ROOM, "tokens_total", "Tokens read and written", ["model", "kind"])
         self._drafted = counter(ROOM, "draft_tokens_total", "Tokens drafted for speculation", ["model", "outcome"])
         self._first = histogram(ROOM, "first_token_seconds", "From arrival to the first token", ["model"])
-        self._resident = gauge(ROOM, "resident_bytes", "Bytes of adapters on the device")
-        self._adapters = gauge(ROOM, "resident_adapters", "Adapters on the device")
+        self._queued = histogram(ROOM, "queue_seconds", "From arrival to a place in the batch", ["model"])
+        self._bytes = gauge(ROOM, "resident_bytes", "Bytes of adapters", ["tier"])
+        self._budget = gauge(ROOM, "budget_bytes", "Most bytes of adapters; disk has no bound", ["tier"])
+        self._adapters = gauge(ROOM, "resident_adapters", "Adapters", ["tier"])
+        self._pinned = gauge(ROOM, "pinned_adapters", "Adapters that are pinned", ["tier"])
+        self._pinned_bytes = gauge(ROOM, "pinned_bytes", "Bytes of adapters that are pinned", ["tier"])
+        self._cache = counter(ROOM, "cache_total", "What was looked for, and what left", ["tier", "outcome"])
+        self._preloads = counter(ROOM, "preloads_total", "Adapters loaded ahead of need")
+        self._load = histogram(ROOM, "load_seconds", "Loads of adapters, by where from", ["tier"])
+        self._phase = histogram(ROOM, "load_phase_seconds", "Phases of loads of adapters", ["tier", "phase"])
         self._pressure = gauge(ROOM, "memory_pressure", "0 low, 1 medium, 2 high, 3 critical")
-        self._cache = counter(ROOM, "cache_total", "Uses of adapters by how the cache did", ["outcome"])
-        self._load = histogram(ROOM, "load_seconds", "Gate, load and probe of an adapter")
         self._rows = gauge(ROOM, "answers", "Answers in the engine", ["state"])
+        self._active = gauge(ROOM, "active_adapters", "Adapters that running answers use")
+        self._ranks = gauge(ROOM, "active_ranks", "Sum of the highest ranks of those")
         self._prefix = counter(ROOM, "prefix_tokens_total", "Prompt tokens by whether they were known", ["outcome"])
         self._prefix_bytes = gauge(ROOM, "prefix_bytes", "Bytes of keys and values kept of texts read before")
         self._forwards = counter(ROOM, "forwards_total", "Forward passes of bases")
@@ -34,24 +45,40 @@ class Figures:
         self._tokens.labels(base, "input").inc(done.input_tokens)
         self._tokens.labels(base, "output").inc(done.output_tokens)
         self._first.labels(base).observe(done.first_token_ms / 1000)
+        self._queued.labels(base).observe(done.queue_ms / 1000)
         if done.drafted:
             self._drafted.labels(base, "accepted").inc(done.accepted)
             self._drafted.labels(base, "rejected").inc(done.drafted - done.accepted)
 
-    def mirror(self, residency: Residency, pressure: Pressure, counters: Counters) -> None:
-        """Take over what was counted elsewhere since the last time."""
-        residents, tally = residency.residents(), residency.tally
-        self._resident.set(residency.used_bytes)
-        self._adapters.set(len(residents))
-        counts = {"hit": tally.hits, "miss": tally.misses, "eviction": tally.evictions, "preload": tally.preloads}
-        for outcome, count in counts.items():
-            self._cache.labels(outcome).inc(self._since(outcome, count))
+    def tiers(self, states: Iterable[TierState]) -> None:
+        """Take over what the tiers hold and counted since the last time."""
+        for state in states:
+            tier, tally = state.tier, state.tally
+            self._bytes.labels(tier).set(state.bytes)
+            self._adapters.labels(tier).set(state.adapters)
+            if tier != "disk":
+                self._budget.labels(tier).set(state.budget_bytes)
+                self._pinned.labels(tier).set(state.pinned)
+                self._pinned_bytes.labels(tier).set(state.pinned_bytes)
+            for outcome, count in (("hit", tally.hits), ("miss", tally.misses), ("eviction", tally.evictions)):
+                self._cache.labels(tier, outcome).inc(self._since(f"{tier} {outcome}", count))
+
+    def loads(self, residency: Residency) -> None:
+        """Take over the loads since the last time."""
+        self._preloads.inc(self._since("preloads", residency.preloads))
+        while residency.loads:
+            load = residency.loads.popleft()
+            self._load.labels(load.tier).observe(sum(load.seconds.values()))
+            for phase, seconds in load.seconds.items():
+                self._phase.labels(load.tier, phase).observe(seconds)
+
+    def engine(self, counters: Counters, pressure: Pressure) -> None:
+        """Take over what the engine counted since the last time."""
         self._pressure.set(LEVELS.index(pressure.level))
-        loads, tally.load_seconds[:] = list(tally.load_seconds), []
-        for seconds in loads:
-            self._load.observe(seconds)
         self._rows.labels("running").set(counters.running)
         self._rows.labels("waiting").set(counters.waiting)
+        self._active.set(counters.active_adapters)
+        self._ranks.set(counters.active_ranks)
         self._forwards.inc(self._since("forwards", counters.forwards))
         hits = self._since("prefix hits", counters.prefix_hits)
         self._prefix.labels("hit").inc(hits)

@@ -13,9 +13,11 @@ from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
 from catena.adapters.core.ports import Engine, Registry
 from catena.adapters.core.records import AdapterRecord, BaseState
+from catena.adapters.core.resident import Resident, TierState
 from catena.adapters.core.serving import PlainName, Serving
 from catena.adapters.core.work import Constraint, Message, Piece, Sampling, TokenLogprob
 from catena.adapters.handlers.figures import Figures
+from catena.adapters.handlers.genai_metrics import ServerMetrics
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer
 from catena.api.types.v1 import types_pb2 as types
@@ -33,25 +35,37 @@ class AdaptersHandlers(AdaptersServiceServicer):
     """`AdaptersService` over `Adapters`."""
 
     def __init__(
-        self, adapters: Adapters, serving: Serving, registry: Registry, engine: Engine, figures: Figures
+        self,
+        adapters: Adapters,
+        serving: Serving,
+        registry: Registry,
+        engine: Engine,
+        figures: Figures,
+        metrics: ServerMetrics,
     ) -> None:
-        """`registry` serves plain listings, `engine` its counters, `figures` the metrics."""
+        """`registry` serves plain listings, `engine` its counters; `figures` and `metrics` count."""
         self._adapters = adapters
         self._serving = serving
         self._registry = registry
         self._engine = engine
         self._figures = figures
+        self._metrics = metrics
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Generate and stream."""
         question = question_of(request)
         told = {genai.REQUEST_MODEL: request.model, genai.OPERATION: genai.CHAT, genai.PROVIDER: genai.LOCAL_PROVIDER}
-        with span(genai.span_name(genai.CHAT, request.model), told, room="adapters") as here:
+        with (
+            span(genai.span_name(genai.CHAT, request.model), told, room="adapters") as here,
+            self._metrics.request(request.model, question.sampling.n) as timed,
+        ):
             async with aclosing(self._adapters.generate(caller().tenant, question)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Piece):
+                        timed.wrote()
                         yield pb.GenerateResponse(deltas=[delta_to(piece)])
                         continue
+                    timed.tokens = piece.done.output_tokens
                     here.set_attribute(genai.RESPONSE_MODEL, piece.model)
                     here.set_attribute(genai.INPUT_TOKENS, piece.done.input_tokens)
                     here.set_attribute(genai.OUTPUT_TOKENS, piece.done.output_tokens)
@@ -179,28 +193,20 @@ class AdaptersHandlers(AdaptersServiceServicer):
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
         """What is resident."""
         residency, counters = self._adapters.residency, await self._engine.counters()
+        tiers = await self._adapters.tiers()
+        device = tiers[0]
         return pb.GetResidencyResponse(
-            residents=[
-                pb.Resident(
-                    model=resident.model,
-                    digest=resident.weights.adapter,
-                    tier="disk" if resident.loading else "device",
-                    bytes=resident.bytes,
-                    pinned=resident.pinned,
-                    users=resident.users,
-                    last_used_s=resident.last_used_s,
-                )
-                for resident in residency.residents()
-            ],
-            budget_bytes=residency.budget.bytes,
-            used_bytes=residency.used_bytes,
-            hits=residency.tally.hits,
-            misses=residency.tally.misses,
-            evictions=residency.tally.evictions,
+            residents=map(resident_to, [*residency.residents(), *residency.host.residents()]),
+            budget_bytes=device.budget_bytes,
+            used_bytes=device.bytes,
+            hits=device.tally.hits,
+            misses=device.tally.misses,
+            evictions=device.tally.evictions,
             forwards=counters.forwards,
             tokens=counters.tokens,
             pressure=self._adapters.pressure.level,
-            preloads=residency.tally.preloads,
+            preloads=residency.preloads,
+            tiers=map(tier_to, tiers),
         )
 
 
@@ -308,6 +314,34 @@ def adapter_to(record: AdapterRecord) -> pb.Adapter:
         aliases=record.aliases,
         status=record.status,
         signer=record.signer,
+    )
+
+
+def resident_to(resident: Resident) -> pb.Resident:
+    """An adapter in memory as it goes out."""
+    return pb.Resident(
+        model=resident.model,
+        digest=resident.weights.adapter,
+        tier=resident.tier,
+        bytes=resident.bytes,
+        pinned=resident.pinned,
+        users=resident.users,
+        last_used_s=resident.last_used_s,
+    )
+
+
+def tier_to(state: TierState) -> pb.Tier:
+    """A tier as it goes out."""
+    return pb.Tier(
+        name=state.tier,
+        adapters=state.adapters,
+        bytes=state.bytes,
+        budget_bytes=state.budget_bytes,
+        hits=state.tally.hits,
+        misses=state.tally.misses,
+        evictions=state.tally.evictions,
+        pinned=state.pinned,
+        pinned_bytes=state.pinned_bytes,
     )
 
 

@@ -1205,7 +1205,7 @@ Global___GetResidencyRequest: _TypeAlias = GetResidencyRequest  # noqa: Y015
 
 @_typing.final
 class Resident(_message.Message):
-    """A resident adapter."""
+    """An adapter in memory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1221,9 +1221,9 @@ class Resident(_message.Message):
     digest: _builtins.str
     """Content digest."""
     tier: _builtins.str
-    """`device`, `host` or `disk`."""
+    """`device` or `host`; while it is loaded where it comes from, `host` or `disk`."""
     bytes: _builtins.int
-    """Bytes held there."""
+    """Bytes held there; of the device while it is loaded."""
     pinned: _builtins.bool
     """Whether it is pinned."""
     users: _builtins.int
@@ -1250,6 +1250,60 @@ class Resident(_message.Message):
 Global___Resident: _TypeAlias = Resident  # noqa: Y015
 
 @_typing.final
+class Tier(_message.Message):
+    """What one tier of memory holds, and how it does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`device`, `host` or `disk`."""
+    adapters: _builtins.int
+    """Adapters there; on disk every registered one."""
+    bytes: _builtins.int
+    """Bytes held there: of tensors in memory, of whole files on disk."""
+    budget_bytes: _builtins.int
+    """Most bytes that may be held there; 0: none in host memory, no bound on disk."""
+    hits: _builtins.int
+    """Times that something was looked for and found there."""
+    misses: _builtins.int
+    """Times that it was not there, or was refused."""
+    evictions: _builtins.int
+    """Adapters that had to leave it for others or for want of memory; the disk lets none go."""
+    pinned: _builtins.int
+    """Adapters pinned there."""
+    pinned_bytes: _builtins.int
+    """Bytes of those."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        adapters: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        misses: _builtins.int = ...,
+        evictions: _builtins.int = ...,
+        pinned: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "budget_bytes", b"budget_bytes", "bytes", b"bytes", "evictions", b"evictions", "hits", b"hits", "misses", b"misses", "name", b"name", "pinned", b"pinned", "pinned_bytes", b"pinned_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
 class GetResidencyResponse(_message.Message):
     """What is resident, and how the cache does."""
 
@@ -1265,16 +1319,17 @@ class GetResidencyResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     PRESSURE_FIELD_NUMBER: _builtins.int
     PRELOADS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Byte budget of the device."""
     used_bytes: _builtins.int
     """Bytes used of it."""
     hits: _builtins.int
-    """Uses that found their adapter resident."""
+    """Uses that found their adapter on the device."""
     misses: _builtins.int
-    """Uses that had to load."""
+    """Uses that had to load, from host memory or disk."""
     evictions: _builtins.int
-    """Adapters evicted."""
+    """Adapters evicted from the device."""
     forwards: _builtins.int
     """Base forward passes so far, over all bases."""
     tokens: _builtins.int
@@ -1285,7 +1340,11 @@ class GetResidencyResponse(_message.Message):
     """Adapters loaded ahead of need."""
     @_builtins.property
     def residents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resident]:
-        """Most recently used first."""
+        """On the device, most recently used first, then in host memory."""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """The device, host memory, disk."""
 
     def __init__(
         self,
@@ -1300,10 +1359,11 @@ class GetResidencyResponse(_message.Message):
         tokens: _builtins.int = ...,
         pressure: _builtins.str = ...,
         preloads: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "forwards", b"forwards", "hits", b"hits", "misses", b"misses", "preloads", b"preloads", "pressure", b"pressure", "residents", b"residents", "tokens", b"tokens", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "forwards", b"forwards", "hits", b"hits", "misses", b"misses", "preloads", b"preloads", "pressure", b"pressure", "residents", b"residents", "tiers", b"tiers", "tokens", b"tokens", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -555,7 +555,7 @@ Global___AdapterServed: _TypeAlias = AdapterServed  # noqa: Y015
 
 @_typing.final
 class ResidencyChanged(_message.Message):
-    """`adapters.residency.changed`: something was loaded or evicted."""
+    """`adapters.residency.changed`: something was loaded, moved to host memory, or is gone from both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -568,7 +568,7 @@ class ResidencyChanged(_message.Message):
     model: _builtins.str
     """`base@adapter:version`."""
     tier: _builtins.str
-    """`device`, `host`, `disk`; empty: gone."""
+    """Where it is now: `device` or `host`; empty: on disk alone."""
     bytes: _builtins.int
     """Bytes held there."""
     def __init__(

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from catena.adapters.core.work import Module, Part
+from catena.adapters.drivers.engine.arena import HOST, Arena, moved
 from catena.adapters.drivers.engine.decoder import Decoder
+from catena.adapters.drivers.engine.linear import Linear
 from catena.adapters.drivers.engine.lora import SITE_OF, Adapter, Block, Site
 from catena.kit.errors import Invalid
 
@@ -21,7 +23,12 @@ PATH = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(qkv|q|k|v|o|gate_u
 
 
 def read_adapter(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
-    """The adapter that the parts make together: the sum of what each adds, times its weight.
+    """The adapter that the parts make together, on the decoder's device; see `read_parts`."""
+    return moved(read_parts(key, parts, decoder), decoder.shape.device)
+
+
+def read_parts(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
+    """The adapter that the parts make together, in host memory: the sum of what each adds, times its weight.
 
     Raises Invalid (`unsupported_adapter`) for layers outside the blocks, or a DoRA adapter within a composition.
     """
@@ -36,16 +43,19 @@ def read_adapter(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
         )
     found: dict[tuple[int, int], list[_Factors]] = {}
     for part in parts:
-        for factors in _read_part(part, decoder):
+        for factors in _read_part(part):
             found.setdefault((factors.layer, factors.site), []).append(factors)
-    sites = {where: _site(factors, decoder) for where, factors in found.items()}
-    return Adapter(key, sites, sum(_bytes(site) for site in sites.values()), parts[0].invocation)
+    size = sum(_size(factors, decoder) for factors in found.values())
+    arena = Arena(size, decoder.shape.dtype, locked=decoder.shape.device.type == "cuda")
+    sites = {where: _site(factors, decoder, arena) for where, factors in found.items()}
+    assert arena.full
+    return Adapter(key, sites, arena.flat_N.nbytes, parts[0].invocation)
 
 
 class _Factors:
-    """One adapted layer: where it is, A, B already scaled, and DoRA's magnitudes."""
+    """One adapted layer as its file has it: where it is, A, B with what to multiply it by, and DoRA's magnitudes."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, weight: float) -> None:
         match = PATH.match(module.path)
         if match is None:
             raise Invalid(
@@ -54,52 +64,70 @@ class _Factors:
             )
         self.layer, self.name = int(match[1]), match[2]
         self.site = SITE_OF[self.name]
+        self.scale = module.scale * weight
         self.a_RI = self.b_OR = torch.empty(0)
         self.magnitude_O: Tensor | None = None
 
 
-def _read_part(part: Part, decoder: Decoder) -> list[_Factors]:
-    embed = decoder.ends.embed_VD
+def _read_part(part: Part) -> list[_Factors]:
     made = []
     with safe_open(Path(part.folder) / "adapter_model.safetensors", framework="pt") as file:
         names = set(file.keys())
         for module in part.modules:
-            factors = _Factors(module)
+            factors = _Factors(module, part.weight)
             at = f"{PREFIX}{module.path}."
-
-            def take(name: str) -> Tensor:
-                tensor: Tensor = file.get_tensor(name)
-                return tensor.to(embed.device, embed.dtype)
-
-            factors.a_RI = take(f"{at}lora_A.weight")
-            factors.b_OR = take(f"{at}lora_B.weight") * (module.scale * part.weight)
+            factors.a_RI = file.get_tensor(f"{at}lora_A.weight")
+            factors.b_OR = file.get_tensor(f"{at}lora_B.weight")
             if part.dora:
                 plain = f"{at}lora_magnitude_vector"
-                factors.magnitude_O = take(plain if plain in names else f"{plain}.weight")
+                factors.magnitude_O = file.get_tensor(plain if plain in names else f"{plain}.weight")
             made.append(factors)
     return made
 
 
-def _site(found: Sequence[_Factors], decoder: Decoder) -> Site:
-    layer = decoder.layers[found[0].layer]
+def _size(found: Sequence[_Factors], decoder: Decoder) -> int:
+    """How many numbers a site takes."""
+    factors = sum(one.a_RI.numel() + one.b_OR.numel() for one in found)
+    return factors + (2 * _linear(found, decoder).outputs if _scaled(found) else 0)
+
+
+def _site(found: Sequence[_Factors], decoder: Decoder, arena: Arena) -> Site:
+    a_RI = arena.take(sum(factors.a_RI.shape[0] for factors in found), found[0].a_RI.shape[1])
     blocks, rank = [], 0
     for factors in found:
-        blocks.append(Block(factors.b_OR, _offset(factors.name, decoder), rank))
-        rank += factors.a_RI.shape[0]
-    a_RI = torch.cat([factors.a_RI for factors in found])
-    if all(factors.magnitude_O is None for factors in found):
+        end = rank + factors.a_RI.shape[0]
+        a_RI[rank:end] = factors.a_RI
+        b_OR = arena.take(*factors.b_OR.shape)
+        torch.mul(factors.b_OR, factors.scale, out=b_OR)
+        blocks.append(Block(b_OR, _offset(factors.name, decoder), rank))
+        rank = end
+    if not _scaled(found):
         return Site(a_RI, tuple(blocks))
-    linear = layer.sites[found[0].site]
+    linear = _linear(found, decoder)
     weight_OI, bias_O = linear.weight(), linear.bias_O
-    norm_O = torch.ones_like(weight_OI[:, 0])
+    norm_O = arena.take(linear.outputs).fill_(1.0)
     for factors, block in zip(found, blocks, strict=True):
         rows = slice(block.out, block.out + block.b_OR.shape[0])
         if factors.magnitude_O is not None:
             # Equation 5 of arXiv 2402.09353: magnitude over the norm of each row of W + scale B A.
-            whole_OI = weight_OI[rows].float() + block.b_OR.float() @ factors.a_RI.float()
-            norm_O[rows] = (factors.magnitude_O.float() / whole_OI.norm(dim=1)).to(norm_O.dtype)
-    shift_O = torch.zeros_like(norm_O) if bias_O is None else bias_O * (1 - norm_O)
+            change_OI = (
+                block.b_OR.to(weight_OI.device).float()
+                @ a_RI[block.rank :][: block.b_OR.shape[1]].to(weight_OI.device).float()
+            )
+            length_O = (weight_OI[rows].float() + change_OI).norm(dim=1)
+            norm_O[rows] = factors.magnitude_O.float() / length_O.to(HOST)
+    shift_O = arena.take(linear.outputs).zero_()
+    if bias_O is not None:
+        shift_O.copy_(bias_O.to(HOST) * (1 - norm_O))
     return Site(a_RI, tuple(blocks), norm_O, shift_O)
+
+
+def _scaled(found: Sequence[_Factors]) -> bool:
+    return any(factors.magnitude_O is not None for factors in found)
+
+
+def _linear(found: Sequence[_Factors], decoder: Decoder) -> Linear:
+    return decoder.layers[found[0].layer].sites[found[0].site]
 
 
 def _offset(name: str, decoder: Decoder) -> int:
@@ -107,9 +135,3 @@ def _offset(name: str, decoder: Decoder) -> int:
     shape = decoder.shape
     queries, keys = shape.heads * shape.head, shape.key_heads * shape.head
     return {"k": queries, "v": queries + keys, "up": shape.feed_forward}.get(name, 0)
-
-
-def _bytes(site: Site) -> int:
-    tensors = [site.a_RI, *(block.b_OR for block in site.blocks)]
-    tensors += [vector for vector in (site.norm_O, site.shift_O) if vector is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

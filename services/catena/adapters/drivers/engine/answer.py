@@ -91,12 +91,18 @@ class Generation:
         self.drafted = self.accepted = self.draft_input = self.draft_output = self.cached = 0
         self._now = now
         self._began_s = now()
+        self._admitted_s: float | None = None
         self._first_s = 0.0
         self._sent_s = -math.inf
 
     def fail(self, error: CatenaError) -> None:
         """One of the answers cannot be finished, so none is given."""
         self.error = self.error or error
+
+    def admitted(self) -> None:
+        """One of its rows got a place in the batch."""
+        if self._admitted_s is None:
+            self._admitted_s = self._now()
 
     @property
     def finished(self) -> bool:
@@ -125,6 +131,7 @@ class Generation:
             min_probability=math.exp(first.lowest),
             mean_logprob=first.total / max(first.written, 1),
             first_token_ms=1000 * ((self._first_s or self._now()) - self._began_s),
+            queue_ms=1000 * ((self._admitted_s or self._began_s) - self._began_s),
             cached_tokens=self.cached,
             drafted=self.drafted,
             accepted=self.accepted,

@@ -122,6 +122,7 @@ class Batch:
             self._kv.fit(lengths)
             row.cached = self.prefix.fill(self._kv, row.slot, row.salts(), _tokens(row), row.blocks)
             if isinstance(row, Row):
+                row.generation.admitted()
                 row.generation.cached = max(row.generation.cached, min(row.cached, row.prompt))
 
     def _make_way(self) -> None:

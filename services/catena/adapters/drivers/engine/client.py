@@ -10,7 +10,7 @@ from sys import executable
 import msgspec
 import structlog
 
-from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Loaded, Piece, Weights, Work
 from catena.adapters.drivers.engine import frames
 from catena.kit import errors
 from catena.kit.errors import CatenaError, Exhausted, Unavailable
@@ -93,9 +93,17 @@ class ProcessEngine:
         assert facts is not None
         return facts
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         """Hold an adapter."""
-        return (await self._ask(lambda call: frames.LoadAdapter(call, adapter))).bytes
+        return await self._loaded(lambda call: frames.LoadAdapter(call, adapter))
+
+    async def stow(self, weights: Weights) -> int:
+        """Move an adapter to host memory."""
+        return (await self._ask(lambda call: frames.Stow(call, weights))).bytes
+
+    async def restore(self, weights: Weights) -> Loaded:
+        """Move an adapter back."""
+        return await self._loaded(lambda call: frames.Restore(call, weights))
 
     async def unload(self, weights: Weights) -> int:
         """Let an adapter go."""
@@ -162,6 +170,11 @@ class ProcessEngine:
             return arrived
         raise _error(arrived)
 
+    async def _loaded(self, order: Callable[[int], frames.Order]) -> Loaded:
+        loaded = (await self._ask(order)).loaded
+        assert loaded is not None
+        return loaded
+
     async def _send(self, order: frames.Order) -> None:
         if self._writer is None:
             try:
@@ -200,6 +213,8 @@ async def open_engine(
         # Libraries that compute read their thread count before any code of ours could set it.
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        # Torch rounds locked host memory up to powers of two and never returns it; above 1 MiB it now does neither.
+        env |= {"PYTORCH_ALLOC_CONF": "pinned_max_cached_size_mb:1"}
         stack.callback(engine.close)
         await supervisor.start(Child(name="adapters-engine", command=command, env=env))
         yield engine

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Loaded, Piece, Weights, Work
 
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -58,6 +58,20 @@ class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
     adapter: AdapterSource
 
 
+class Stow(msgspec.Struct, frozen=True, tag=True):
+    """Move an adapter from the device to host memory; answered by Reply."""
+
+    call: int
+    weights: Weights
+
+
+class Restore(msgspec.Struct, frozen=True, tag=True):
+    """Move an adapter back; answered by Reply."""
+
+    call: int
+    weights: Weights
+
+
 class Unload(msgspec.Struct, frozen=True, tag=True):
     """Let an adapter go; answered by Reply."""
 
@@ -84,7 +98,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     call: int
 
 
-Order = LoadBase | LoadAdapter | Unload | Count | Submit | Cancel
+Order = LoadBase | LoadAdapter | Stow | Restore | Unload | Count | Submit | Cancel
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -92,6 +106,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     call: int
     bytes: int = 0
+    loaded: Loaded | None = None
     base: BaseFacts | None = None
     counters: Counters | None = None
 

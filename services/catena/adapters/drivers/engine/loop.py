@@ -28,12 +28,13 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Held:
-    """A base in memory with its tokenizer, its batch and its adapters."""
+    """A base in memory with its tokenizer, its batch, its adapters, and those that are stowed in host memory."""
 
     decoder: Decoder
     text: Text
     batch: Batch
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    stowed: dict[str, Adapter] = field(default_factory=dict)
 
 
 class Loop:
@@ -81,6 +82,7 @@ class Loop:
     def counters(self) -> Counters:
         """The figures so far."""
         batches = [held.batch for held in self.bases.values()]
+        active = {row.adapter for batch in batches for row in batch.running if row.adapter is not None}
         return Counters(
             forwards=sum(batch.forwards for batch in batches),
             tokens=sum(batch.tokens for batch in batches),
@@ -89,17 +91,25 @@ class Loop:
             prefix_bytes=sum(batch.prefix.bytes for batch in batches),
             waiting=sum(len(batch.waiting) for batch in batches),
             running=sum(len(batch.running) for batch in batches),
+            active_adapters=len(active),
+            active_ranks=sum(adapter.rank for adapter in active),
         )
 
     def forget(self, weights: Weights) -> int:
-        """Let an adapter go; the bytes that it held, 0 when it was not here."""
+        """Let an adapter go, stowed or not; the bytes that it held, 0 when it was not here."""
         held = self.bases.get(weights.base)
-        adapter = held.adapters.pop(weights.adapter, None) if held else None
-        if held is None or adapter is None:
-            return 0
-        held.batch.stacks.forget(weights.adapter)
-        held.batch.waiting.forget(weights.adapter)
-        return adapter.bytes
+        stowed = held.stowed.pop(weights.adapter, None) if held is not None else None
+        adapter = self.take(weights) or stowed
+        return adapter.bytes if adapter is not None else 0
+
+    def take(self, weights: Weights) -> Adapter | None:
+        """Take an adapter off the device, for who wants to keep it; None when it is not there."""
+        held = self.bases.get(weights.base)
+        adapter = held.adapters.pop(weights.adapter, None) if held is not None else None
+        if held is not None and adapter is not None:
+            held.batch.stacks.forget(weights.adapter)
+            held.batch.waiting.forget(weights.adapter)
+        return adapter
 
     def _submit(self, call: int, work: Work, tokens: list[int], grammars: Sequence[Grammar]) -> None:
         held, adapter = self._find(work.weights)

@@ -19,12 +19,14 @@ import msgspec
 import structlog
 import torch
 
-from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Message, Work
+from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Loaded, Message, Weights, Work
 from catena.adapters.drivers.engine import frames
-from catena.adapters.drivers.engine.adapter_weights import read_adapter
+from catena.adapters.drivers.engine.adapter_weights import read_parts
+from catena.adapters.drivers.engine.arena import HOST, moved
 from catena.adapters.drivers.engine.base_weights import read_base, weight_bytes
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.loop import RETRY_AFTER_S, Held, Loop, failed
+from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.probe import probe
 from catena.adapters.drivers.engine.text import Text
 from catena.kit.clock import SystemClock
@@ -103,6 +105,10 @@ class Worker:
                 self._loader.submit(self._guard, call, lambda: self._load_base(call, base))
             case frames.LoadAdapter(call=call, adapter=adapter):
                 self._loader.submit(self._guard, call, lambda: self._load_adapter(call, adapter))
+            case frames.Stow(call=call, weights=weights):
+                loop.post(lambda: self._stow(call, weights))
+            case frames.Restore(call=call, weights=weights):
+                loop.post(lambda: self._restore(call, weights))
             case frames.Unload(call=call, weights=weights):
                 loop.post(lambda: self._tell(frames.Reply(call, bytes=loop.forget(weights))))
             case frames.Count(call=call):
@@ -154,16 +160,77 @@ class Worker:
             context_tokens=held.decoder.shape.context,
             dtype=self._settings.quantization.get(base.name) or str(held.decoder.shape.dtype).removeprefix("torch."),
         )
-        self._keep(call, lambda: self._loop.bases.setdefault(base.name, held), frames.Reply(call, base=facts))
+        self._keep(lambda: self._loop.bases.setdefault(base.name, held), frames.Reply(call, base=facts))
 
     def _load_adapter(self, call: int, source: AdapterSource) -> None:
         held = self._held(source.weights.base)
-        adapter = read_adapter(source.weights.adapter, source.parts, held.decoder)
+        began_s = time.monotonic()
+        read = read_parts(source.weights.adapter, source.parts, held.decoder)
+        read_s = time.monotonic()
+        adapter = moved(read, self._device)
+        copied_s = time.monotonic()
         probe(held.decoder, adapter)
-        reply = frames.Reply(call, bytes=adapter.bytes)
-        self._keep(call, lambda: held.adapters.update({adapter.key: adapter}), reply)
+        loaded = Loaded(
+            bytes=adapter.bytes,
+            read_s=read_s - began_s,
+            copy_s=copied_s - read_s,
+            probe_s=time.monotonic() - copied_s,
+        )
+        self._keep(lambda: held.adapters.update({adapter.key: adapter}), frames.Reply(call, loaded=loaded))
 
-    def _keep(self, call: int, change: Callable[[], object], reply: frames.Reply) -> None:
+    def _stow(self, call: int, weights: Weights) -> None:
+        """Called between two steps: the adapter is off the device at once, and then copied beside the next ones."""
+        adapter = self._loop.take(weights)
+        if adapter is None:
+            self._tell(frames.Reply(call))
+            return
+        held = self._loop.bases[weights.base]
+
+        def kept(there: Adapter) -> None:
+            held.stowed[there.key] = there
+            self._tell(frames.Reply(call, bytes=there.bytes))
+
+        def copy() -> None:
+            try:
+                there = moved(adapter, HOST)
+            except RuntimeError:
+                # No host memory, say. It is off the device and may be loaded from disk again.
+                log.exception("not stowed", adapter=adapter.key)
+                self._tell(frames.Reply(call))
+                return
+            self._loop.post(lambda: kept(there))
+
+        if self._device.type == HOST.type:
+            kept(adapter)
+        else:
+            self._loader.submit(self._guard, call, copy)
+
+    def _restore(self, call: int, weights: Weights) -> None:
+        """Called between two steps; where there is a copy to be made, beside the next ones."""
+        held = self._loop.bases.get(weights.base)
+        adapter = held.stowed.get(weights.adapter) if held is not None else None
+        if held is None or adapter is None:
+            gone = Unavailable(f"{weights.adapter} is not in host memory; load it", code="not_resident")
+            self._tell(failed(call, gone))
+            return
+
+        def back(there: Adapter, seconds: float) -> None:
+            held.adapters[there.key] = there
+            del held.stowed[there.key]
+            self._tell(frames.Reply(call, loaded=Loaded(bytes=there.bytes, copy_s=seconds)))
+
+        def copy() -> None:
+            began_s = time.monotonic()
+            there = moved(adapter, self._device)
+            seconds = time.monotonic() - began_s
+            self._loop.post(lambda: back(there, seconds))
+
+        if self._device.type == HOST.type:
+            back(adapter, 0.0)
+        else:
+            self._loader.submit(self._guard, call, copy)
+
+    def _keep(self, change: Callable[[], object], reply: frames.Reply) -> None:
         """Make the change between two steps, and only then say so."""
 
         def kept() -> None:

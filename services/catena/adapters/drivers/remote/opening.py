@@ -6,14 +6,24 @@ from contextlib import aclosing, asynccontextmanager
 import aiohttp
 
 from catena.adapters.config import EngineConfig
-from catena.adapters.core.ports import Engine
-from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Piece, Weights, Work
+from catena.adapters.core.ports import Runner
+from catena.adapters.core.work import (
+    AdapterSource,
+    BaseFacts,
+    BaseSource,
+    Counters,
+    Done,
+    Loaded,
+    Piece,
+    Weights,
+    Work,
+)
 from catena.adapters.drivers.remote.http import RETRY_AFTER_S, Server
 from catena.adapters.drivers.remote.tgi import TgiEngine
 from catena.adapters.drivers.remote.vllm import VllmEngine, placed
 from catena.kit.clock import World
 from catena.kit.config import secret
-from catena.kit.errors import Exhausted, Invalid
+from catena.kit.errors import Exhausted, Invalid, Unavailable
 
 MOST_LINE_BYTES = 4 << 20
 REST_S = 5.0
@@ -28,7 +38,7 @@ class RemoteEngine:
         """Take up to `most` answers at a time. `engine` and `forget` are set by whoever opens it."""
         self.lost: Callable[[], None] = lambda: None
         self.forget: Callable[[], None] = lambda: None
-        self.engine: Engine
+        self.engine: Runner
         self._most = most
         self._answers = 0
         self._clock = world.clock
@@ -71,9 +81,18 @@ class RemoteEngine:
         """Look for a base."""
         return await self.engine.load_base(base)
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         """Hold an adapter."""
         return await self.engine.load_adapter(adapter)
+
+    async def stow(self, weights: Weights) -> int:
+        """Let an adapter go: what a server keeps beside its device is its own affair."""
+        await self.engine.unload(weights)
+        return 0
+
+    async def restore(self, weights: Weights) -> Loaded:
+        """Nothing was kept."""
+        raise Unavailable(f"{weights.adapter} is not in host memory; load it", code="not_resident")
 
     async def unload(self, weights: Weights) -> int:
         """Let an adapter go."""

@@ -20,6 +20,7 @@ from catena.adapters.core.work import (
     Constraint,
     Counters,
     Done,
+    Loaded,
     Piece,
     Sampling,
     TokenLogprob,
@@ -135,7 +136,7 @@ class TgiEngine:
         self._bases[base.name] = Held(server, text, context)
         return await holding.facts_of(base, context, (info.model_dtype or "as served").removeprefix("torch."))
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         """Prove that the server knows the adapter: that with its digest as id it answers otherwise than its base."""
         held, weights = self._held(adapter.weights.base), adapter.weights
         part = holding.only_part(adapter, KIND)
@@ -148,8 +149,8 @@ class TgiEngine:
                 f"does not know: start it with LORA_ADAPTERS={weights.adapter}={part.folder}",
                 code=error.code,
             ) from None
-        self._adapters[weights] = await holding.adapter_bytes(part)
-        return self._adapters[weights]
+        size = self._adapters[weights] = await holding.adapter_bytes(part)
+        return Loaded(bytes=size)
 
     async def unload(self, weights: Weights) -> int:
         """Forget it here; TGI keeps what it was started with, so that no byte is freed."""

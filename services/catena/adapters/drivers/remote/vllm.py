@@ -21,6 +21,7 @@ from catena.adapters.core.work import (
     Constraint,
     Counters,
     Done,
+    Loaded,
     Part,
     Piece,
     TokenLogprob,
@@ -166,7 +167,7 @@ class VllmEngine:
         self._bases[base.name] = Held(server, text, context)
         return await holding.facts_of(base, context, "as served")
 
-    async def load_adapter(self, adapter: AdapterSource) -> int:
+    async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         """Load under a name that carries the digest, and prove that it changes what the base says."""
         held, name = self._held(adapter.weights.base), _name(adapter.weights)
         part = holding.only_part(adapter, KIND)
@@ -183,8 +184,8 @@ class VllmEngine:
         except BaseException:
             await asyncio.shield(self._drop(held.server, name))
             raise
-        self._adapters[adapter.weights] = await holding.adapter_bytes(part)
-        return self._adapters[adapter.weights]
+        size = self._adapters[adapter.weights] = await holding.adapter_bytes(part)
+        return Loaded(bytes=size)
 
     async def unload(self, weights: Weights) -> int:
         """Unload, and look whether it is gone."""
