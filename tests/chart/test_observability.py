@@ -21,7 +21,7 @@ BOARDS = sorted((ROOT / "k8s" / "dashboards").glob("*.json"))
 RULES = ROOT / "k8s" / "alerts" / "catena.rules.yaml"
 MAKERS = ("counter", "gauge", "histogram")
 GIVEN_BY_PROMETHEUS = {"le", "room", "pod", "__name__"}
-METRIC = re.compile(r"\b(?:catena|alora)_\w+")
+METRIC = re.compile(r"\b(?:catena|alora|gen_ai_server)_\w+")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
 GROUP = re.compile(r"\bby\s*\(([^)]*)\)")
 

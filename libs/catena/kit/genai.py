@@ -24,12 +24,6 @@ OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
 
-ERROR_TYPE = "error.type"
-
-SERVER_DURATION = "gen_ai.server.request.duration"
-SERVER_FIRST_TOKEN = "gen_ai.server.time_to_first_token"
-SERVER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"
-
 CHAT = "chat"
 COMPLETION = "text_completion"
 EMBEDDINGS = "embeddings"
@@ -46,8 +40,3 @@ LOCAL_PROVIDER = "catena"
 def span_name(operation: str, model: str) -> str:
     """`chat base@adapter:version`: the convention's span name for a call of a model."""
     return f"{operation} {model}"
-
-
-def prometheus_name(name: str, unit: str = "") -> str:
-    """A metric's or attribute's name as Prometheus has it: underscores for dots, the unit `s` in words behind."""
-    return name.replace(".", "_") + ("_seconds" if unit == "s" else "")

@@ -53,7 +53,7 @@ async def furnish(engine: ProcessEngine, adapters: dict[str, Path]) -> None:
         await engine.load_base(BaseSource(name=name, folder=str(folder)))
     for name, folder in adapters.items():
         source = AdapterSource(weights=Weights(base="large", adapter=name), parts=(part_of(LARGE, folder),))
-        assert await engine.load_adapter(source) > 0
+        assert (await engine.load_adapter(source)).bytes > 0
 
 
 def work(text: str, *, base: str = "large", adapter: str = "", draft: str = "", **sampling: Any) -> Work:
@@ -292,7 +292,9 @@ async def test_an_adapter_without_effect_is_refused_at_load(bench: Bench, tmp_pa
 
 async def test_unloading_frees_the_bytes_and_the_name(bench: Bench) -> None:
     weights = Weights(base="large", adapter="short-lived")
-    size = await bench.engine.load_adapter(AdapterSource(weights=weights, parts=(part_of(LARGE, bench.adapters["a"]),)))
+    size = (
+        await bench.engine.load_adapter(AdapterSource(weights=weights, parts=(part_of(LARGE, bench.adapters["a"]),)))
+    ).bytes
 
     freed = [await bench.engine.unload(weights), await bench.engine.unload(weights)]
 

@@ -155,7 +155,11 @@ async def test_the_least_recently_used_adapter_makes_room(house: House) -> None:
         loaded = await room.ask("Load", pb.LoadRequest(model="demo-large@c:1"))
 
         told = await room.ask("GetResidency", pb.GetResidencyRequest())
-        assert [resident.model for resident in told.residents] == ["demo-large@c:1", "demo-large@a:1"]
+        assert [(resident.model, resident.tier) for resident in told.residents] == [
+            ("demo-large@c:1", "device"),
+            ("demo-large@a:1", "device"),
+            ("demo-large@b:1", "host"),
+        ]
         assert told.used_bytes == 2 * loaded.bytes
         assert loaded.duration_ms > 0
         assert (await room.ask("Load", pb.LoadRequest(model="demo-large@c:1"))).duration_ms == 0

@@ -78,7 +78,7 @@ async def test_a_base_is_known_by_its_folder_and_its_words(standin: StandIn) -> 
 
 
 async def test_what_is_asked_travels_in_tgis_words(engine: RemoteEngine, standin: StandIn, adapter: Path) -> None:
-    assert await engine.load_adapter(source(adapter)) == part_bytes(adapter)
+    assert (await engine.load_adapter(source(adapter))).bytes == part_bytes(adapter)
     drawn = Sampling(
         max_tokens=4, temperature=0.5, top_p=0.9, seed=0, top_k=3, repetition_penalty=1.5, logprobs=True, top=2
     )

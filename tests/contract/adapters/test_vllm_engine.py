@@ -175,8 +175,8 @@ async def test_an_adapter_is_loaded_under_its_digest_and_really_unloaded(
     engine: RemoteEngine, standin: StandIn, adapter: Path
 ) -> None:
     base, _, _ = await said(engine, work())
-    size = await engine.load_adapter(source(adapter))
-    again = await engine.load_adapter(source(adapter))
+    size = (await engine.load_adapter(source(adapter))).bytes
+    again = (await engine.load_adapter(source(adapter))).bytes
     with_it, _, _ = await said(engine, work("a" * 64))
 
     assert with_it != base

@@ -40,16 +40,26 @@ class ServerMetrics:
         """Find or make the metrics; `now` gives monotonic seconds."""
         self._bases = frozenset(bases)
         self._now = now
-        names = [genai.OPERATION, genai.PROVIDER, genai.REQUEST_MODEL]
-        labels = [genai.prometheus_name(name) for name in names]
-        failed = [*labels, genai.prometheus_name(genai.ERROR_TYPE)]
-        name, text = genai.prometheus_name, "of requests for generated text"
-        self._whole = histogram("", name(genai.SERVER_DURATION, "s"), f"Duration {text}", failed, buckets=REQUEST_S)
+        self._whole = histogram(
+            "",
+            "gen_ai_server_request_duration_seconds",
+            "From a request for generated text to its end",
+            ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"],
+            buckets=REQUEST_S,
+        )
         self._first = histogram(
-            "", name(genai.SERVER_FIRST_TOKEN, "s"), f"Time to the first token {text}", labels, buckets=FIRST_TOKEN_S
+            "",
+            "gen_ai_server_time_to_first_token_seconds",
+            "From a request to the first token of its answer",
+            ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"],
+            buckets=FIRST_TOKEN_S,
         )
         self._each = histogram(
-            "", name(genai.SERVER_OUTPUT_TOKEN, "s"), f"Time per token after the first {text}", labels, buckets=TOKEN_S
+            "",
+            "gen_ai_server_time_per_output_token_seconds",
+            "For each token of an answer after the first",
+            ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"],
+            buckets=TOKEN_S,
         )
 
     @contextmanager
