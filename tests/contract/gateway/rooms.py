@@ -156,6 +156,12 @@ class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
     ) -> adapters_pb2.ListAdaptersResponse:
         return adapters_pb2.ListAdaptersResponse()
 
+    async def GetResidency(
+        self, request: adapters_pb2.GetResidencyRequest, context: Any
+    ) -> adapters_pb2.GetResidencyResponse:
+        host = adapters_pb2.Tier(name="host", adapters=3, bytes=42, budget_bytes=100, evictions=7)
+        return adapters_pb2.GetResidencyResponse(tiers=[host])
+
 
 @dataclass(frozen=True)
 class Behind:

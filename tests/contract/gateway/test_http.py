@@ -365,6 +365,7 @@ async def test_the_dashboard_counts_the_requests_that_were_sent(behind: Behind) 
         async with http.get(f"{behind.url}/dashboard") as page:
             assert "<title>Catena</title>" in await page.text()
     assert (view["requests"], view["failures"], view["refused"]) == (4, 0, 1)
+    assert view["tiers"] == [{"tier": "host", "adapters": 3, "bytes": 42, "budget_bytes": 100, "evictions": 7}]
     assert view["by_model"] == {"base": 3}
     assert view["saved_percent"] == 0.0
 

@@ -32,6 +32,7 @@ from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.gateway.handlers.presence import while_there
+from catena.gateway.handlers.tiers import Tiers
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.jsonvalue import from_json, struct_from_json
@@ -74,6 +75,7 @@ class Front:
     passage: Passage
     keys: KeyRoutes
     lora: LoraRoutes
+    tiers: Tiers
     page: str
     cors_origins: list[str]
 
@@ -240,8 +242,9 @@ class Front:
         return Response(message_json(await self.asking.predict_many(key, wanted)), media_type="application/json")
 
     async def figures(self, _: Request, key: Key) -> Response:
-        """What the dashboard draws: the figures of the key's tenant; to a key of `shared`, everybody's."""
-        return json_response(self.asking.figures.view(key.tenant, self.asking.world.clock.now()))
+        """What the dashboard draws: the key's tenant's figures, to one of `shared` everybody's, and the tiers."""
+        view = self.asking.figures.view(key.tenant, self.asking.world.clock.now())
+        return json_response({**view, "tiers": await self.tiers.view()})
 
     async def dashboard(self, _: Request) -> Response:
         """The page; its data needs a key."""
