@@ -31,6 +31,12 @@ class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
         mine = adapters_pb2.Adapter(base=request.base, name="mine", version="1", tasks=["code"])
         return adapters_pb2.ListAdaptersResponse(adapters=[one, mine] if request.base else [one])
 
+    async def GetResidency(self, request, context):
+        device = adapters_pb2.Tier(name="device", adapters=1, bytes=2048, budget_bytes=4096, hits=3, misses=2)
+        disk = adapters_pb2.Tier(name="disk", adapters=9, bytes=1 << 20)
+        resident = adapters_pb2.Resident(model="large@code:1", tier="host", bytes=512)
+        return adapters_pb2.GetResidencyResponse(residents=[resident], tiers=[device, disk], pressure="low")
+
     async def SelectAdapter(self, request, context):
         return adapters_pb2.SelectAdapterResponse(model=request.base, served="auto-base", reason="none")
 
@@ -140,3 +146,14 @@ async def test_an_adapter_that_is_for_the_task_but_not_stable_is_told_with_the_c
     cure = "`catena adapters alias large@mine:1 stable`"
     assert cure in await printed(home, "adapters", "select", "code", "--base", "large")
     assert cure not in await printed(home, "adapters", "select", "poems", "--base", "large")
+
+
+async def test_the_tiers_of_memory_are_told_with_their_budgets(home):
+    device, disk = await typed(home, "adapters", "tiers")
+    assert (device["tier"], device["size"], device["budget"], device["hits"], device["misses"]) == (
+        "device", 2048, 4096, 3, 2,
+    )  # fmt: skip
+    assert (disk["adapters"], disk["budget"]) == (9, None)
+    (resident,) = await typed(home, "adapters", "resident")
+    assert (resident["adapter"], resident["tier"]) == ("large@code:1", "host")
+    assert "device 2.0 KiB of 4.0 KiB, disk 1.0 MiB" in " ".join((await printed(home, "adapters", "resident")).split())

@@ -19,6 +19,7 @@ from catena.kit.clock import ManualClock
 from catena.kit.errors import CatenaError, Unavailable
 
 NAMES = st.sampled_from("abcdefgh")
+ACTIONS = ("use", "use", "use", "unload", "withdraw", "lose", "shrink")
 SIZES = {name: 40 + 20 * number for number, name in enumerate("abcdefgh")}
 BUDGET = Budget(bytes=300, count=4)
 HOST_BYTES = 250
@@ -106,7 +107,7 @@ class Cache(RuleBasedStateMachine):
         self.asked_to_go: set[str] = set()
         self.users: Counter[str] = Counter()
         self.releases: list[tuple[str, asyncio.Event]] = []
-        self.tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
         self.residency = Residency(
             self.engine,  # type: ignore[arg-type]
             clock=self.clock,
@@ -117,9 +118,9 @@ class Cache(RuleBasedStateMachine):
         self.engine.keep = self.must_stay
 
     def must_stay(self, weights: Weights) -> bool:
-        name = weights.adapter
-        pinned = name in self.pinned and name not in self.asked_to_go
-        return self.users[name] > 0 or (pinned and self.told.get(name) == "device")
+        name, one = weights.adapter, self.residency.device.held.get(weights)
+        pinned = one is not None and one.tier == "device" and one.pinned and not one.dismissed
+        return self.users[name] > 0 or (pinned and name not in self.asked_to_go)
 
     def tell(self, change: Change) -> None:
         assert self.told.get(change.model, "") != change.tier, "told twice"
@@ -146,10 +147,10 @@ class Cache(RuleBasedStateMachine):
             pinned=name in self.pinned,
         )
 
-    def run(self, work: Callable[[], object]) -> None:
+    def run(self, work: Callable[[], object], turns: int = 60) -> None:
         async def steps() -> None:
             work()
-            for _ in range(60):
+            for _ in range(turns):
                 await asyncio.sleep(0)
 
         self.loop.run_until_complete(steps())
@@ -158,14 +159,14 @@ class Cache(RuleBasedStateMachine):
             error = None if task.cancelled() else task.exception()
             assert error is None or isinstance(error, CatenaError), repr(error)
 
-    def spawn(self, *works: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, *works: Coroutine[Any, Any, object]) -> None:
         self.tasks.extend(map(self.loop.create_task, works))
 
     async def hold(self, name: str, release: asyncio.Event) -> None:
         try:
-            async with self.residency.hold(self.wanted(name)):
+            async with self.residency.hold(self.wanted(name)) as resident:
                 # Whoever holds what a lost engine took goes on, but keeps nothing from its successor.
-                users = self.users
+                users = self.users if self.residency.device.holds(resident) else Counter()
                 users[name] += 1
                 try:
                     await release.wait()
@@ -192,6 +193,38 @@ class Cache(RuleBasedStateMachine):
         made = [(name, asyncio.Event()) for name in names]
         self.releases += made
         self.run(lambda: self.spawn(*(self.hold(name, release) for name, release in made)))
+
+    @rule(steps=st.lists(st.tuples(st.sampled_from(ACTIONS), NAMES, st.integers(0, 8)), min_size=2, max_size=8))
+    def one_upon_another(self, steps: list[tuple[str, str, int]]) -> None:
+        """Each begins a few turns of the event loop after the last, when that is still under way."""
+
+        async def script() -> None:
+            for action, name, turns in steps:
+                self.begin(action, name)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+        self.run(lambda: self.spawn(script()), turns=200)
+
+    def begin(self, action: str, name: str) -> None:
+        match action:
+            case "use":
+                # Released at once: it is gone as soon as it has come.
+                release = asyncio.Event()
+                release.set()
+                self.releases.append((name, release))
+                self.spawn(self.hold(name, release))
+            case "unload":
+                self.spawn(self.unload(name))
+            case "withdraw":
+                self.pinned.discard(name)
+                self.spawn(self.residency.dismiss(Weights(base="base", adapter=name)))
+            case "lose":
+                self.engine.lose()
+                self.users = Counter()
+                self.residency.lost()
+            case "shrink":
+                self.spawn(self.residency.host.shrink(100))
 
     @precondition(lambda self: self.releases)
     @rule(data=st.data())
@@ -317,7 +350,9 @@ class Cache(RuleBasedStateMachine):
                 await asyncio.sleep(0)
             assert all(task.done() for task in self.tasks), "somebody waits for ever"
             results = await asyncio.gather(*self.tasks, return_exceptions=True)
-            assert all(isinstance(r, NoRoom | Unavailable | asyncio.CancelledError | None) for r in results), results
+            assert all(isinstance(r, NoRoom | Unavailable | asyncio.CancelledError | int | None) for r in results), (
+                results
+            )
             for one in self.residency.residents():
                 # A request that began while it was pinned may have brought the pin along.
                 self.residency.pin(one.weights, False)

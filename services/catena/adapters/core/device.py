@@ -98,6 +98,7 @@ class Device:
         """It is not here any more, which is told unless it was."""
         if self.holds(resident):
             del self.held[resident.weights]
+            resident.tier = "disk"
             if not told:
                 self._say(resident, "")
             self.pulse()

@@ -60,7 +60,7 @@ class Host:
                     return None
                 self.tally.evictions += 1
                 await self._leave(leaving)
-            if not fits(self._kept.values(), newcomer.bytes, self.budget):
+            if newcomer.tier != "device" or not fits(self._kept.values(), newcomer.bytes, self.budget):
                 return None
             place = replace(newcomer, users=1, pinned=False, draining=0, loading=None, leaving=None)
             self._kept[place.weights] = place

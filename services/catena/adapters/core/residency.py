@@ -277,7 +277,9 @@ class Residency:
         seconds = load.seconds["gate"] + now_s - began_s
         self.history.loaded(resident.weights, seconds=seconds, bytes=loaded.bytes, now_s=now_s)
         # Not in turn: whose turn it is may be waiting for this very load.
-        return loaded.bytes <= granted or await self.device.evict(resident, loaded.bytes)
+        fitting = loaded.bytes <= granted or await self.device.evict(resident, loaded.bytes)
+        self._check_losses(resident, losses)
+        return fitting
 
     def _check_losses(self, resident: Resident, losses: int) -> None:
         if losses != self._losses:
