@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
 
 from catena.api.adapters.v1 import adapters_pb2 as pb
+from catena.artifacts import manifest
 from catena.artifacts.signature import make_key, sign
 from catena.kit.config import House, ModelConfig
 from catena.kit.errors import Denied, Missing, Unavailable
@@ -162,13 +163,14 @@ async def test_a_thousand_adapters_on_a_small_budget(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", width=128, layers=1)
     house = msgspec.structs.replace(house, models=[ModelConfig(name="demo-large", path=str(base))])
     plain = make_adapter(base, tmp_path / "adapter", r=16)
+    seal(plain, base, name="plain", version="1", base_name="demo-large")
     each = sum(tensor.nbytes for tensor in load_file(plain / "adapter_model.safetensors").values())
     async with open_room(house, budget_bytes=DEVICE * each, host_bytes=HOST * each, prefix_bytes=0) as room:
-        await register(room, plain, base, range(WARM))
+        await register(room, plain, range(WARM))
         await client(room, range(WARM))
         process = engine_of(house)
         before = process.memory_info().rss
-        await asyncio.gather(*(register(room, plain, base, range(WARM + part, MANY, 8)) for part in range(8)))
+        await asyncio.gather(*(register(room, plain, range(WARM + part, MANY, 8)) for part in range(8)))
         rng = random.Random(7)
         asked = rng.choices(range(MANY), [1 / (rank + 1) for rank in range(MANY)], k=600)
 
@@ -199,11 +201,11 @@ async def client(room: Room, asked: Sequence[int]) -> None:
         assert answers[-1].done.resolved_model.startswith(f"demo-large@a{number}:1#")
 
 
-async def register(room: Room, plain: Path, base: Path, numbers: range) -> None:
+async def register(room: Room, plain: Path, numbers: range) -> None:
     """Signed adapters of random factors, made in one folder in turn."""
     folder = plain.with_name(f"made-{numbers.start}")
     shutil.copytree(plain, folder)
-    factors = load_file(plain / "adapter_model.safetensors")
+    factors, card = load_file(plain / "adapter_model.safetensors"), manifest.read(plain)
 
     def make(number: int) -> None:
         torch.manual_seed(number)
@@ -211,7 +213,7 @@ async def register(room: Room, plain: Path, base: Path, numbers: range) -> None:
             {name: 0.15 * torch.randn(tensor.shape) for name, tensor in factors.items()},
             folder / "adapter_model.safetensors",
         )
-        seal(folder, base, name=f"a{number}", version="1", base_name="demo-large")
+        manifest.seal(folder, msgspec.structs.replace(card, name=f"a{number}"))
         sign(folder, room.house.folder("keys") / "trainer.pem")
 
     for number in numbers:
