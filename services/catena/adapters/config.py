@@ -13,9 +13,10 @@ Preload = Literal["off", "likely", "eager"]
 class PressureConfig(Section, frozen=True, kw_only=True):
     """When memory is tight: shares of bytes used over those that there are, at which the levels begin.
 
-    Below `medium` more is preloaded, above it nothing new is; above `high` leaves what was idle for `idle_s`; above
-    `critical` stays only what is pinned or in use. A level ends `hysteresis` below where it began. On a CPU
-    `reserve_bytes` of the machine's memory are left to others.
+    Below `medium` more is preloaded, above it nothing new is; above `high` leaves the device what was idle for
+    `idle_s`; above `critical` stays only what is pinned or in use. A level ends `hysteresis` below where it began.
+    `reserve_bytes` of the machine's memory are left to others: for them host memory is given up first, on a CPU then
+    the device.
     """
 
     medium: float = 0.6

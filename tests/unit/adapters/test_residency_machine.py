@@ -76,7 +76,8 @@ class StrictEngine:
 
     async def unload(self, weights: Weights) -> int:
         assert weights not in self.busy and not self.keep(weights), f"{weights.adapter} is not free to go"
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         return self.held.pop(weights, 0) or self.stowed.pop(weights, 0)
 
     @asynccontextmanager

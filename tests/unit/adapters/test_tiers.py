@@ -135,6 +135,40 @@ async def test_unloading_frees_both_tiers() -> None:
     assert (bench.resident, kept(bench)) == (["c"], [])
 
 
+async def test_who_wants_what_is_on_its_way_out_of_host_memory_reads_it_anew() -> None:
+    bench = Bench(size=100, host=200)
+    await bench.use("a", "b")
+    bench.engine.gate.clear()
+    unloading = asyncio.create_task(bench.residency.unload(weights("a")))
+    await asyncio.sleep(0)
+    using = asyncio.create_task(bench.use("a"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    bench.engine.gate.set()
+    await asyncio.gather(unloading, using)
+
+    assert bench.sources == ["a", "b", "a"]
+    assert (bench.resident, kept(bench)) == (["a"], ["b"])
+
+
+async def test_a_place_is_not_kept_for_what_an_engine_lost_meanwhile() -> None:
+    bench = Bench(size=100, host=100)
+    await bench.use("a", "b")
+    bench.engine.gate.clear()
+    using = asyncio.create_task(bench.use("c"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert bench.engine.log[-1] == "unload a"
+    bench.engine.loaded.clear()
+    bench.engine.held.clear()
+    bench.residency.lost()
+    bench.engine.gate.set()
+    await using
+
+    assert (bench.resident, kept(bench), bench.residency.host.used_bytes) == (["c"], [], 0)
+    assert "stow b" not in bench.engine.log
+
+
 async def test_a_lost_engine_leaves_neither_tier_with_anything() -> None:
     bench = Bench(size=100, host=100)
     await bench.use("a", "b")

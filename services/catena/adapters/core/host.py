@@ -31,7 +31,6 @@ class Host:
         self._worth = worth
         self._tell = tell
         self._kept: dict[Weights, Resident] = {}
-        self._turn = asyncio.Lock()
 
     @property
     def used_bytes(self) -> int:
@@ -54,17 +53,17 @@ class Host:
 
     async def admit(self, newcomer: Resident) -> Resident | None:
         """A place for what is about to leave the device, to be settled or left; None: it is not worth one."""
-        async with self._turn:
-            while (leaving := victim(self._kept.values(), newcomer.bytes, self.budget, self._worth)) is not None:
-                if newcomer.bytes > self.budget.bytes or self._rank(leaving) > self._rank(newcomer):
-                    return None
-                self.tally.evictions += 1
-                await self._leave(leaving)
-            if newcomer.tier != "device" or not fits(self._kept.values(), newcomer.bytes, self.budget):
+        while (leaving := victim(self._kept.values(), newcomer.bytes, self.budget, self._worth)) is not None:
+            if newcomer.bytes > self.budget.bytes or self._rank(leaving) > self._rank(newcomer):
                 return None
-            place = replace(newcomer, users=1, pinned=False, draining=0, loading=None, leaving=None)
-            self._kept[place.weights] = place
-            return place
+            self.tally.evictions += 1
+            await self._leave(leaving)
+        # While others left, the engine may have been lost and with it the newcomer.
+        if newcomer.tier != "device" or not fits(self._kept.values(), newcomer.bytes, self.budget):
+            return None
+        place = replace(newcomer, users=1, pinned=False, draining=0, loading=None, leaving=None)
+        self._kept[place.weights] = place
+        return place
 
     def settle(self, place: Resident, size: int) -> None:
         """It has come, and takes `size` bytes."""
