@@ -92,7 +92,7 @@ class Loop:
             waiting=sum(len(batch.waiting) for batch in batches),
             running=sum(len(batch.running) for batch in batches),
             active_adapters=len(active),
-            active_ranks=sum(adapter.rank for adapter in active),
+            active_ranks=sum(adapter.rank() for adapter in active),
         )
 
     def forget(self, weights: Weights) -> int:

@@ -62,11 +62,6 @@ class Adapter:
     bytes: int
     invocation: tuple[int, ...] = ()
 
-    @property
-    def rank(self) -> int:
-        """The highest rank of any of its layers."""
-        return max(block.b_OR.shape[1] for site in self.sites.values() for block in site.blocks)
-
     def acts_from(self, prompt: Sequence[int]) -> int:
         """The first token of a prompt on which it acts. Raises Invalid (`invocation_missing`) when there is none."""
         size = len(self.invocation)
