@@ -186,7 +186,7 @@ async def test_a_thousand_adapters_on_a_small_budget(tmp_path: Path) -> None:
         # Each load brought one adapter to the device, and each but those that are there left it again.
         assert device.misses == host.hits + disk.hits == device.evictions + DEVICE
         assert (host.misses, disk.misses) == (disk.hits, 0)
-        assert host.hits > 50
+        assert host.hits > 10
         assert grown < LEAK_BYTES
         for resident in (await room.ask("GetResidency", pb.GetResidencyRequest())).residents:
             assert resident.bytes == each

@@ -274,7 +274,8 @@ class Residency:
         self._check_losses(resident, losses)
         load.told(loaded)
         now_s = self._clock.monotonic()
-        seconds = load.seconds["gate"] + now_s - began_s
+        # What it waited behind other loads is not its cost; an engine that tells no phases cannot tell them apart.
+        seconds = load.seconds["gate"] + (loaded.read_s + loaded.copy_s + loaded.probe_s or now_s - began_s)
         self.history.loaded(resident.weights, seconds=seconds, bytes=loaded.bytes, now_s=now_s)
         # Not in turn: whose turn it is may be waiting for this very load.
         fitting = loaded.bytes <= granted or await self.device.evict(resident, loaded.bytes)
