@@ -40,12 +40,13 @@ def long(model: str) -> pb.GenerateRequest:
 
 
 async def exact(room: Room) -> bool:
-    """Whether nothing is in use, and the bytes used are those of what is resident, to the byte."""
+    """Whether nothing is in use, and the bytes used are those of what is on the device, to the byte."""
     told = await room.ask("GetResidency", pb.GetResidencyRequest())
-    sizes = {each.model: (await room.ask("Load", pb.LoadRequest(model=each.model))).bytes for each in told.residents}
+    held = [each for each in told.residents if each.tier == "device"]
+    sizes = {each.model: (await room.ask("Load", pb.LoadRequest(model=each.model))).bytes for each in held}
     return (
         not any(each.users for each in told.residents)
-        and all(each.tier == "device" and each.bytes == sizes[each.model] for each in told.residents)
+        and all(each.bytes == sizes[each.model] for each in held)
         and told.used_bytes == sum(sizes.values())
     )
 
