@@ -27,8 +27,11 @@ READ = frozenset(
         "merges.txt", "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model",
         "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
         "video_preprocessor_config.json", "vocab.json", "vocab.txt", "catena.json", INDEX, SIGNATURE,
+        # What sentence-transformers writes beside an encoder.
+        "config_sentence_transformers.json", "modules.json", "sentence_bert_config.json",
     }
 )  # fmt: skip
+STAGE_CONFIG = re.compile(r"[0-9]{1,2}_(Pooling|Normalize)/config\.json\Z")
 DOCUMENT = re.compile(r"(LICENSE|LICENCE|NOTICE)(\.[A-Za-z]{1,8})?\Z|[A-Za-z0-9_. -]{1,80}\.md\Z")
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
 KERNEL_KEYS = ("attn_implementation", "experts_implementation")
@@ -106,7 +109,7 @@ def check_base(
 def _check_names(files: Mapping[str, PlainFile], rules: BaseRules) -> dict[str, PlainFile]:
     weights = {name: file for name, file in files.items() if WEIGHTS.match(name)}
     for name, file in files.items():
-        if name not in weights and name not in READ and not DOCUMENT.match(name):
+        if not (name in weights or name in READ or STAGE_CONFIG.match(name) or DOCUMENT.match(name)):
             raise refused("base", "unsafe_file", f"{name!r} has no place in a base (safetensors, no code); remove it")
         if name not in weights and file.size > MAX_TEXT_BYTES:
             raise refused("base", "too_large", f"{name} has {file.size} bytes, at most {MAX_TEXT_BYTES} are served")

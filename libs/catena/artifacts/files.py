@@ -4,10 +4,11 @@ Used by the digest, the gate and the store, so that all three see the same files
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ CARD = "README.md"
 MAX_FILES = 4096
 # Left by version control and download tools; never read by any loader.
 CLUTTER = frozenset({".git", ".gitattributes", ".gitignore", ".cache"})
+# Where sentence-transformers keeps what follows an encoder, for example `1_Pooling`.
+STAGE = re.compile(r"[0-9]{1,2}_[A-Za-z]{1,40}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,9 @@ class PlainFile:
 def list_files(folder: Path, kind: Kind, links_within: Path | None = None) -> dict[str, PlainFile]:
     """Every file of `folder` by name, in order of name.
 
-    A base's CLUTTER is left out. A link is followed only if it ends at a regular file under `links_within`
-    (a hub's cache keeps its snapshots as links). Raises Refused for links, sub-folders, special files, odd names.
+    A base's CLUTTER is left out, and what its STAGE folders hold is named `1_Pooling/config.json`. A link is followed
+    only if it ends at a regular file under `links_within` (a hub's cache keeps its snapshots as links). Raises Refused
+    for links, other sub-folders, special files, odd names.
     """
     if folder.is_symlink() and links_within is None:
         raise refused(kind, "unsafe_file", f"{folder} is a link; name the folder itself")
@@ -47,10 +51,19 @@ def list_files(folder: Path, kind: Kind, links_within: Path | None = None) -> di
         for entry in entries:
             if kind == "base" and entry.name in CLUTTER:
                 continue
+            if kind == "base" and STAGE.match(entry.name) and entry.is_dir(follow_symlinks=False):
+                found |= _stage(entry, links_within)
+                continue
             if len(found) >= MAX_FILES:
                 raise refused(kind, "too_large", f"{folder} holds over {MAX_FILES} files; keep only the {kind}'s own")
             found[entry.name] = _plain(entry, kind, links_within)
     return dict(sorted(found.items()))
+
+
+def _stage(entry: os.DirEntry[str], links_within: Path | None) -> dict[str, PlainFile]:
+    with os.scandir(entry.path) as entries:
+        files = [_plain(inner, "base", links_within) for inner in entries]
+    return {name: replace(file, name=name) for file in files for name in [f"{entry.name}/{file.name}"]}
 
 
 def _plain(entry: os.DirEntry[str], kind: Kind, links_within: Path | None) -> PlainFile:

@@ -111,7 +111,8 @@ def read_config(raw: bytes, *, max_rank: int, max_alpha: float) -> LoraConfig:
     """The configuration in `raw`. Raises Refused: `adapter_bad_rank` for rank and alpha, else `adapter_bad_config`."""
     tree = read_object(raw, CONFIG, "adapter", "bad_config")
     if tree.get("peft_type") != "LORA":
-        raise _bad(f"peft_type {_said(tree.get('peft_type'))}; only LORA is served, fold other kinds to LoRA at export")
+        cure = "only LORA is served; `catena adapters import` folds ADALORA to it"
+        raise _bad(f"peft_type {_said(tree.get('peft_type'))}; {cure}")
     for key, value in tree.items():
         _check_inert(key, value)
     dropout = tree.get("lora_dropout", 0.0)

@@ -77,7 +77,8 @@ def read(folder: Path) -> Manifest:
     """The manifest of an adapter folder. Raises Refused when it is absent or wrong."""
     path = folder / MANIFEST
     if not path.exists():
-        raise refused("adapter", "missing_file", f"no {MANIFEST} in {folder}; seal the folder first")
+        cure = "`catena adapters import` seals and signs such a folder"
+        raise refused("adapter", "missing_file", f"no {MANIFEST} in {folder}; {cure}")
     return decode(read_small(PlainFile(name=MANIFEST, path=path, size=0), MAX_MANIFEST_BYTES, "adapter"))
 
 

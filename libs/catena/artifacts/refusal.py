@@ -16,6 +16,7 @@ Reason = Literal[
     "too_large",
     "bad_config",  # adapter_config.json or config.json
     "bad_manifest",  # catena.json
+    "bad_index",  # index.json of a registry
     "bad_header",  # the safetensors header
     "bad_rank",
     "bad_tensor",  # a name, shape or type that does not fit base and configuration

@@ -26,6 +26,9 @@ FilePath = Annotated[str, msgspec.Meta(description="a path; within the file, rel
 PathOrName = Annotated[str, msgspec.Meta(description="the same where something lies there, else a name left as it is")]
 
 
+ModelType = Literal["chat", "embedding", "classification", "token-classification", "prediction"]
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the configuration: immutable, and an unknown key is refused."""
 
@@ -74,13 +77,16 @@ class PriceConfig(Section, frozen=True, kw_only=True):
 class ModelConfig(Section, frozen=True, kw_only=True):
     """A model by name; `provider` and `base_url` name an outside one.
 
-    `path` is the folder of a local base, or, where `adapters.hub` allows downloads, a hub id.
+    `path` is the folder of a local base, or, where `adapters.hub` allows downloads, a hub id. `type` is what it does:
+    `prediction` is a model of feature vectors, `token-classification` finds spans of a text. A local base is checked
+    to be of its type.
     `draft_for` lists bases of the same tokenizer for which this one may draft in speculative decoding.
     """
 
     name: str
     path: PathOrName = ""
     provider: str = "local"
+    type: ModelType = "chat"
     base_url: str = ""
     api_key_env: str = ""
     upstream_name: str = ""

@@ -93,9 +93,9 @@ class AsyncCatena:
         feedback = learner_pb2.Feedback(execution_id=execution_id, **told)
         return (await self.gateway.Feedback(gateway_pb2.FeedbackRequest(feedback=feedback))).id
 
-    async def embed(self, texts: Sequence[str], *, model: str = "") -> list[list[float]]:
-        """Vectors in the order of the texts."""
-        made = await self.gateway.Embed(gateway_pb2.EmbedRequest(model=model, texts=texts))
+    async def embed(self, texts: Sequence[str], *, model: str = "", truncate: bool = False) -> list[list[float]]:
+        """Vectors in the order of the texts; `truncate`: a local encoder cuts what is too long for it."""
+        made = await self.gateway.Embed(gateway_pb2.EmbedRequest(model=model, texts=texts, truncate=truncate))
         return [list(vector.values) for vector in made.result.vectors]
 
     async def predict(self, model_id: str, data: Any, **parameters: Any) -> Any:
@@ -145,9 +145,9 @@ class Catena:
         """Tell what an answer was worth; returns once committed."""
         return self._wait(self._inner.feedback(execution_id, **told))
 
-    def embed(self, texts: Sequence[str], *, model: str = "") -> list[list[float]]:
+    def embed(self, texts: Sequence[str], *, model: str = "", truncate: bool = False) -> list[list[float]]:
         """Vectors in the order of the texts."""
-        return self._wait(self._inner.embed(texts, model=model))
+        return self._wait(self._inner.embed(texts, model=model, truncate=truncate))
 
     def predict(self, model_id: str, data: Any, **parameters: Any) -> Any:
         """What a pipeline or model makes of `data`."""

@@ -8,7 +8,21 @@ import typer
 
 from catena.kit.config import Section, load
 from catena.kit.errors import CatenaError
-from catena.sdk.commands import adapters, chat, events, features, formats, jobs, memory, models, route, trace, up
+from catena.sdk.commands import (
+    adapters,
+    chat,
+    events,
+    features,
+    formats,
+    jobs,
+    memory,
+    models,
+    predict,
+    registries,
+    route,
+    trace,
+    up,
+)
 from catena.sdk.terminal import Terminal
 
 app = typer.Typer(
@@ -41,15 +55,21 @@ def start(
 app.command("up")(up.up)
 app.command("serve")(up.serve)
 app.command("chat")(chat.chat)
+app.command("predict")(predict.predict)
 app.command("events")(events.events)
 app.command("trace")(trace.trace)
 adapters.app.command("convert")(formats.convert)
 adapters.app.command("export")(formats.export)
 adapters.app.command("import")(formats.import_)
 adapters.app.command("migrate")(formats.migrate)
+adapters.app.command("publish")(registries.publish)
+adapters.app.command("updates")(registries.updates)
+models.app.command("accept")(registries.accept)
 models.app.command("export")(formats.export_model)
 models.app.command("import")(formats.import_model)
 models.app.command("merge")(formats.merge)
+models.app.command("examples")(registries.examples)
+models.app.command("sign")(registries.sign)
 models.app.command("verify")(formats.verify)
 models.app.command("profiles")(formats.profiles)
 app.add_typer(adapters.app, name="adapters")

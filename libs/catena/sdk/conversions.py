@@ -4,13 +4,12 @@ Everything happens on files here. The platform is asked for one thing only: the 
 rather than given as a folder.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -34,12 +33,12 @@ from catena.artifacts.formats.quantising import Quantised, export_quantised
 from catena.artifacts.gate import Checked, Rules, check_adapter
 from catena.artifacts.migration import NO_STRATEGIES, Move, read_strategies
 from catena.artifacts.placing import put
-from catena.artifacts.store import place_of
 from catena.kit.config import House
-from catena.kit.errors import Conflict, Invalid, Missing
+from catena.kit.errors import Invalid, Missing
 from catena.sdk.terminal import Terminal
+from catena.sdk.vouching import SIDECAR, importing_key, kept, record
 
-IMPORTER, SIDECAR, PROFILES = "import", "sidecar", "quantisation.yaml"
+PROFILES = "quantisation.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +112,7 @@ def take_in(house: House, source: Path, out: Path, naming: Naming, *, base: str,
     name, model = base_of(house, base)
     naming = replace(naming, base_name=naming.base_name or name)
     trusted = house.folder("keys", "trusted")
-    private = _importing_key(house.folder("keys"), trusted)
+    private = importing_key(house)
     keys = signature.public_keys(trusted)
     return imports.import_adapter(source, out, model, naming, private=private, keys=keys, now_s=now_s)
 
@@ -124,7 +123,7 @@ def migrate(house: House, source: Path, out: Path, *, version: str, bases: tuple
     `bases` are the one that it is to fit and, if it is another one, the one that it was trained on.
     """
     trusted = house.folder("keys", "trusted")
-    private = _importing_key(house.folder("keys"), trusted)
+    private = importing_key(house)
     base, former = (base_of(house, told)[1].folder if told else None for told in bases)
     assert base is not None
     told = read_strategies(Path(strategies)) if strategies else NO_STRATEGIES
@@ -213,14 +212,6 @@ def take_in_model(terminal: Terminal, source: Path, out: Path, *, dtype: str, no
     return sealed
 
 
-def record(house: House, out: Path, metadata: dict[str, Any], *, now_s: float) -> Path:
-    """Write the signed sidecar of a file or folder with this installation's RSA key, made at the first use."""
-    keys = house.folder("keys")
-    with contextlib.suppress(Conflict):
-        sidecar.make_key(keys, SIDECAR)
-    return sidecar.write(out, keys / f"{SIDECAR}.pem", now_s=now_s, metadata=metadata)
-
-
 def verify(house: House, model: Path, key: Path | None) -> sidecar.Sidecar:
     """The record of a file or folder that is as it was signed, by this installation unless `key` says otherwise."""
     public = key or house.folder("keys") / f"{SIDECAR}.pub"
@@ -239,14 +230,6 @@ def bar(terminal: Terminal, what: str, total: int | None) -> Iterator[Step]:
     with Progress(*columns, TextColumn("{task.fields[tensor]}"), console=terminal.console, transient=True) as progress:
         task = progress.add_task(what, total=total, tensor="")
         yield lambda count, tensor: progress.update(task, advance=count, tensor=tensor)
-
-
-def kept(house: House, digest: str) -> Path:
-    """The folder of a registered adapter in this home's store. Raises Missing when the platform keeps it elsewhere."""
-    path = place_of(house.folder("artifacts"), digest)
-    if not path.is_dir():
-        raise Missing(f"digest {digest} is not in {house.home}; run this at the platform's home", code="no_source")
-    return path
 
 
 def _record_base(house: House, out: Path, card: Derived, *, now_s: float) -> None:
@@ -283,12 +266,4 @@ def _prompts(path: Path) -> list[str]:
     return found
 
 
-def _importing_key(folder: Path, trusted: Path) -> Path:
-    """The key that signs what is imported here, made and trusted at the first use."""
-    with contextlib.suppress(Conflict):
-        pair = signature.make_key(folder, IMPORTER)
-        put(trusted / f"{IMPORTER}.pub", pair.public.read_bytes())
-    return folder / f"{IMPORTER}.pem"
-
-
-__all__ = ["Adapter", "Finish", "Naming"]
+__all__ = ["Adapter", "Finish", "Naming", "kept"]

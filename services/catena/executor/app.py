@@ -13,7 +13,7 @@ from catena.api.memory.v1 import memory_pb2_grpc
 from catena.executor.config import ExecutorConfig
 from catena.executor.core.attempts import Limits
 from catena.executor.core.background import Pace, work_off
-from catena.executor.core.catalogue import Model, problem_of
+from catena.executor.core.catalogue import LOCAL, Model, problem_of
 from catena.executor.core.executor import Executor
 from catena.executor.core.parts import Parts, Settings
 from catena.executor.core.pipelines.examples import EXAMPLES
@@ -22,12 +22,13 @@ from catena.executor.core.verifiers import VERIFIERS
 from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
+from catena.executor.drivers.encoders import LocalEncoders
 from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
 from catena.executor.drivers.observed import Observed
 from catena.executor.drivers.openai import OpenAiProvider, open_session
 from catena.executor.drivers.pipelines import SqlPipelines
-from catena.executor.drivers.plugins import load_providers
+from catena.executor.drivers.plugins import able, load_providers
 from catena.executor.drivers.records import SqlRecords, forget_daily
 from catena.executor.drivers.runs import SqlRuns
 from catena.executor.drivers.tables import METADATA, MIGRATIONS
@@ -59,7 +60,10 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
-        providers: dict[str, Provider] = {"local": local, "openai": openai, **load_providers()}
+        plugins = load_providers()
+        providers: dict[str, Provider] = {"local": local, "openai": openai, **plugins}
+        names = [model.name for model in house.models if model.provider == LOCAL]
+        encoders = LocalEncoders(adapters, bases=names, house=embedding)
         problem = partial(problem_of, providers=providers.keys(), secret=secret)
         catalogue = SqlCatalogue(
             chassis.store, lambda: list_served(adapters), lambda model, bases: problem(model, bases=bases), world.clock
@@ -75,7 +79,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
                 name: Observed(provider, agent_types=house.telemetry.agent_types)
                 for name, provider in providers.items()
             },
-            embeddings={"local": embedding, "openai": openai},
+            embeddings={"local": encoders, "openai": openai, **able(plugins, "embed")},
+            predictors={"local": encoders, **able(plugins, "predict")},
             memory=RemoteMemory(memory, timeout_s=config.lookup_timeout_s),
             features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
             pipelines=pipelines,
@@ -182,14 +187,20 @@ def model_of(model: ModelConfig) -> Model:
     return Model(
         name=model.name,
         provider=model.provider,
+        type=model.type,
         price_input=model.price.input,
         price_output=model.price.output,
         context_tokens=model.context_tokens,
-        capabilities=("json", "logprobs", "stream")
-        if model.provider == "local"
-        else ("tools", "vision", "json", "stream"),
+        capabilities=capabilities(model),
         base_url=model.base_url,
         upstream_name=model.upstream_name,
         api_key_env=model.api_key_env,
         draft_for=tuple(model.draft_for),
     )
+
+
+def capabilities(model: ModelConfig) -> tuple[str, ...]:
+    """What a model can do beside writing text; nothing, where it writes none."""
+    if model.type != "chat":
+        return ()
+    return ("json", "logprobs", "stream") if model.provider == LOCAL else ("tools", "vision", "json", "stream")

@@ -30,6 +30,7 @@ from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
 from catena.gateway.handlers.owing import Owing
 from catena.gateway.handlers.passage import Passage, ways
+from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.gateway.handlers.tiers import Tiers
 from catena.kit.chassis import Chassis, open_chassis
@@ -68,6 +69,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
             keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
             lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=names, reader=reader),
             tiers=Tiers(adapters),
+            registry=RegistryRoutes(config.registry),
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
             cors_origins=config.cors_origins,
         )

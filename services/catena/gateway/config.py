@@ -2,7 +2,7 @@
 
 import msgspec
 
-from catena.kit.config import Section
+from catena.kit.config import FilePath, Section
 
 
 class GatewayConfig(Section, frozen=True, kw_only=True):
@@ -13,6 +13,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     `cors_origins`: browsers' origins that may call; empty, no browser may.
     `baseline_model`: what the dashboard compares cost with; empty, the catalogue's dearest model.
     `spend_flush_s`: how often spending is written down; a crash may forget this much.
+    `registry`: folder that `catena adapters publish` wrote, for keys in role admin at `/v1/registry/`; empty: none.
     `admin_key`: the first API key, role admin, to make others with; empty: none (development makes its own).
     """
 
@@ -23,4 +24,5 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     cors_origins: list[str] = msgspec.field(default_factory=list)
     baseline_model: str = ""
     spend_flush_s: float = 1.0
+    registry: FilePath = ""
     admin_key: str = ""

@@ -53,5 +53,5 @@ async def open_learner(house: House, config: LearnerConfig, world: World) -> Asy
 
 def dearest_base(house: House) -> str:
     """The local model with the highest price, which is worth adapting most; empty where there is none."""
-    local = [model for model in house.models if model.provider == "local" and model.path]
+    local = [model for model in house.models if model.provider == "local" and model.path and model.type == "chat"]
     return max(local, key=lambda model: model.price.output).name if local else ""

@@ -35,6 +35,10 @@ class Room:
         with as_caller(Caller(tenant)):
             return [answer async for answer in self._stub.Generate(request)]
 
+    async def ask_all(self, method: str, request: Any, tenant: str = "acme") -> list[Any]:
+        with as_caller(Caller(tenant)):
+            return [answer async for answer in getattr(self._stub, method)(request)]
+
     def begin(self, request: Any, tenant: str = "acme") -> Any:
         with as_caller(Caller(tenant)):
             return self._stub.Generate(request)

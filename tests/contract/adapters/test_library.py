@@ -50,6 +50,9 @@ class TruthfulGate:
             signer="",
         )
 
+    async def admit_file(self, file: Path, *, base: str, called: str) -> Admitted:
+        raise AssertionError("nobody gives files")
+
     async def admit_archive(self, archive: bytes) -> Admitted:
         raise AssertionError("a library has folders")
 

@@ -1,6 +1,5 @@
 """Plain names on both databases, and on one that was made before there were any."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ import sqlalchemy as sa
 from catena.adapters.core.serving import NameTaken, PlainName, UnknownName
 from catena.adapters.drivers.names import SqlNames
 from catena.adapters.drivers.registry import SqlRegistry
-from catena.adapters.drivers.tables import METADATA, MIGRATIONS, NAMES
+from catena.adapters.drivers.tables import FINDINGS, KNOWN_BASES, METADATA, MIGRATIONS, NAMES
 from catena.api.events.v1 import events_pb2
 from catena.kit.clock import still_world
 from catena.kit.outbox import Outbox
 from catena.kit.store import Store, open_store
-from catena.kit.testing import MemoryBus, eventually, postgres, sqlite_url
+from catena.kit.testing import MemoryBus, eventually, postgres, running, sqlite_url
 from tests.contract.adapters.test_registry import CODE
 
 
@@ -42,7 +41,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "older":
         before = sa.MetaData()
         for table in METADATA.tables.values():
-            if table is not NAMES:
+            if table not in (NAMES, FINDINGS, KNOWN_BASES):
                 table.to_metadata(before)
         async with open_store(sqlite_url(tmp_path), before, room="adapters", migrations=MIGRATIONS[:1]):
             pass
@@ -66,9 +65,8 @@ async def test_a_name_is_kept_found_given_anew_and_forgotten(bench: Bench) -> No
     await bench.names.drop(second)
     with pytest.raises(UnknownName):
         await bench.names.find("acme", "plain")
-    relay = asyncio.create_task(bench.outbox.run())
-    await eventually(lambda: len(bench.bus.events) == 5)
-    relay.cancel()
+    async with running(bench.outbox.run()):
+        await eventually(lambda: len(bench.bus.events) == 5)
     told = [events_pb2.AdapterServed.FromString(e.data) for e in bench.bus.events if e.type.endswith(".served")]
     assert [(one.name, one.model) for one in told] == [
         ("plain", "base@code:1"), ("plain", "base@code:2"), ("plain", "")

@@ -11,13 +11,13 @@ import sqlalchemy as sa
 from catena.adapters.core.errors import AdapterWithdrawn, AliasMoved, UnknownAdapter, VersionTaken
 from catena.adapters.core.records import Admitted, Use
 from catena.adapters.drivers.registry import SqlRegistry
-from catena.adapters.drivers.tables import FALLBACKS, METADATA, MIGRATIONS, NAMES
+from catena.adapters.drivers.tables import FALLBACKS, FINDINGS, KNOWN_BASES, METADATA, MIGRATIONS, NAMES
 from catena.api.events.v1 import events_pb2
 from catena.kit.clock import ManualClock, still_world
 from catena.kit.errors import Invalid
 from catena.kit.outbox import Outbox
 from catena.kit.store import Store, open_store
-from catena.kit.testing import MemoryBus, eventually, postgres, sqlite_url
+from catena.kit.testing import MemoryBus, eventually, postgres, running, sqlite_url
 
 CODE = Admitted(
     name="code",
@@ -42,13 +42,11 @@ class Bench:
         self.registry = SqlRegistry(store, self.outbox, self.world, replica="r1")
 
     async def told(self, count: int) -> list[str]:
-        relay = asyncio.create_task(self.outbox.run())
-
         async def all_there() -> bool:
             return len(self.bus.events) >= count
 
-        await eventually(all_there)
-        relay.cancel()
+        async with running(self.outbox.run()):
+            await eventually(all_there)
         return [event.type.removeprefix("adapters.") for event in self.bus.events]
 
 
@@ -282,7 +280,7 @@ async def test_a_database_from_before_fallbacks_gains_their_table(tmp_path: Path
     url = sqlite_url(tmp_path)
     before = sa.MetaData()
     for table in METADATA.tables.values():
-        if table not in (FALLBACKS, NAMES):
+        if table not in (FALLBACKS, NAMES, FINDINGS, KNOWN_BASES):
             table.to_metadata(before)
     async with open_store(url, before, room="adapters") as store:
         await SqlRegistry(store, Outbox(store, MemoryBus(), still_world()), still_world(), replica="r").add("t", CODE)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from catena.adapters.core.encoding import Encoded, Encoding, Found, Label
 from catena.adapters.core.errors import UnknownAdapter, UnknownModel
 from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Stored, Use
 from catena.adapters.core.work import (
@@ -18,6 +19,7 @@ from catena.adapters.core.work import (
     Weights,
     Work,
 )
+from catena.kit.config import ModelType
 from catena.kit.errors import CatenaError
 
 
@@ -49,6 +51,10 @@ class FakeEngine:
         yield Piece(0, work.weights.adapter or work.weights.base)
         await self.answering.wait()
         yield Done(input_tokens=3, output_tokens=1, min_probability=1.0, mean_logprob=0.0, first_token_ms=1.0)
+
+    async def encode(self, asked: Encoding) -> Encoded:
+        assert asked.base in self.bases
+        return Encoded(found=tuple(Found(labels=(Label(asked.base, 1.0),)) for _ in asked.texts), tokens=7)
 
     async def load_base(self, base: BaseSource) -> BaseFacts:
         self.bases.append(base.name)
@@ -88,6 +94,8 @@ class FakeEngine:
         await self.gate.wait()
         if weights in self.stowed:
             return self.stowed.pop(weights)
+        if not weights.adapter:
+            return 1000
         self.loaded.remove(weights)
         return self.held.pop(weights)
 
@@ -100,8 +108,16 @@ class FakeEngine:
 
 
 class FakeBases:
+    """One base, which is there unless `refusal` says why not."""
+
+    def __init__(self) -> None:
+        self.refusal: CatenaError | None = None
+
     def names(self) -> Sequence[str]:
         return ["base"]
+
+    def kind(self, name: str) -> ModelType:
+        return "classification" if name == "encoder" else "chat"
 
     def known(self, name: str) -> BaseRecord | None:
         return None
@@ -110,7 +126,9 @@ class FakeBases:
         return ""
 
     async def get(self, name: str) -> BaseRecord:
-        if name != "base":
+        if self.refusal is not None:
+            raise self.refusal
+        if name not in ("base", "encoder"):
             raise UnknownModel(f"no base {name}")
         return BaseRecord(
             name=name,
@@ -121,9 +139,13 @@ class FakeBases:
             bytes=4,
             context_tokens=64,
             dtype="F32",
+            kind=self.kind(name),
         )
 
     async def check(self, name: str) -> BaseRecord:
+        return await self.get(name)
+
+    async def accept(self, name: str, digest: str) -> BaseRecord:
         return await self.get(name)
 
 
@@ -148,6 +170,9 @@ class FakeGate:
             training_rows=0,
             signer="trainer",
         )
+
+    async def admit_file(self, file: Path, *, base: str, called: str) -> Admitted:
+        return await self.admit_folder(file)
 
     async def admit_archive(self, archive: bytes) -> Admitted:
         return await self.admit_folder(Path(archive.decode()))

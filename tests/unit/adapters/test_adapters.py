@@ -6,6 +6,7 @@ import pytest
 
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
+from catena.adapters.core.encoding import Encoding, WrongKind
 from catena.adapters.core.errors import AdapterWithdrawn, BadModel, UnknownAdapter, UnknownModel
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.resident import Budget
@@ -18,7 +19,7 @@ HELLO = (Message(role="user", content="hello"),)
 
 
 class Bench:
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, base_budget_bytes: int = 0) -> None:
         self.free: int | None = None
         self.engine, self.gate, self.registry = FakeEngine(), FakeGate(), FakeRegistry(*names)
         self.adapters = Adapters(
@@ -27,7 +28,11 @@ class Bench:
             bases=FakeBases(),
             gate=self.gate,
             world=still_world(),
-            manner=Manner(budget=Budget(bytes=1000, count=10)),
+            manner=Manner(
+                budget=Budget(bytes=1000, count=10),
+                base_budget_bytes=base_budget_bytes,
+                workflows={"writing": ("a",)},
+            ),
             free=lambda: self.free,
         )
 
@@ -197,6 +202,26 @@ async def test_what_a_user_asks_for_next_is_there_before_it_is_asked_for() -> No
     assert Weights(base="base", adapter="digest-b") in bench.engine.loaded
 
 
+async def test_no_base_is_loaded_ahead_where_another_might_have_to_leave_for_it() -> None:
+    bench, free = Bench("a", base_budget_bytes=5000), Bench("a")
+
+    ahead = [await one.adapters.preloading.load_workflow("acme", "writing", "base") for one in (bench, free)]
+
+    assert [len(found) for found in ahead] == [1, 1]
+    assert (bench.engine.bases, free.engine.bases) == ([], ["base"])
+
+
+async def test_who_fails_midway_holds_no_base_while_another_answers_in_its_place() -> None:
+    bench = Bench("code", "general", base_budget_bytes=5000)
+    await bench.adapters.names.declare("acme", "base@code", ["base@general"])
+    bench.engine.failure = Invalid("tampered", code="adapter_tampered")
+
+    await bench.ask("base@code")
+
+    assert await bench.adapters.unload("acme", "base") == 1000
+    assert bench.engine.loaded == []
+
+
 async def test_a_declared_fallback_answers_and_the_end_says_so() -> None:
     bench = Bench("general")
     names = bench.adapters.names
@@ -276,3 +301,28 @@ async def test_no_adapter_may_be_called_auto() -> None:
         await bench.adapters.register("acme", Path("/auto"))
 
     assert bench.registry.records == {}
+
+
+async def test_an_encoder_is_loaded_with_its_first_question() -> None:
+    bench = Bench()
+    for _ in range(2):
+        asked = Encoding(base="encoder", texts=("a", "b"))
+        encoded, model = await bench.adapters.encoders.encode(asked, "classification")
+    assert (len(encoded.found), model, bench.engine.bases) == (2, f"encoder#{'b' * 64}", ["encoder"])
+
+
+async def test_each_kind_of_base_is_asked_what_it_can_do() -> None:
+    bench = Bench("code")
+    encode = bench.adapters.encoders.encode
+    with pytest.raises(WrongKind, match=r"base is of type chat, which generates text.* of type embedding"):
+        await encode(Encoding(base="base", texts=("a",)), "embedding")
+    with pytest.raises(WrongKind, match="labels texts"):
+        await encode(Encoding(base="encoder", texts=("a",)), "embedding")
+    with pytest.raises(BadModel, match="take no adapters"):
+        await encode(Encoding(base="encoder@x", texts=("a",)), "classification")
+    with pytest.raises(WrongKind, match=r"encoder is of type classification.* of type chat"):
+        await bench.ask("encoder")
+    with pytest.raises(WrongKind):
+        await bench.ask("base", draft_model="encoder")
+    assert bench.engine.works == []
+    assert "encoder" not in bench.engine.bases

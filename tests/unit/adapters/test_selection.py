@@ -6,7 +6,7 @@ from catena.adapters.core.errors import BadModel
 from catena.adapters.core.records import AdapterRecord, Profile
 from catena.adapters.core.refs import parse
 from catena.adapters.core.selection import rank
-from catena.adapters.drivers.shipped import read_profiles
+from catena.adapters.drivers.shipped import read_base_profiles, read_profiles
 from catena.kit.errors import Invalid
 from tests.unit.adapters.fakes import record
 
@@ -57,6 +57,19 @@ def test_auto_is_no_name_of_an_adapter() -> None:
     for model in ("base@auto:2", "base@{auto=0.5,b=0.5}"):
         with pytest.raises(BadModel, match="auto"):
             parse(model)
+
+
+def test_the_shipped_bases_are_a_fast_one_one_for_reasoning_and_an_alternative(tmp_path: Path) -> None:
+    shipped = read_base_profiles()
+    assert list(shipped) == ["fast", "complex-reasoning", "alternative"]
+    assert [round(base.parameters / 1e9) for base in shipped.values()] == [4, 12, 4]
+
+    own = tmp_path / "bases.yaml"
+    own.write_text("mine: {path: /models/mine, parameters: 7}")
+    assert [base.path for base in read_base_profiles(str(own)).values()] == ["/models/mine"]
+    own.write_text("mine: {path: /models/mine, parameters: 0}")
+    with pytest.raises(Invalid, match="parameters"):
+        read_base_profiles(str(own))
 
 
 def test_the_shipped_profiles_have_the_names_of_the_product() -> None:

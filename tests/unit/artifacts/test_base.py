@@ -105,3 +105,28 @@ def test_a_signed_base_names_its_signer_and_refuses_a_change(base: Path, key: Ke
     assert check_base(base, keys={"us": key.public}).signer == "us"
     (base / "tokenizer.json").write_text("{ }")
     assert code_of(base, keys={"us": key.public}) == "base_tampered"
+
+
+def test_what_follows_an_encoder_belongs_to_it(base: Path, key: KeyPair) -> None:
+    pooling = base / "1_Pooling" / "config.json"
+    for folder in ("1_Pooling", "2_Normalize"):
+        (base / folder).mkdir()
+    (base / "modules.json").write_text("[]")
+    pooling.write_text('{"pooling_mode": "mean"}')
+    signature.sign(base, key.private, "base")
+    checked = check_base(base, keys={"me": key.public})
+    assert checked.signer == "me"
+
+    pooling.write_text('{"pooling_mode": "max"}')
+    assert code_of(base, keys={"me": key.public}) == "base_tampered"
+    (base / signature.SIGNATURE).unlink()
+    assert code_of(base, digest=checked.digest) == "base_tampered"
+
+
+@pytest.mark.parametrize(
+    "place", ["1_Pooling/run.py", "2_Dense/model.safetensors", "1_Pooling/a/config.json", "src/a.json"]
+)
+def test_nothing_else_does(base: Path, place: str) -> None:
+    (base / place).parent.mkdir(parents=True)
+    (base / place).write_text("{}")
+    assert code_of(base) == "base_unsafe_file"

@@ -11,7 +11,7 @@ from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Usage
 from catena.executor.core.events import Finished, Record, RunEvent
 from catena.executor.core.parts import Parts, Settings
-from catena.executor.core.ports import Ask, Ended, NoJournal, Piece, Vectors
+from catena.executor.core.ports import Ask, Ended, NoJournal, Piece, Prediction, Vectors
 from catena.executor.core.running import carry_out
 from catena.executor.core.steps import Pipeline
 from catena.executor.drivers.cache import LruCache
@@ -104,7 +104,8 @@ class Features:
     values: dict[str, Any] = field(default_factory=dict)
 
     async def read(self, entity_type: str, entity_id: str, group: str, features: Sequence[str]) -> Mapping[str, Any]:
-        return {"values": dict(self.values.get(f"{entity_type}/{entity_id}", {})), "vector": []}
+        values = dict(self.values.get(f"{entity_type}/{entity_id}", {}))
+        return {"values": values, "vector": [value for value in values.values() if isinstance(value, float)]}
 
 
 class Embedding:
@@ -112,10 +113,23 @@ class Embedding:
 
     calls = 0
 
-    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float) -> Vectors:
+    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
         self.calls += 1
         rows = [[1.0 + text.count("good"), 1.0 + text.count("bad")] for text in texts]
         return Vectors(vectors=rows, usage=Usage(input_tokens=len(texts)))
+
+
+@dataclass
+class Predictor:
+    """Says what it was asked, and with which parameters."""
+
+    asked: list[tuple[str, list[Any], dict[str, Any]]] = field(default_factory=list)
+
+    async def predict(
+        self, model: Model, inputs: Sequence[Any], parameters: Mapping[str, Any], timeout_s: float
+    ) -> Prediction:
+        self.asked.append((model.name, list(inputs), dict(parameters)))
+        return Prediction(values=[{"of": one} for one in inputs], usage=Usage(input_tokens=len(inputs)))
 
 
 class Pipelines:
@@ -161,6 +175,10 @@ SMALL = Model(name="small", price_input=1.0, price_output=4.0, draft_for=("large
 LARGE = Model(name="large", price_input=10.0, price_output=40.0)
 OUTSIDE = Model(name="outside", provider="openai", capabilities=("logprobs",))
 VECTORS = Model(name="vectors", type="embedding")
+MOOD = Model(name="mood", type="classification", price_input=3.0)
+NAMES = Model(name="names", type="token-classification")
+TASTE = Model(name="taste", type="prediction")
+PREDICTED = (MOOD, NAMES, TASTE)
 
 
 @dataclass
@@ -171,6 +189,7 @@ class Bed:
     memory: Memory
     features: Features
     embedding: Embedding
+    predictor: Predictor
     records: Records
     pipelines: Pipelines
     parts: Parts
@@ -191,12 +210,15 @@ def bed(world: World | None = None, settings: Settings | None = None, **script: 
     """Models `small`, `large`, `third`, `outside` that say what the script has for them."""
     answers = {name: said if isinstance(said, list) else [said] for name, said in script.items()}
     provider, memory, features, records = Scripted(answers), Memory(), Features(), Records()
-    embedding, pipelines = Embedding(), Pipelines()
+    embedding, predictor, pipelines = Embedding(), Predictor(), Pipelines()
     world = world or still_world()
     parts = Parts(
-        catalogue=Catalogue(SMALL, LARGE, Model(name="third", price_input=2.0, price_output=2.0), OUTSIDE, VECTORS),
+        catalogue=Catalogue(
+            SMALL, LARGE, Model(name="third", price_input=2.0, price_output=2.0), OUTSIDE, VECTORS, *PREDICTED
+        ),
         providers={"local": provider, "openai": provider},
         embeddings={"local": embedding},
+        predictors={"local": predictor},
         memory=memory,
         features=features,
         pipelines=pipelines,
@@ -206,7 +228,7 @@ def bed(world: World | None = None, settings: Settings | None = None, **script: 
         settings=settings or Settings(),
         sleep=no_sleep,
     )
-    return Bed(provider, memory, features, embedding, records, pipelines, parts)
+    return Bed(provider, memory, features, embedding, predictor, records, pipelines, parts)
 
 
 async def no_sleep(seconds: float) -> None:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catena.executor.core.admission import check_errand
 from catena.executor.core.chat import Context
 from catena.executor.core.pipelines import cleaning
+from catena.executor.core.pipelines.examples import EXAMPLES
 from catena.executor.core.pipelines.soundness import check_pipeline
 from catena.executor.core.pipelines.templates import fill, reach
 from catena.executor.core.pipelining import check_nesting
@@ -17,7 +19,8 @@ from catena.executor.core.predicting import Inquiry, predict, predict_many
 from catena.executor.core.steps import Pipeline, Predicted, Step
 from catena.kit.clock import World
 from catena.kit.errors import Invalid, Late, Missing, Unavailable
-from tests.unit.executor.fakes import Bed, bed
+from catena.plan.build import sequential
+from tests.unit.executor.fakes import Bed, bed, errand
 
 SCOPE = {"data": {"a": [1, {"b": "x"}], "n": 2}, "input": "text"}
 
@@ -122,6 +125,10 @@ ECHO = step("say", "model", model="small")
         (pipeline(step("a", "model", model="vectors")), "is of type embedding"),
         (pipeline(step("a", "model", model="small", shape="auto")), "leaves the choice open"),
         (pipeline(step("a", "model", kind="classification", model="vectors", labels={"x": ["1"]})), "two labels"),
+        (pipeline(step("a", "model", kind="classification")), "names no model"),
+        (pipeline(step("a", "model", kind="classification", model="vectors")), "needs one of type classification"),
+        (pipeline(step("a", "model", kind="prediction", model="mood")), "needs one of type prediction"),
+        (pipeline(step("a", "model", kind="prediction", model="taste", labels={"x": ["1"], "y": ["2"]})), "labels"),
         (pipeline(step("a", "model", model="small", json_schema={"type": 7})), "not a JSON schema"),
         (pipeline(step("a", "model", model="small", tempratur=1)), "unknown field"),
         (pipeline(step("a", "feature", entity_type="u", entity_id="1")), "group or features"),
@@ -247,6 +254,77 @@ async def test_classification_names_the_nearest_label_with_scores() -> None:
     )
     assert found.result["label"] == "glad"
     assert sum(found.result["scores"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "data", "asked"),
+    [
+        ("classification", "mood", "fine", ["fine"]),
+        ("classification", "mood", {"text": "a", "text_pair": "b"}, [{"text": "a", "text_pair": "b"}]),
+        ("token-classification", "names", ["a", "b"], ["a", "b"]),
+        ("prediction", "taste", [0.5, 2], [[0.5, 2]]),
+        ("prediction", "taste", {"age": 3}, [{"age": 3}]),
+        ("prediction", "taste", [[1.0], [2.0]], [[1.0], [2.0]]),
+    ],
+)
+async def test_a_model_that_does_not_generate_reads_one_input_or_many(
+    kind: str, model: str, data: Any, asked: list[Any]
+) -> None:
+    table = bed()
+    single = len(asked) == 1
+    want = {"of": asked[0]} if single else [{"of": one} for one in asked]
+
+    alone = await predict(
+        table.parts, Inquiry(tenant="acme", model_id=model, data=data, parameters={"top": 1}, left_s=9.0)
+    )
+    step_ = await predicted(table, step("s", "model", kind=kind, model=model, top=2, truncate=True), data=data)
+
+    assert alone.result == step_.result == want
+    assert table.predictor.asked == [
+        (model, asked, {"top": 1}),
+        (model, asked, {"truncate": True, "top": 2, "aggregation": ""}),
+    ]
+    assert alone.usage.input_tokens == len(asked)
+    assert alone.cost_usd == pytest.approx(len(asked) * 3e-6 if model == "mood" else 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ("taste", "text"),
+        ("taste", []),
+        ("taste", [True]),
+        ("taste", [[1.0], ["x"]]),
+        ("mood", {"txt": "a"}),
+        ("mood", []),
+    ],
+)
+async def test_what_a_model_cannot_read_is_refused(model: str, data: Any) -> None:
+    with pytest.raises(Invalid) as refused:
+        await predict(bed().parts, Inquiry(tenant="acme", model_id=model, data=data, left_s=9.0))
+    assert refused.value.code in ("bad_input", "empty_input")
+
+
+async def test_the_shipped_recommendation_ranks_by_a_users_features() -> None:
+    table = bed()
+    table.features.values["user/u1"] = {"age": 0.3, "visits": 7.0}
+    (made,) = [one for one in EXAMPLES if one.name == "recommend-from-features"]
+    found = await predicted(table, *made.steps, data={"user_id": "u1"}, parameters={"model": "taste"})
+    assert found.result == {"of": [0.3, 7.0]}
+    assert table.predictor.asked[0][2]["top"] == 3
+
+
+async def test_many_inputs_are_labelled_in_one_call() -> None:
+    table = bed()
+    many = [Inquiry(tenant="acme", model_id="taste", data=[float(number)], left_s=9.0) for number in range(3)]
+    found = await predict_many(table.parts, many, 10)
+    assert [one.result for one in found] == [{"of": [0.0]}, {"of": [1.0]}, {"of": [2.0]}]
+    assert len(table.predictor.asked) == 1
+
+
+def test_a_model_that_does_not_generate_answers_no_chat() -> None:
+    with pytest.raises(Invalid, match="is of type classification; name a chat model"):
+        check_errand(errand(sequential("mood")), bed().parts.models)
 
 
 async def test_json_answers_are_values_and_expected_ones_are_scored() -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from catena.artifacts import signature
+from catena.artifacts import signature, single
 from catena.artifacts.base import check_base
 from catena.artifacts.files import CONFIG
 from catena.artifacts.formats import gguf_file, mlx_adapter
+from catena.artifacts.formats.adalora import is_adalora, read_adalora
 from catena.artifacts.formats.arrays import Step, silent
 from catena.artifacts.formats.derived import Derived
 from catena.artifacts.formats.derived import seal as seal_base
@@ -20,6 +21,7 @@ from catena.artifacts.formats.models import BaseModel
 from catena.artifacts.formats.placing import new_folder
 from catena.artifacts.gate import Checked, check_adapter
 from catena.artifacts.manifest import Manifest, Training, seal
+from catena.artifacts.single import as_folder
 from catena.kit.errors import Invalid, Missing
 
 Format = Literal["peft", "mlx", "gguf"]
@@ -40,16 +42,20 @@ class Naming:
 def format_of(source: Path) -> Format:
     """Which format a file or folder is in. Raises Missing, or Invalid (`bad_format`) for none that is known."""
     if not source.exists():
-        raise Missing(f"nothing at {source}; name a .gguf file or an adapter's folder", code="no_source")
+        raise Missing(f"nothing at {source}; name a .gguf or .safetensors file or a folder", code="no_source")
     if source.is_file():
         with source.open("rb") as file:
             if file.read(4) == gguf_file.MAGIC:
                 return "gguf"
+        if source.suffix == single.SUFFIX:
+            return "peft"
     elif (source / mlx_adapter.FILE).is_file():
         return "mlx"
     elif (source / CONFIG).is_file():
         return "peft"
-    raise Invalid(f"{source} is neither a GGUF file nor a folder of PEFT's or MLX's; see --help", code="bad_format")
+    raise Invalid(
+        f"{source} is neither a .gguf or .safetensors file nor a folder of PEFT's or MLX's", code="bad_format"
+    )
 
 
 def read_adapter(source: Path, base: BaseModel) -> LoraWeights:
@@ -57,7 +63,10 @@ def read_adapter(source: Path, base: BaseModel) -> LoraWeights:
     kind = format_of(source)
     if kind == "gguf":
         return read_gguf_adapter(source, base)
-    return read_mlx(source, base.shape) if kind == "mlx" else read_peft(source, base.shape)
+    if kind == "mlx":
+        return read_mlx(source, base.shape)
+    with as_folder(source) as folder:
+        return read_adalora(folder, base.shape) if is_adalora(folder) else read_peft(folder, base.shape)
 
 
 def import_adapter(

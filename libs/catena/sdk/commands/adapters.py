@@ -1,6 +1,7 @@
 """`catena adapters`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -91,16 +92,25 @@ def tiers(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
 @app.command()
 def register(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Signed PEFT folder.")],
+    source: Annotated[Path, typer.Argument(help="Signed PEFT folder, or a .safetensors file with its configuration.")],
+    base: Annotated[str, typer.Option(help="Base that it must be for; a file needs it.")] = "",
+    called: Annotated[str, typer.Option("--as", help="name:version; for a file, in which nothing says so.")] = "",
     tenant: Tenant = DEVELOPER,
 ) -> None:
-    """Take a signed adapter folder in; it must pass the gate."""
+    """Take an adapter in; it must pass the gate.
+
+    A folder comes sealed and signed. A single file, its configuration beside it as NAME.json or adapter_config.json, is
+    sealed here and signed with this installation's importing key.
+
+    `catena adapters register ./mine.safetensors --base demo-large --as mine:1`
+    """
     terminal: Terminal = context.obj
 
     async def work() -> None:
         async with terminal.room("adapters", adapters_pb2_grpc.AdaptersServiceStub, tenant) as adapters:
-            request = adapters_pb2.RegisterAdapterRequest(path=str(folder.resolve()))
-            terminal.message((await adapters.RegisterAdapter(request)).adapter)
+            with _folder(terminal, source, base, called) as folder:
+                request = adapters_pb2.RegisterAdapterRequest(path=str(folder.resolve()), base=base)
+                terminal.message((await adapters.RegisterAdapter(request)).adapter)
 
     terminal.run(work())
 
@@ -244,6 +254,23 @@ def library(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
         terminal.table("Library profiles", ("name", "tasks", "for", "adapters"), rows)
 
     terminal.run(work())
+
+
+@contextmanager
+def _folder(terminal: Terminal, source: Path, base: str, called: str) -> Iterator[Path]:
+    """A folder as it is; of a file, the signed folder that it becomes."""
+    if source.is_dir():
+        yield source
+        return
+    if not (source.is_file() and base and called):
+        raise Invalid(
+            f"{source} is no folder; a .safetensors file needs --base and --as name:version", code="bad_request"
+        )
+    # Needs what an installation of the command alone does not have.
+    from catena.sdk import vouching
+
+    with vouching.signed_file(terminal.house, source, told=called, base=base) as folder:
+        yield folder
 
 
 def _never_stable(listed: Iterable[adapters_pb2.Adapter], task: str) -> list[str]:

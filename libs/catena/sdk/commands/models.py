@@ -22,9 +22,19 @@ def models(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
 async def _models(terminal: Terminal, tenant: str) -> None:
     async with terminal.room("executor", executor_pb2_grpc.ExecutorServiceStub, tenant) as executor:
         told = await executor.ListModels(executor_pb2.ListModelsRequest())
-    columns = ("model", "provider", "parent", "input", "output", "context", "status", "calls")
+    columns = ("model", "type", "provider", "parent", "input", "output", "context", "status", "calls")
     rows = [
-        (m.name, m.provider, m.parent, m.price_input, m.price_output, m.context_tokens, m.problem or m.status, m.calls)
+        (
+            m.name,
+            m.type,
+            m.provider,
+            m.parent,
+            m.price_input,
+            m.price_output,
+            m.context_tokens,
+            m.problem or m.status,
+            m.calls,
+        )
         for m in told.models
     ]
     terminal.table("Models", columns, rows)

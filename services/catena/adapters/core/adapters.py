@@ -11,6 +11,7 @@ import msgspec
 
 from catena.adapters.core.asking import DRAFT_TOKENS, Answered, Question, check
 from catena.adapters.core.bases import BaseLoads
+from catena.adapters.core.encoders import Encoders
 from catena.adapters.core.errors import WrongBase
 from catena.adapters.core.eviction import History
 from catena.adapters.core.manner import Manner
@@ -18,8 +19,8 @@ from catena.adapters.core.naming import Names, Target, may_stand_in, record_of, 
 from catena.adapters.core.ports import Bases, Engine, Gate, Registry
 from catena.adapters.core.preloading import Ahead, Preloading
 from catena.adapters.core.pressure import Pressure
-from catena.adapters.core.records import AdapterRecord, Admitted, Change, Use
-from catena.adapters.core.refs import AUTO
+from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Change, Use
+from catena.adapters.core.refs import AUTO, parse
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import TierState
 from catena.adapters.core.versions import following, order
@@ -47,13 +48,14 @@ class Adapters:
         """Take the ports; `manner` is how it decides, `free` reads the machine's free bytes, None: no matter."""
         self._engine = engine
         self._registry = registry
+        self._bases = bases
         self._gate = gate
         self._world = world
         self._changes: list[Change] = []
         self._uses: Counter[Use] = Counter()
         self._writing = asyncio.Lock()
+        self.base_profiles = list(manner.base_profiles.values())
         self.names = Names(registry, bases, gate, manner.profiles)
-        self.bases = BaseLoads(bases, engine)
         self.residency = Residency(
             engine,
             clock=world.clock,
@@ -63,6 +65,8 @@ class Adapters:
             history=History(half_life_s=manner.half_life_s),
             host_bytes=manner.host_bytes,
         )
+        self.bases = BaseLoads(bases, engine, self.residency, clock=world.clock, budget_bytes=manner.base_budget_bytes)
+        self.encoders = Encoders(bases=bases, loads=self.bases, engine=engine)
         self.pressure = Pressure(self.residency, bounds=manner.bounds, free=free, unified=manner.unified)
         self.preloading = Preloading(
             self._load_ahead,
@@ -108,15 +112,18 @@ class Adapters:
         began_s = self._world.clock.monotonic()
         target = await self.names.resolve(tenant, model)
         there = self.bases.has(target.weights.base)
-        size = (await self.bases.load(target.weights.base)).bytes
-        if target.wanted is not None:
-            there = there and self.residency.has(target.weights)
-            async with self.residency.hold(target.wanted) as resident:
-                size = resident.bytes
+        async with self.bases.hold(target.weights.base) as facts:
+            size = facts.bytes
+            if target.wanted is not None:
+                there = there and self.residency.has(target.weights)
+                async with self.residency.hold(target.wanted) as resident:
+                    size = resident.bytes
         return 0.0 if there else 1000 * (self._world.clock.monotonic() - began_s), size
 
     async def unload(self, tenant: str, model: str) -> int:
-        """Drain and free an adapter; the bytes freed."""
+        """Drain and free an adapter, or a base with all of its adapters; the bytes freed, a base's own."""
+        if not parse(model).adapters:
+            return await self.bases.unload((await self.names.resolve(tenant, model)).weights.base)
         return await self.residency.unload((await self.names.resolve_one(tenant, model)).weights)
 
     async def pin(self, tenant: str, model: str, *, pinned: bool) -> None:
@@ -126,23 +133,31 @@ class Adapters:
         self.residency.pin(target.weights, pinned)
 
     async def register(
-        self, tenant: str, source: Path | bytes, *, base: str = "", renumber: bool = False
+        self,
+        tenant: str,
+        source: Path | bytes,
+        *,
+        base: str = "",
+        renumber: bool = False,
+        check: Callable[[Admitted], None] = lambda admitted: None,
+        called: str = "",
     ) -> AdapterRecord:
         """Take an adapter in through the gate, prove on its base that it works, and register it.
 
         With `renumber`, one whose version is taken by other content is given the next version instead of being refused.
-        Raises WrongBase when `base` is given and its manifest names another.
+        `check` raises what the caller has against it. A single file has no manifest: `called` says name:version, `base`
+        its base. Raises WrongBase when `base` is given and its manifest names another.
         """
-        admitted = await self._admit(source)
+        admitted = await self._admit(source, base, called)
+        check(admitted)
         if base and admitted.base != base:
             raise WrongBase(f"{admitted.name} {admitted.version} is for base {admitted.base}, not {base}; name that")
         if admitted.name == AUTO:
             raise Invalid(f"no adapter may be called {AUTO!r}, which stands for the best one; give it another name")
         if renumber:
             admitted = await self._renumbered(tenant, admitted)
-        await self.bases.load(admitted.base)
-        record = record_of(tenant, admitted)
-        async with self.residency.hold(self.names.wanted([(record, 1.0)])):
+        wanted = self.names.wanted([(record_of(tenant, admitted), 1.0)])
+        async with self.bases.hold(admitted.base), self.residency.hold(wanted):
             return await self._registry.add(tenant, admitted)
 
     async def get(self, tenant: str, model: str) -> AdapterRecord:
@@ -156,6 +171,14 @@ class Adapters:
         await self.residency.dismiss(weights_of([(record, 1.0)]))
         return record
 
+    async def accept_base(self, name: str, digest: str) -> BaseRecord:
+        """Serve a base as its files are now, where they were altered on purpose; what was loaded of it leaves."""
+        before = self._bases.known(name)
+        record = await self._bases.accept(name, digest)
+        if before is None or before.digest != record.digest:
+            await self.bases.unload(name)
+        return record
+
     async def warm(self) -> list[CatenaError]:
         """Load every base and every pinned adapter; what went wrong with one does not stop the others."""
         return await self.bases.load_all() + await self.load_pinned()
@@ -165,8 +188,7 @@ class Adapters:
         failures: list[CatenaError] = []
         for record in await self._registry.pinned():
             try:
-                await self.bases.load(record.base)
-                async with self.residency.hold(self.names.wanted([(record, 1.0)])):
+                async with self.bases.hold(record.base), self.residency.hold(self.names.wanted([(record, 1.0)])):
                     pass
             except CatenaError as error:
                 failures.append(error)
@@ -227,21 +249,31 @@ class Adapters:
             raise
 
     async def _hold(self, target: Target, held: AsyncExitStack, *, beside: bool = False) -> Target:
-        await self.bases.load(target.weights.base)
-        if target.wanted is not None:
-            await held.enter_async_context(self.residency.hold(target.wanted, beside=beside))
+        await self.bases.check_speaks(target.weights.base)
+        async with AsyncExitStack() as both:
+            await both.enter_async_context(self.bases.hold(target.weights.base, beside=beside))
+            if target.wanted is not None:
+                await both.enter_async_context(self.residency.hold(target.wanted, beside=beside))
+            # Only now: what fails midway holds nothing while another is tried in its place.
+            await held.enter_async_context(both.pop_all())
         for record in target.records:
             self._uses[Use(tenant=record.tenant, base=record.base, name=record.name, version=record.version)] += 1
         return target
 
     async def _load_ahead(self, tenant: str, model: str) -> bool:
         target = await self.names.resolve(tenant, model)
-        await self.bases.load(target.weights.base)
-        return target.wanted is None or await self.residency.preload(target.wanted)
+        base = target.weights.base
+        if self.bases.budget_bytes and not self.bases.has(base):
+            # Another base might have to leave for it, which only a request may ask for.
+            return False
+        async with self.bases.hold(base):
+            return target.wanted is None or await self.residency.preload(target.wanted)
 
-    async def _admit(self, source: Path | bytes) -> Admitted:
+    async def _admit(self, source: Path | bytes, base: str, called: str) -> Admitted:
         if isinstance(source, bytes):
             return await self._gate.admit_archive(source)
+        if called:
+            return await self._gate.admit_file(source, base=base, called=called)
         return await self._gate.admit_folder(source)
 
     def _seeded(self, question: Question) -> Sampling:

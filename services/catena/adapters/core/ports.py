@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from catena.adapters.core.encoding import Encoded, Encoding
 from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Stored, Use
 from catena.adapters.core.work import (
     AdapterSource,
@@ -17,6 +18,7 @@ from catena.adapters.core.work import (
     Weights,
     Work,
 )
+from catena.kit.config import ModelType
 
 
 class Runner(Protocol):
@@ -38,7 +40,7 @@ class Runner(Protocol):
         ...
 
     async def unload(self, weights: Weights) -> int:
-        """Let an adapter go wherever it is; the bytes freed, 0 when it was not held."""
+        """Let an adapter go wherever it is or, where none is named, its base; the bytes freed, 0: it was not held."""
         ...
 
     async def counters(self) -> Counters:
@@ -47,7 +49,7 @@ class Runner(Protocol):
 
 
 class Engine(Runner, Protocol):
-    """One that also keeps adapters in host memory."""
+    """One that also keeps adapters in host memory, and runs models that do not generate."""
 
     async def stow(self, weights: Weights) -> int:
         """Move an adapter from the device to host memory; its exact bytes there, 0 when it is not kept but gone."""
@@ -55,6 +57,13 @@ class Engine(Runner, Protocol):
 
     async def restore(self, weights: Weights) -> Loaded:
         """Move an adapter back from host memory. Raises Unavailable (`not_resident`) when it is not there."""
+        ...
+
+    async def encode(self, asked: Encoding) -> Encoded:
+        """What a base that is held and does not generate makes of texts or rows; cancelling drops what still waits.
+
+        Raises Invalid (`context_length_exceeded`, `bad_features`), Exhausted (`queue_full`).
+        """
         ...
 
 
@@ -128,6 +137,10 @@ class Bases(Protocol):
         """Every configured local base."""
         ...
 
+    def kind(self, name: str) -> ModelType:
+        """What a configured base is for; it passes only if it does that."""
+        ...
+
     def known(self, name: str) -> BaseRecord | None:
         """A base that passed before."""
         ...
@@ -144,12 +157,20 @@ class Bases(Protocol):
         """A base about to be loaded: checked again unless it was just now, and still the same."""
         ...
 
+    async def accept(self, name: str, digest: str) -> BaseRecord:
+        """Take a base as it is now, altered on purpose; `digest` empty: whatever it has. Raises Conflict."""
+        ...
+
 
 class Gate(Protocol):
     """Admits adapters to the store, and checks them again whenever they are loaded."""
 
     async def admit_folder(self, folder: Path) -> Admitted:
         """Check and keep a folder. Raises the gate's refusals."""
+        ...
+
+    async def admit_file(self, file: Path, *, base: str, called: str) -> Admitted:
+        """Check and keep a single `.safetensors` file as `name:version` of a base. Raises the gate's refusals."""
         ...
 
     async def admit_archive(self, archive: bytes) -> Admitted:

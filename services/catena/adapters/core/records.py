@@ -6,6 +6,7 @@ from typing import Literal
 
 from catena.adapters.core.refs import full_name
 from catena.adapters.core.work import BaseFacts
+from catena.kit.config import ModelType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,10 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRecord:
-    """A base that passed the gate. `folder` is where its files are; `context_tokens` is what it is configured to."""
+    """A base that passed the gate. `folder` is where its files are; `context_tokens` is what it is configured to.
+
+    `kind` is what it does.
+    """
 
     name: str
     folder: str
@@ -49,6 +53,7 @@ class BaseRecord:
     bytes: int
     context_tokens: int
     dtype: str
+    kind: ModelType = "chat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,7 @@ class BaseState:
     """
 
     name: str
+    kind: ModelType
     record: BaseRecord | None
     facts: BaseFacts | None = None
     problem: str = ""
@@ -115,4 +121,15 @@ class Profile:
 
     name: str
     tasks: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseProfile:
+    """An example of a base: where it is, a folder or a hub's id, how large it is, and what it is good for."""
+
+    name: str
+    path: str
+    parameters: int
+    licence: str = ""
     description: str = ""

@@ -117,6 +117,16 @@ class Residency:
             resident.pinned = pinned
             self.device.pulse()
 
+    def pins(self, base: str) -> bool:
+        """Whether a resident of this base is pinned."""
+        return any(resident.pinned for resident in self.residents() if resident.weights.base == base)
+
+    async def clear(self, base: str) -> None:
+        """Drain and free all of a base's, in every tier."""
+        for resident in [*self.residents(), *self.host.residents()]:
+            if resident.weights.base == base:
+                await self.unload(resident.weights)
+
     async def unload(self, weights: Weights) -> int:
         """Admit nobody new, wait for its last user, free it in every tier; the bytes freed, 0 when it was in none."""
         device, resident = self.device, self.device.held.get(weights)

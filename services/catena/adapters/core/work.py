@@ -2,6 +2,8 @@
 
 import msgspec
 
+from catena.kit.config import ModelType
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn: `role` as the chat template knows it, and its text."""
@@ -144,6 +146,7 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     folder: str
     context_tokens: int = 0
+    kind: ModelType = "chat"
 
 
 class BaseFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from pathlib import Path
 from catena.adapters.core.records import AdapterRecord, Admitted, Stored
 from catena.adapters.core.work import Module, Part
 from catena.adapters.drivers.bases import LocalBases
-from catena.artifacts import manifest
+from catena.adapters.drivers.refusals import Refusals
+from catena.artifacts import manifest, single
 from catena.artifacts.gate import Checked, Rules, check_adapter
+from catena.artifacts.refusal import Untrusted
 from catena.artifacts.store import ArtifactStore
 from catena.kit.errors import CatenaError, Invalid
 
@@ -18,9 +20,16 @@ class ArtifactGate:
     """Implements the port `Gate`. `keys` gives the trusted public keys anew at each check, so that one can be added."""
 
     def __init__(
-        self, store: ArtifactStore, bases: LocalBases, *, keys: Callable[[], Mapping[str, Path]], rules: Rules
+        self,
+        store: ArtifactStore,
+        bases: LocalBases,
+        *,
+        keys: Callable[[], Mapping[str, Path]],
+        rules: Rules,
+        refusals: Refusals,
     ) -> None:
         """Keep adapters in `store`; they must fit one of `bases`."""
+        self._refusals = refusals
         self._store = store
         self._bases = bases
         self._keys = keys
@@ -32,13 +41,40 @@ class ArtifactGate:
         """Check and keep a folder."""
         return await self._admit(lambda: self._store.put_folder(folder))
 
+    async def admit_file(self, file: Path, *, base: str, called: str) -> Admitted:
+        """Check and keep a single file, with the configuration beside it."""
+        name, version = single.called(called)
+        record = await self._bases.get(base)
+        card = single.Called(name=name, version=version, base=base, base_digest=record.digest)
+
+        def put() -> str:
+            with single.sealed(file, card, self._keys()) as folder:
+                return self._store.put_folder(folder)
+
+        try:
+            return await self._admit(put)
+        except Untrusted as error:
+            if error.code != "adapter_unsigned":
+                raise
+            told = f"{file.name} alone bears no signature that covers its configuration"
+            cure = (
+                f"`catena adapters register {file.name} --base {base} --as {called}` signs both where the platform runs"
+            )
+            raise Untrusted(f"{told}; {cure}", code=error.code) from error
+
     async def admit_archive(self, archive: bytes) -> Admitted:
         """Check and keep a tar."""
         return await self._admit(lambda: self._store.put_tar(archive))
 
     async def check(self, record: AdapterRecord) -> Part:
         """Check a registered adapter again."""
-        checked = await self._check(record.digest, record.base)
+        self._refusals.check(record.digest)
+        try:
+            checked = await self._check(record.digest, record.base)
+        except CatenaError as error:
+            if error.code.startswith("adapter_"):
+                self._refusals.remember(record.digest, error)
+            raise
         modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
         return Part(folder=str(checked.folder), modules=modules, dora=checked.dora, invocation=checked.invocation)
 
@@ -71,6 +107,7 @@ class ArtifactGate:
             if digest not in known:
                 await asyncio.to_thread(self._store.delete, digest)
             raise
+        self._refusals.forget(digest)
         return Admitted(
             name=card.name,
             version=card.version,
@@ -87,6 +124,12 @@ class ArtifactGate:
 
     async def _check(self, digest: str, base_name: str) -> Checked:
         base = await self._bases.get(base_name)
+        if base.kind != "chat":
+            raise Invalid(
+                f"{base_name} is of type {base.kind}, and adapters of such bases are not served; merge it into the "
+                "base with PEFT and serve the result as a base of its own",
+                code="encoder_adapters_unsupported",
+            )
         shape = self._bases.shape(base_name)
         folder = self._store.path(digest)
         keys = self._keys()

@@ -96,4 +96,42 @@ def _add_served_names(operations: Operations) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (_add_fallbacks, _add_served_names)
+FINDINGS = sa.Table(
+    "adapter_findings",
+    METADATA,
+    sa.Column("registry", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("base", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("current", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("gain", sa.Double, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at_s", sa.Double, nullable=False),
+)
+
+KNOWN_BASES = sa.Table(
+    "known_bases",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("at_s", sa.Double, nullable=False),
+)
+
+
+def _add_findings_and_known_bases(operations: Operations) -> None:
+    keys = [sa.Column(name, sa.Text, primary_key=True) for name in ("registry", "tenant", "base", "name")]
+    told = [sa.Column(name, sa.Text, nullable=False) for name in ("current", "version", "digest", "state", "reason")]
+    figures = [sa.Column(name, sa.Double, nullable=False) for name in ("gain", "at_s")]
+    operations.create_table("adapter_findings", *keys, *told, *figures)
+    operations.create_table(
+        "known_bases",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("at_s", sa.Double, nullable=False),
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_fallbacks, _add_served_names, _add_findings_and_known_bases)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from catena.adapters.core.asking import Answered
+from catena.adapters.core.encoding import Encoded
 from catena.adapters.core.pressure import LEVELS, Pressure
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import TierState
@@ -30,6 +31,7 @@ class Figures:
         self._preloads = counter(ROOM, "preloads_total", "Adapters loaded ahead of need")
         self._load = histogram(ROOM, "load_seconds", "Loads of adapters, by where from", ["tier"])
         self._phase = histogram(ROOM, "load_phase_seconds", "Phases of loads of adapters", ["tier", "phase"])
+        self._encode = histogram(ROOM, "encode_seconds", "From arrival to all vectors, labels or spans", ["model"])
         self._pressure = gauge(ROOM, "memory_pressure", "0 low, 1 medium, 2 high, 3 critical")
         self._rows = gauge(ROOM, "answers", "Answers in the engine", ["state"])
         self._active = gauge(ROOM, "active_adapters", "Adapters that running answers use")
@@ -49,6 +51,11 @@ class Figures:
         if done.drafted:
             self._drafted.labels(base, "accepted").inc(done.accepted)
             self._drafted.labels(base, "rejected").inc(done.drafted - done.accepted)
+
+    def encoded(self, base: str, encoded: Encoded, took_s: float) -> None:
+        """A model that does not generate answered."""
+        self._tokens.labels(base, "input").inc(encoded.tokens)
+        self._encode.labels(base).observe(took_s)
 
     def tiers(self, states: Iterable[TierState]) -> None:
         """Take over what the tiers hold and counted since the last time."""

@@ -1,5 +1,6 @@
 """The adapters' gRPC service: proto in, core call, proto out. The tenant is the caller's, whatever the request says."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,18 +12,23 @@ from google.protobuf import json_format
 from catena.adapters.core import refs
 from catena.adapters.core.adapters import Adapters
 from catena.adapters.core.asking import Answered, Question
+from catena.adapters.core.encoding import Encoded, Encoding
 from catena.adapters.core.ports import Engine, Registry
-from catena.adapters.core.records import AdapterRecord, BaseState
+from catena.adapters.core.records import AdapterRecord, BaseProfile, BaseState
 from catena.adapters.core.resident import Resident, TierState
 from catena.adapters.core.serving import PlainName, Serving
+from catena.adapters.core.updates import Updates
 from catena.adapters.core.work import Constraint, Message, Piece, Sampling, TokenLogprob
+from catena.adapters.handlers import encoding
 from catena.adapters.handlers.figures import Figures
 from catena.adapters.handlers.genai_metrics import ServerMetrics
+from catena.adapters.handlers.telling import told_to
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer
 from catena.api.types.v1 import types_pb2 as types
 from catena.kit import genai
 from catena.kit.caller import caller
+from catena.kit.config import ModelType
 from catena.kit.errors import Invalid
 from catena.kit.telemetry import span
 
@@ -42,8 +48,10 @@ class AdaptersHandlers(AdaptersServiceServicer):
         engine: Engine,
         figures: Figures,
         metrics: ServerMetrics,
+        updates: Updates,
     ) -> None:
         """`registry` serves plain listings, `engine` its counters; `figures` and `metrics` count."""
+        self._updates = updates
         self._adapters = adapters
         self._serving = serving
         self._registry = registry
@@ -71,6 +79,32 @@ class AdaptersHandlers(AdaptersServiceServicer):
                     here.set_attribute(genai.OUTPUT_TOKENS, piece.done.output_tokens)
                     self._figures.answered(piece)
                     yield pb.GenerateResponse(done=done_to(piece))
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        """Texts to vectors."""
+        encoded, model = await self._encode(genai.EMBEDDINGS, encoding.encode_of(request), "embedding")
+        return encoding.vectors_to(encoded, model)
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        """Texts to labels or spans."""
+        asked = encoding.classify_of(request)
+        encoded, model = await self._encode(genai.CLASSIFY, asked, "classification", "token-classification")
+        return encoding.classified_to(encoded, model, asked, request.top)
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        """Feature vectors to outputs."""
+        encoded, model = await self._encode(genai.PREDICT, encoding.predict_of(request), "prediction")
+        return encoding.predicted_to(encoded, model, request.top)
+
+    async def _encode(self, verb: str, asked: Encoding, *kinds: ModelType) -> tuple[Encoded, str]:
+        told = {genai.REQUEST_MODEL: asked.base, genai.OPERATION: verb, genai.PROVIDER: genai.LOCAL_PROVIDER}
+        with span(genai.span_name(verb, asked.base), told, room="adapters") as here:
+            began_s = time.perf_counter()
+            encoded, model = await self._adapters.encoders.encode(asked, *kinds)
+            here.set_attribute(genai.RESPONSE_MODEL, model)
+            here.set_attribute(genai.INPUT_TOKENS, encoded.tokens)
+            self._figures.encoded(asked.base, encoded, time.perf_counter() - began_s)
+        return encoded, model
 
     async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
         """Make something resident."""
@@ -102,7 +136,7 @@ class AdaptersHandlers(AdaptersServiceServicer):
             raise Invalid("a name to serve under and a path below adapters.lora_root go together", code="bad_request")
         match request.WhichOneof("source"):
             case "path":
-                record = await self._adapters.register(tenant, Path(request.path), base=base)
+                record = await self._adapters.register(tenant, Path(request.path), base=base, called=request.called)
             case "archive":
                 record = await self._adapters.register(tenant, request.archive, base=base)
             case "rooted_path":
@@ -176,6 +210,19 @@ class AdaptersHandlers(AdaptersServiceServicer):
             reason=update.reason,
         )
 
+    async def CheckUpdates(
+        self, request: pb.CheckUpdatesRequest, context: Context
+    ) -> AsyncIterator[pb.CheckUpdatesResponse]:
+        """Ask the remote registries, or tell what they had."""
+        tenant = caller().tenant
+        if request.known_only:
+            for finding in await self._updates.known(tenant, request.model):
+                yield told_to(finding)
+            return
+        async with aclosing(self._updates.look(tenant, pull=request.pull, model=request.model)) as told:
+            async for one in told:
+                yield told_to(one)
+
     async def ListProfiles(self, request: pb.ListProfilesRequest, context: Context) -> pb.ListProfilesResponse:
         """The library profiles."""
         listed = await self._adapters.names.profiles(caller().tenant)
@@ -183,12 +230,21 @@ class AdaptersHandlers(AdaptersServiceServicer):
             profiles=[
                 pb.Profile(name=one.name, tasks=one.tasks, description=one.description, models=models)
                 for one, models in listed
-            ]
+            ],
+            bases=map(base_profile_to, self._adapters.base_profiles),
         )
 
     async def ListBases(self, request: pb.ListBasesRequest, context: Context) -> pb.ListBasesResponse:
         """The bases."""
-        return pb.ListBasesResponse(bases=map(base_to, self._adapters.bases.states()))
+        bases = self._adapters.bases
+        return pb.ListBasesResponse(
+            bases=map(base_to, bases.states()), budget_bytes=bases.budget_bytes, used_bytes=bases.used_bytes
+        )
+
+    async def AcceptBase(self, request: pb.AcceptBaseRequest, context: Context) -> pb.AcceptBaseResponse:
+        """Take a base as it is now."""
+        record = await self._adapters.accept_base(request.name, request.digest)
+        return pb.AcceptBaseResponse(base=base_to(BaseState(name=record.name, kind=record.kind, record=record)))
 
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
         """What is resident."""
@@ -352,13 +408,25 @@ def served_to(served: PlainName) -> pb.Adapter:
     return told
 
 
+def base_profile_to(profile: BaseProfile) -> pb.BaseProfile:
+    """An example of a base as it goes out."""
+    return pb.BaseProfile(
+        name=profile.name,
+        path=profile.path,
+        parameters=profile.parameters,
+        licence=profile.licence,
+        description=profile.description,
+    )
+
+
 def base_to(state: BaseState) -> pb.Base:
     """A base as it goes out; what the engine says of it once resident comes first."""
     record, facts = state.record, state.facts
     if record is None:
-        return pb.Base(name=state.name, problem=state.problem)
+        return pb.Base(name=state.name, kind=state.kind, problem=state.problem)
     return pb.Base(
         name=record.name,
+        kind=state.kind,
         digest=record.digest,
         architecture=record.architecture,
         parameters=record.parameters,

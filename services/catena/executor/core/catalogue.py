@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from catena.executor.core.chat import Usage
+from catena.kit.config import ModelType
 from catena.kit.errors import Missing, Unavailable
 
 LOCAL = "local"
 MILLION = 1_000_000.0
-Kind = Literal["chat", "embedding", "classification"]
+Kind = ModelType
 Status = Literal["active", "disabled"]
 
 
@@ -71,8 +72,9 @@ def problem_of(
     if model.provider not in providers:
         return f"no provider {model.provider!r} for {model.name!r}; use one of {', '.join(sorted(providers))}"
     if model.provider == LOCAL:
+        # The house's own embedding model is none of that room's bases.
         unknown = f"no base {model.name!r} in the adapters room; name it under `models`"
-        return bases.get(model.name, unknown) if bases and model.type == "chat" else ""
+        return bases.get(model.name, "" if model.type == "embedding" else unknown) if bases else ""
     if model.api_key_env and not secret(model.api_key_env):
         return f"{model.name} needs a key and {model.api_key_env} is not set; set it and start again"
     if model.provider == "openai" and not (model.base_url or model.api_key_env):

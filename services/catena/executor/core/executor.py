@@ -50,14 +50,16 @@ class Executor:
             async for event in events:
                 yield event
 
-    async def embed(self, tenant: str, model: str, texts: Sequence[str], left_s: float) -> tuple[Vectors, str]:
+    async def embed(
+        self, tenant: str, model: str, texts: Sequence[str], left_s: float, *, truncate: bool = False
+    ) -> tuple[Vectors, str]:
         """Vectors in the order of the texts, and the model that made them. Raises Invalid, Missing."""
         if not texts or not all(texts):
             raise Invalid("a text to embed is empty or there is none; send at least one word each", code="empty_input")
         name = embedding_model(self.parts, model).name
         errand = Errand(tenant=tenant, plan=sequential(name), request=_nothing(), context=Context(), left_s=left_s)
         run = begin(self.parts, errand, _nobody, NoJournal())
-        return await embedded(self.parts, run, name, texts), name
+        return await embedded(self.parts, run, name, texts, truncate=truncate), name
 
     async def predict(self, asked: Inquiry) -> Predicted:
         """The output of a pipeline or model for one input."""
@@ -99,7 +101,7 @@ class Executor:
         for name, price in (("price_input", model.price_input), ("price_output", model.price_output)):
             if not 0 <= price < 1e9:
                 raise Invalid(f"{name} is {price:g}; give USD per million tokens, 0 or more", code="out_of_range")
-        providers = set(self.parts.providers) | set(self.parts.embeddings)
+        providers = set(self.parts.providers) | set(self.parts.embeddings) | set(self.parts.predictors)
         if model.provider not in providers:
             known = ", ".join(sorted(providers))
             raise Invalid(f"provider {model.provider!r} of {model.name!r} is unknown; use {known}", code="bad_model")

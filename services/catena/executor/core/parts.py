@@ -15,6 +15,7 @@ from catena.executor.core.ports import (
     Features,
     Memory,
     Pipelines,
+    Predictor,
     Provider,
     Records,
     Verifier,
@@ -46,6 +47,7 @@ class Parts:
     catalogue: Catalogue
     providers: Mapping[str, Provider]
     embeddings: Mapping[str, Embedding]
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)
     memory: Memory
     features: Features
     pipelines: Pipelines

@@ -2,24 +2,29 @@
 
 import asyncio
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.admission import Errand
 from catena.executor.core.calling import Execution
-from catena.executor.core.catalogue import Model, cost_usd, find, only
+from catena.executor.core.catalogue import Kind, Model, cost_usd, find, only
 from catena.executor.core.chat import Choice, Message
 from catena.executor.core.events import StageResult
+from catena.executor.core.inputs import inputs_of
 from catena.executor.core.parts import Parts, facts, plan_of
 from catena.executor.core.pipelines.running import Bench, run_pipeline
 from catena.executor.core.pipelines.soundness import check_depth, nested_in
 from catena.executor.core.pipelines.templates import as_text
-from catena.executor.core.ports import Vectors
+from catena.executor.core.ports import Prediction, Vectors
 from catena.executor.core.prompts import question
 from catena.executor.core.steps import Pipeline
 from catena.kit.errors import Invalid, Late, Missing, Unavailable
 from catena.plan.model import Role
 
+EMBED, PREDICT = "embed", "predict"
+SILENT = frozenset({EMBED, PREDICT})
+"""Stages that say nothing themselves."""
 TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
 """What a pipeline may read of who asks."""
 
@@ -27,8 +32,11 @@ TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
 def bench_of(parts: Parts, run: Execution) -> Bench:
     """What the steps of a pipeline work with, all of it billed to `run`."""
 
-    async def embed(model: str, texts: Sequence[str]) -> Vectors:
-        return await embedded(parts, run, model, texts)
+    async def embed(model: str, texts: Sequence[str], truncate: bool) -> Vectors:
+        return await embedded(parts, run, model, texts, truncate=truncate)
+
+    async def predict(kind: Kind, model: str, data: Any, parameters: Mapping[str, Any]) -> Any:
+        return await predicted(parts, run, model_of_type(parts, model, kind), data, parameters)
 
     async def pipeline(name: str, version: int) -> Pipeline:
         return await stored(parts, run.tenant, name, version)
@@ -38,6 +46,7 @@ def bench_of(parts: Parts, run: Execution) -> Bench:
         facts=facts(parts, run.context.memory_collection),
         features=parts.features,
         embed=embed,
+        predict=predict,
         plan_of=lambda shape, model: plan_of(parts, shape, model),
         pipeline=pipeline,
     )
@@ -63,21 +72,43 @@ async def hinted(parts: Parts, tenant: str, names: Iterable[str], error: Missing
     return error
 
 
-async def embedded(parts: Parts, run: Execution, name: str, texts: Sequence[str]) -> Vectors:
+async def embedded(parts: Parts, run: Execution, name: str, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
     """Vectors of the texts. `name` empty: the default embedding model. Raises Missing, Unavailable, Late."""
     model = embedding_model(parts, name)
     provider = parts.embeddings.get(model.provider)
     if provider is None:
         raise Unavailable(f"provider {model.provider!r} of {model.name!r} makes no embeddings", code="no_provider")
+    return await _billed(parts, run, model, EMBED, provider.embed(model, texts, run.left_s(), truncate=truncate))
+
+
+async def predicted(parts: Parts, run: Execution, model: Model, data: Any, parameters: Mapping[str, Any]) -> Any:
+    """What a model that labels, finds spans or reads feature vectors makes of one input, or of a list of them.
+
+    Raises Invalid (`bad_input`), Unavailable, Late.
+    """
+    inputs, alone = inputs_of(model.type, data)
+    provider = parts.predictors.get(model.provider)
+    if provider is None:
+        raise Unavailable(f"provider {model.provider!r} of {model.name!r} predicts nothing", code="no_provider")
+    work = provider.predict(model, inputs, parameters, run.left_s())
+    values = (await _billed(parts, run, model, PREDICT, work)).values
+    return values[0] if alone else list(values)
+
+
+Made = TypeVar("Made", Vectors, Prediction)
+
+
+async def _billed(parts: Parts, run: Execution, model: Model, verb: str, work: Awaitable[Made]) -> Made:
+    """What a call gave, once it is written down as a stage. Raises Late."""
     clock = parts.world.clock
     started = clock.monotonic()
     try:
         async with asyncio.timeout(max(0.0, run.left_s())):
-            found = await provider.embed(model, texts, run.left_s())
+            found = await work
     except TimeoutError:
-        raise Late(f"{model.name} did not embed {len(texts)} texts in time", code="deadline_exceeded") from None
+        raise Late(f"{model.name} did not {verb} in time; send less or allow more", code="deadline_exceeded") from None
     stage = StageResult(
-        name="embed",
+        name=verb,
         role=Role.MAIN,
         model=model.name,
         duration_ms=(clock.monotonic() - started) * 1000,
@@ -96,9 +127,14 @@ def embedding_model(parts: Parts, name: str) -> Model:
         if not known:
             raise Missing("the catalogue has no embedding model; add one with PutModel", code="unknown_model")
         wanted = known[0].name
-    model = find(parts.models, wanted)
-    if model.type != "embedding":
-        raise Invalid(f"{model.name!r} is of type {model.type}; name an embedding model", code="wrong_model_type")
+    return model_of_type(parts, wanted, "embedding")
+
+
+def model_of_type(parts: Parts, name: str, kind: Kind) -> Model:
+    """The model of that name. Raises Missing, and Invalid (`wrong_model_type`) where it is of another type."""
+    model = find(parts.models, name)
+    if model.type != kind:
+        raise Invalid(f"{model.name!r} is of type {model.type}; name one of type {kind}", code="wrong_model_type")
     return model
 
 
@@ -116,7 +152,7 @@ async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
     bench = bench_of(parts, run)
     value, _ = await run_pipeline(bench, pipeline, data, dict(errand.context.metadata), start=text)
     choice = Choice(message=Message(role="assistant", content=as_text(value)))
-    spoke = [stage.model for stage in run.stages if stage.outcome == "accepted" and stage.name != "embed"]
+    spoke = [stage.model for stage in run.stages if stage.outcome == "accepted" and stage.name not in SILENT]
     model = spoke[-1] if spoke else f"pipeline:{pipeline.name}"
     return Decision(choices=(choice,), model=model, scores=tuple(bench.scores))
 

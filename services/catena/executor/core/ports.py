@@ -69,8 +69,29 @@ class Vectors:
 class Embedding(Protocol):
     """Where texts become vectors."""
 
-    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float) -> Vectors:
-        """A vector for each text, in order."""
+    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
+        """A vector for each text, in order; `truncate`: texts that are too long are cut where else they are refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model made of each input, as JSON data, and the tokens read."""
+
+    values: Sequence[Any]
+    usage: Usage
+
+
+class Predictor(Protocol):
+    """Where texts are labelled, spans of them found, or feature vectors read."""
+
+    async def predict(
+        self, model: Model, inputs: Sequence[Any], parameters: Mapping[str, Any], timeout_s: float
+    ) -> Prediction:
+        """A value for each input, in order.
+
+        An input is a text, `{text, text_pair}`, or for models of feature vectors a list or a mapping of numbers.
+        """
         ...
 
 

@@ -13,10 +13,11 @@ from catena.executor.core.catalogue import find
 from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Context, Message, Sampling
 from catena.executor.core.driving import drive
 from catena.executor.core.events import Finished
+from catena.executor.core.inputs import PREDICTED
 from catena.executor.core.parts import Parts, facts
 from catena.executor.core.pipelines.running import all_or_first_error, run_pipeline
 from catena.executor.core.pipelines.templates import as_text
-from catena.executor.core.pipelining import bench_of, embedded, hinted, stored
+from catena.executor.core.pipelining import bench_of, embedded, hinted, predicted, stored
 from catena.executor.core.ports import NoJournal
 from catena.executor.core.running import begin, recorded
 from catena.executor.core.steps import Pipeline, Predicted, StepResult
@@ -53,18 +54,18 @@ async def predict(parts: Parts, asked: Inquiry) -> Predicted:
     execution_id = parts.world.new_id()
     if known is not None:
         return replace(known, cached=True, cost_usd=0.0, usage=NOTHING_USED, duration_ms=0.0, execution_id=execution_id)
-    predicted = await _work_out(parts, asked, pipeline, execution_id)
+    made = await _work_out(parts, asked, pipeline, execution_id)
     if key and not asked.no_cache:
-        parts.cache.put(key, predicted, [asked.model_id])
-    return predicted
+        parts.cache.put(key, made, [asked.model_id])
+    return made
 
 
 async def predict_many(parts: Parts, asked: Sequence[Inquiry], concurrency: int) -> list[Predicted]:
     """The outputs in the order of the inputs, `concurrency` at a time; the first error ends the rest."""
     if len(asked) > MOST_INPUTS:
         raise Invalid(f"{len(asked)} inputs > {MOST_INPUTS}; send them in several calls", code="too_many_inputs")
-    if asked and _is_embedding(parts, asked[0].model_id):
-        return await _embed_many(parts, asked)
+    if asked and _computes(parts, asked[0].model_id) and all(_is_one(one.data) for one in asked):
+        return await _compute_many(parts, asked)
     left = iter(enumerate(asked))
     found: dict[int, Predicted] = {}
 
@@ -90,11 +91,11 @@ async def _work_out(parts: Parts, asked: Inquiry, pipeline: Pipeline | None, exe
     made: list[Predicted] = []
 
     async def work(run: Execution) -> Finished:
-        predicted = await _output(parts, asked, pipeline, run, errand)
+        output = await _output(parts, asked, pipeline, run, errand)
         took_ms = (clock.monotonic() - started) * 1000
         made.append(
             replace(
-                predicted,
+                output,
                 execution_id=execution_id,
                 duration_ms=took_ms,
                 cost_usd=run.spent_usd,
@@ -112,10 +113,16 @@ async def _output(parts: Parts, asked: Inquiry, pipeline: Pipeline | None, run: 
         bench = bench_of(parts, run)
         value, steps = await run_pipeline(bench, pipeline, asked.data, asked.parameters)
         return Predicted(result=value, steps=steps, scores=tuple(bench.scores), duration_ms=0.0, execution_id="")
-    if _is_embedding(parts, asked.model_id):
+    model = find(parts.models, asked.model_id)
+    if model.type == "embedding":
         texts = asked.data if isinstance(asked.data, list) else [asked.data]
-        vectors = [list(row) for row in (await embedded(parts, run, asked.model_id, _strings(texts))).vectors]
+        truncate = asked.parameters.get("truncate") is True
+        made = await embedded(parts, run, asked.model_id, _strings(texts), truncate=truncate)
+        vectors = [list(row) for row in made.vectors]
         value = vectors if isinstance(asked.data, list) else vectors[0]
+        return Predicted(result=value, duration_ms=0.0, execution_id="")
+    if model.type in PREDICTED:
+        value = await predicted(parts, run, model, asked.data, asked.parameters)
         return Predicted(result=value, duration_ms=0.0, execution_id="")
     check_request(errand.request)
     check_plan(errand.plan, parts.models)
@@ -126,24 +133,24 @@ async def _output(parts: Parts, asked: Inquiry, pipeline: Pipeline | None, run: 
     return Predicted(result=answer, scores=scores, duration_ms=0.0, execution_id="")
 
 
-def _finished(predicted: Predicted, errand: Errand, run: Execution) -> Finished:
-    answer = Choice(message=Message(role="assistant", content=as_text(predicted.result)))
+def _finished(made: Predicted, errand: Errand, run: Execution) -> Finished:
+    answer = Choice(message=Message(role="assistant", content=as_text(made.result)))
     return Finished(
-        execution_id=predicted.execution_id,
+        execution_id=made.execution_id,
         choices=(answer,),
         usage=run.usage,
         cost_usd=run.spent_usd,
-        duration_ms=predicted.duration_ms,
+        duration_ms=made.duration_ms,
         stages=tuple(run.stages),
         model=errand.plan.main_model or (run.stages[-1].model if run.stages else ""),
         plan=errand.plan,
-        scores=predicted.scores,
+        scores=made.scores,
     )
 
 
-async def _embed_many(parts: Parts, asked: Sequence[Inquiry]) -> list[Predicted]:
-    """One call for all: a batch costs an embedding model little more than one."""
-    together = await predict(parts, replace(asked[0], data=_strings([one.data for one in asked])))
+async def _compute_many(parts: Parts, asked: Sequence[Inquiry]) -> list[Predicted]:
+    """One call for all: a batch costs a model that does not generate little more than one."""
+    together = await predict(parts, replace(asked[0], data=[one.data for one in asked]))
     share = replace(
         together.usage, input_tokens=together.usage.input_tokens // len(asked), output_tokens=0, cached_input_tokens=0
     )
@@ -162,8 +169,16 @@ async def _pipeline(parts: Parts, asked: Inquiry) -> Pipeline | None:
     return None
 
 
-def _is_embedding(parts: Parts, model_id: str) -> bool:
-    return not model_id.startswith(PREFIX) and find(parts.models, model_id).type == "embedding"
+def _computes(parts: Parts, model_id: str) -> bool:
+    """Whether it is a model that does not generate."""
+    return not model_id.startswith(PREFIX) and find(parts.models, model_id).type != "chat"
+
+
+def _is_one(data: Any) -> bool:
+    """Whether it is a single text or feature vector, not itself a list of them."""
+    if isinstance(data, list):
+        return bool(data) and not any(isinstance(item, list | str | Mapping) for item in data)
+    return isinstance(data, str | Mapping)
 
 
 def _strings(texts: Sequence[Any]) -> list[str]:
@@ -225,7 +240,7 @@ SAMPLING = frozenset(
 def _repeatable(parts: Parts, asked: Inquiry, pipeline: Pipeline | None) -> bool:
     """Whether the output would come out the same: nothing read that changes, no chance in the draw."""
     if pipeline is None:
-        if _is_embedding(parts, asked.model_id):
+        if _computes(parts, asked.model_id):
             return True
         sampling = _sampling(asked.parameters)
         return sampling.seed is not None or sampling.temperature == 0

@@ -23,8 +23,8 @@ class LocalEmbedding:
         self._opening = asyncio.Lock()
         self._embedder: BackgroundEmbedder | None = None
 
-    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float) -> Vectors:
-        """A vector for each text, in order. Raises Unavailable when the model is not there."""
+    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
+        """A vector for each text, in order; too long ones are always cut. Raises Unavailable without the model."""
         embedder = await self._opened(model)
         rows = await embedder(list(texts))
         tokens = sum(len(text) // CHARS_PER_TOKEN + 2 for text in texts)

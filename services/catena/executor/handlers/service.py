@@ -40,7 +40,9 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Turn texts into vectors."""
-        found, model = await self._core.embed(caller().tenant, request.model, list(request.texts), deadline_s())
+        found, model = await self._core.embed(
+            caller().tenant, request.model, list(request.texts), deadline_s(), truncate=request.truncate
+        )
         vectors = [pb.Vector(values=row) for row in found.vectors]
         return pb.EmbedResponse(vectors=vectors, usage=chat.usage_to(found.usage), model=model)
 

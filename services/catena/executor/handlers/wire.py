@@ -1,7 +1,7 @@
 """Runs, records, pipelines, models: messages to the core's types and back; `app` hands some of it to drivers."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from catena.api.adapters.v1 import adapters_pb2
 from catena.api.events.v1 import events_pb2
@@ -188,7 +188,7 @@ def model_from(message: pb.Model) -> Model:
 
 
 Word = TypeVar("Word", bound=str)
-TYPES: Mapping[str, Kind] = {"chat": "chat", "embedding": "embedding", "classification": "classification"}
+TYPES: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
 STATUSES: Mapping[str, Status] = {"active": "active", "disabled": "disabled"}
 
 

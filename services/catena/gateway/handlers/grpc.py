@@ -54,7 +54,7 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Embed(self, request: gateway_pb2.EmbedRequest, context: Any) -> gateway_pb2.EmbedResponse:
         """Turns texts into vectors."""
-        wanted = executor_pb2.EmbedRequest(model=request.model, texts=request.texts)
+        wanted = executor_pb2.EmbedRequest(model=request.model, texts=request.texts, truncate=request.truncate)
         made = await self.asking.embed(self._key(context), wanted)
         return gateway_pb2.EmbedResponse(result=made)
 

@@ -32,6 +32,7 @@ from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.gateway.handlers.presence import while_there
+from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.tiers import Tiers
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid, Missing, Unavailable
@@ -76,6 +77,7 @@ class Front:
     keys: KeyRoutes
     lora: LoraRoutes
     tiers: Tiers
+    registry: RegistryRoutes
     page: str
     cors_origins: list[str]
 
@@ -90,6 +92,7 @@ class Front:
             Route("/v1/models/{name:path}", self.guarded(self.get_model)),
             Route("/v1/load_lora_adapter", self.guarded(self.lora.load), methods=["POST"]),
             Route("/v1/unload_lora_adapter", self.guarded(self.lora.unload), methods=["POST"]),
+            Route("/v1/registry/{name}", self.guarded(self.registry.get)),
             Route("/v1/feedback", self.guarded(self.feedback), methods=["POST"]),
             Route("/v1/predict", self.guarded(self.predict), methods=["POST"]),
             Route("/api/predict", self.guarded(self.predict), methods=["POST"]),
@@ -185,7 +188,9 @@ class Front:
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not texts:
             raise Invalid("`input` is empty; give at least one text", code="missing_input")
-        made = await self.asking.embed(key, executor_pb2.EmbedRequest(model=body.model, texts=texts))
+        made = await self.asking.embed(
+            key, executor_pb2.EmbedRequest(model=body.model, texts=texts, truncate=body.truncate)
+        )
         for vector in made.vectors:
             check_dimensions(body, made.model, len(vector.values))
         data = [

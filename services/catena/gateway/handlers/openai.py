@@ -162,12 +162,13 @@ class CompletionBody(Sampled, frozen=True, kw_only=True):
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of /v1/embeddings."""
+    """The body of /v1/embeddings; `truncate`, beyond OpenAI's: a local encoder cuts what is too long for it."""
 
     input: str | list[str]
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    truncate: bool = False
 
 
 def chat_request(body: ChatBody) -> types_pb2.ChatRequest:

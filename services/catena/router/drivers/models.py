@@ -42,5 +42,6 @@ class ExecutorModels:
 def configured_models(models: Iterable[ModelConfig]) -> list[ModelCard]:
     """The models of the configuration: what is reckoned with until the executor answers."""
     return [
-        ModelCard(name=model.name, price_input=model.price.input, price_output=model.price.output) for model in models
+        ModelCard(name=model.name, price_input=model.price.input, price_output=model.price.output, type=model.type)
+        for model in models
     ]

@@ -158,6 +158,388 @@ class GenerateDone(_message.Message):
 Global___GenerateDone: _TypeAlias = GenerateDone  # noqa: Y015
 
 @_typing.final
+class EncodeRequest(_message.Message):
+    """Texts to turn into vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A base of kind `embedding`."""
+    truncate: _builtins.bool
+    """Whether texts that are too long are cut; else they are refused."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2048, none empty."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        truncate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
+
+@_typing.final
+class Vector(_message.Message):
+    """A vector of 32-bit floats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its components; of length 1 where the model's folder says that it normalises."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Vector: _TypeAlias = Vector  # noqa: Y015
+
+@_typing.final
+class EncodeResponse(_message.Message):
+    """Vectors in the order of the texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    RESOLVED_MODEL_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    resolved_model: _builtins.str
+    """`base#digest` that answered."""
+    truncated: _builtins.int
+    """Texts that were cut."""
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vector]:
+        """One a text."""
+
+    @_builtins.property
+    def usage(self) -> _types_pb2.Usage:
+        """Tokens read, those of the model's own prompt and marks included."""
+
+    def __init__(
+        self,
+        *,
+        vectors: _abc.Iterable[Global___Vector] | None = ...,
+        usage: _types_pb2.Usage | None = ...,
+        resolved_model: _builtins.str = ...,
+        truncated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resolved_model", b"resolved_model", "truncated", b"truncated", "usage", b"usage", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyRequest(_message.Message):
+    """Texts to label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A base of kind `classification` or `token-classification`."""
+    truncate: _builtins.bool
+    """Whether texts that are too long are cut; else they are refused."""
+    top: _builtins.int
+    """Most labels a text, the likeliest first; 0: all."""
+    aggregation: _builtins.str
+    """How tokens become spans: `none`, `simple`, `first`, `average`, `max`, as transformers has them; empty: `simple`."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2048, none empty."""
+
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What each text is to be seen together with, for models of pairs; empty: nothing, else one a text."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        pairs: _abc.Iterable[_builtins.str] | None = ...,
+        truncate: _builtins.bool = ...,
+        top: _builtins.int = ...,
+        aggregation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "model", b"model", "pairs", b"pairs", "texts", b"texts", "top", b"top", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """A label of a text, or an output of a model of feature vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Its name."""
+    score: _builtins.float
+    """A probability, 0 to 1, unless the model is one of regression."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class Span(_message.Message):
+    """What stands in a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Its label, without the mark of its beginning."""
+    score: _builtins.float
+    """Its probability, 0 to 1."""
+    start: _builtins.int
+    """Character of the text at which it begins."""
+    end: _builtins.int
+    """Character before which it ends."""
+    text: _builtins.str
+    """The text between."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        score: _builtins.float = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "label", b"label", "score", b"score", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class Classified(_message.Message):
+    """What was found of one text or row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Likeliest first; empty where the model finds spans."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """In the order of the text; empty where the model labels whole texts, or nothing was found."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        spans: _abc.Iterable[Global___Span] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "spans", b"spans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Classified: _TypeAlias = Classified  # noqa: Y015
+
+@_typing.final
+class ClassifyResponse(_message.Message):
+    """In the order of the texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    RESOLVED_MODEL_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    resolved_model: _builtins.str
+    """`base#digest` that answered."""
+    truncated: _builtins.int
+    """Texts that were cut."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classified]:
+        """One a text."""
+
+    @_builtins.property
+    def usage(self) -> _types_pb2.Usage:
+        """Tokens read, the model's own marks included."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___Classified] | None = ...,
+        usage: _types_pb2.Usage | None = ...,
+        resolved_model: _builtins.str = ...,
+        truncated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resolved_model", b"resolved_model", "results", b"results", "truncated", b"truncated", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
+
+@_typing.final
+class FeatureVector(_message.Message):
+    """The features of one case, by place or by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NamedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In the order of the model's inputs; empty where they are named."""
+
+    @_builtins.property
+    def named(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By name of the input; empty where they come in order."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        named: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["named", b"named", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureVector: _TypeAlias = FeatureVector  # noqa: Y015
+
+@_typing.final
+class PredictRequest(_message.Message):
+    """Cases to predict."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A base of kind `prediction`."""
+    top: _builtins.int
+    """Most outputs a row, the largest first; 0: all."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureVector]:
+        """1 to 2048."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        rows: _abc.Iterable[Global___FeatureVector] | None = ...,
+        top: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "rows", b"rows", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
+
+@_typing.final
+class PredictResponse(_message.Message):
+    """In the order of the rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    RESOLVED_MODEL_FIELD_NUMBER: _builtins.int
+    resolved_model: _builtins.str
+    """`base#digest` that answered."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classified]:
+        """One a row: the model's outputs."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___Classified] | None = ...,
+        resolved_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resolved_model", b"resolved_model", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
 class LoadRequest(_message.Message):
     """Names what to load."""
 
@@ -294,7 +676,7 @@ class UnloadRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SERVED_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """`base@adapter:version`; empty where `served_name` is given."""
+    """`base@adapter:version`, or a base, which its adapters leave with; empty where `served_name` is given."""
     served_name: _builtins.str
     """A plain name that RegisterAdapter gave: it is forgotten, its adapter freed unless another name serves it."""
     def __init__(
@@ -533,8 +915,9 @@ class RegisterAdapterRequest(_message.Message):
     SERVE_AS_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    CALLED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Folder that this room can read."""
+    """Folder that this room can read, or a `.safetensors` file with its configuration beside it."""
     archive: _builtins.bytes
     """The folder as an uncompressed tar."""
     rooted_path: _builtins.str
@@ -546,7 +929,9 @@ class RegisterAdapterRequest(_message.Message):
     replace: _builtins.bool
     """Let a name that serves another adapter serve this one; else that is a conflict."""
     base: _builtins.str
-    """Base that it must be for; empty: the one that its manifest names."""
+    """Base that it must be for; empty: the one that its manifest names. A file has no manifest and needs it."""
+    called: _builtins.str
+    """`name:version` of a file; empty: `path` is a folder."""
     def __init__(
         self,
         *,
@@ -557,10 +942,11 @@ class RegisterAdapterRequest(_message.Message):
         serve_as: _builtins.str = ...,
         replace: _builtins.bool = ...,
         base: _builtins.str = ...,
+        called: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "path", b"path", "rooted_path", b"rooted_path", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "base", b"base", "path", b"path", "replace", b"replace", "request_id", b"request_id", "rooted_path", b"rooted_path", "serve_as", b"serve_as", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "base", b"base", "called", b"called", "path", b"path", "replace", b"replace", "request_id", b"request_id", "rooted_path", b"rooted_path", "serve_as", b"serve_as", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "archive", "rooted_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -1013,6 +1399,184 @@ class RecommendUpdateResponse(_message.Message):
 Global___RecommendUpdateResponse: _TypeAlias = RecommendUpdateResponse  # noqa: Y015
 
 @_typing.final
+class CheckUpdatesRequest(_message.Message):
+    """Asks for better versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PULL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    KNOWN_ONLY_FIELD_NUMBER: _builtins.int
+    pull: _builtins.bool
+    """Fetch and register what is better, also where the registry's policy is only to tell."""
+    model: _builtins.str
+    """`base@adapter`: only that one; empty: all of the caller's tenant and of `shared`."""
+    known_only: _builtins.bool
+    """Tell what was found before; no registry is asked."""
+    def __init__(
+        self,
+        *,
+        pull: _builtins.bool = ...,
+        model: _builtins.str = ...,
+        known_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known_only", b"known_only", "model", b"model", "pull", b"pull"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUpdatesRequest: _TypeAlias = CheckUpdatesRequest  # noqa: Y015
+
+@_typing.final
+class Transfer(_message.Message):
+    """How far a fetch has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`base@adapter:version` that is fetched."""
+    done_bytes: _builtins.int
+    """Bytes so far."""
+    total_bytes: _builtins.int
+    """Bytes in all; 0: unknown."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "model", b"model", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transfer: _TypeAlias = Transfer  # noqa: Y015
+
+@_typing.final
+class Update(_message.Message):
+    """What a registry has for one adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FOUND_S_FIELD_NUMBER: _builtins.int
+    registry: _builtins.str
+    """The registry, as configured."""
+    model: _builtins.str
+    """`base@adapter:version` in use."""
+    version: _builtins.str
+    """Version that is better; empty: none."""
+    digest: _builtins.str
+    """Content digest of it; empty: none."""
+    gain: _builtins.float
+    """Accuracy that it gains, may be negative; 0 where none can be compared."""
+    state: _builtins.str
+    """`current`: nothing better; `found`; `pulled`: it is registered here; `refused`: it was fetched and not let in."""
+    reason: _builtins.str
+    """Why, or why not."""
+    found_s: _builtins.float
+    """Seconds since the epoch when it was found."""
+    def __init__(
+        self,
+        *,
+        registry: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        gain: _builtins.float = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        found_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "found_s", b"found_s", "gain", b"gain", "model", b"model", "reason", b"reason", "registry", b"registry", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Update: _TypeAlias = Update  # noqa: Y015
+
+@_typing.final
+class RegistryTrouble(_message.Message):
+    """A registry that could not be asked, or a fetch that broke off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    registry: _builtins.str
+    """The registry, as configured."""
+    code: _builtins.str
+    """Code of the failure."""
+    message: _builtins.str
+    """What failed, with the cure."""
+    def __init__(
+        self,
+        *,
+        registry: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "registry", b"registry"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegistryTrouble: _TypeAlias = RegistryTrouble  # noqa: Y015
+
+@_typing.final
+class CheckUpdatesResponse(_message.Message):
+    """One thing to tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfer(self) -> Global___Transfer:
+        """A fetch goes on."""
+
+    @_builtins.property
+    def update(self) -> Global___Update:
+        """An adapter was looked for."""
+
+    @_builtins.property
+    def trouble(self) -> Global___RegistryTrouble:
+        """A registry failed; the others are asked all the same."""
+
+    def __init__(
+        self,
+        *,
+        transfer: Global___Transfer | None = ...,
+        update: Global___Update | None = ...,
+        trouble: Global___RegistryTrouble | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["told", b"told", "transfer", b"transfer", "trouble", b"trouble", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["told", b"told", "transfer", b"transfer", "trouble", b"trouble", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_told: _TypeAlias = _typing.Literal["transfer", "update", "trouble"]  # noqa: Y015
+    _WhichOneofArgType_told: _TypeAlias = _typing.Literal["told", b"told"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_told) -> _WhichOneofReturnType_told | None: ...
+
+Global___CheckUpdatesResponse: _TypeAlias = CheckUpdatesResponse  # noqa: Y015
+
+@_typing.final
 class ListProfilesRequest(_message.Message):
     """Asks for the library profiles."""
 
@@ -1068,24 +1632,68 @@ class Profile(_message.Message):
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
 
 @_typing.final
+class BaseProfile(_message.Message):
+    """An example of a base that may be named under `models`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    LICENCE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is for in a word, for example `fast`."""
+    path: _builtins.str
+    """A folder, or a hub's id."""
+    parameters: _builtins.int
+    """Parameters; each takes 2 bytes in bfloat16."""
+    licence: _builtins.str
+    """Licence of its weights; empty: not said."""
+    description: _builtins.str
+    """What it is good for, for people."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        licence: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "licence", b"licence", "name", b"name", "parameters", b"parameters", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BaseProfile: _TypeAlias = BaseProfile  # noqa: Y015
+
+@_typing.final
 class ListProfilesResponse(_message.Message):
     """The library profiles."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILES_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
         """By name."""
+
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___BaseProfile]:
+        """Examples of bases, in the order of their file."""
 
     def __init__(
         self,
         *,
         profiles: _abc.Iterable[Global___Profile] | None = ...,
+        bases: _abc.Iterable[Global___BaseProfile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["profiles", b"profiles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "profiles", b"profiles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1123,6 +1731,7 @@ class Base(_message.Message):
     RESIDENT_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As requests name it."""
     digest: _builtins.str
@@ -1141,6 +1750,8 @@ class Base(_message.Message):
     """`float32`, `bfloat16` and so on."""
     problem: _builtins.str
     """Why it cannot be loaded, with the cure; empty: nothing is known against it."""
+    kind: _builtins.str
+    """What it does: `chat`, `embedding`, `classification`, `token-classification` or `prediction`."""
     def __init__(
         self,
         *,
@@ -1153,10 +1764,11 @@ class Base(_message.Message):
         resident: _builtins.bool = ...,
         dtype: _builtins.str = ...,
         problem: _builtins.str = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bytes", b"bytes", "context_tokens", b"context_tokens", "digest", b"digest", "dtype", b"dtype", "name", b"name", "parameters", b"parameters", "problem", b"problem", "resident", b"resident"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bytes", b"bytes", "context_tokens", b"context_tokens", "digest", b"digest", "dtype", b"dtype", "kind", b"kind", "name", b"name", "parameters", b"parameters", "problem", b"problem", "resident", b"resident"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,6 +1781,12 @@ class ListBasesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BASES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    budget_bytes: _builtins.int
+    """Most bytes that the weights of bases may take; 0: unbounded."""
+    used_bytes: _builtins.int
+    """Bytes that they take now."""
     @_builtins.property
     def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Base]:
         """By name."""
@@ -1177,14 +1795,66 @@ class ListBasesResponse(_message.Message):
         self,
         *,
         bases: _abc.Iterable[Global___Base] | None = ...,
+        budget_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "budget_bytes", b"budget_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBasesResponse: _TypeAlias = ListBasesResponse  # noqa: Y015
+
+@_typing.final
+class AcceptBaseRequest(_message.Message):
+    """Names a base whose files were changed on purpose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As requests name it."""
+    digest: _builtins.str
+    """Digest that it must have now; empty: whatever it has."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptBaseRequest: _TypeAlias = AcceptBaseRequest  # noqa: Y015
+
+@_typing.final
+class AcceptBaseResponse(_message.Message):
+    """The base as it is served from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base(self) -> Global___Base:
+        """As it is now; adapters for the former weights fit it no longer."""
+
+    def __init__(
+        self,
+        *,
+        base: Global___Base | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptBaseResponse: _TypeAlias = AcceptBaseResponse  # noqa: Y015
 
 @_typing.final
 class GetResidencyRequest(_message.Message):

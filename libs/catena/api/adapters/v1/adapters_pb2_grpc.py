@@ -40,6 +40,21 @@ class AdaptersServiceStub(object):
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Encode = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/Encode',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeResponse.FromString,
+                _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/Classify',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/Predict',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictResponse.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/catena.api.adapters.v1.AdaptersService/Load',
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.LoadRequest.SerializeToString,
@@ -100,6 +115,11 @@ class AdaptersServiceStub(object):
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateResponse.FromString,
                 _registered_method=True)
+        self.CheckUpdates = channel.unary_stream(
+                '/catena.api.adapters.v1.AdaptersService/CheckUpdates',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesResponse.FromString,
+                _registered_method=True)
         self.ListProfiles = channel.unary_unary(
                 '/catena.api.adapters.v1.AdaptersService/ListProfiles',
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesRequest.SerializeToString,
@@ -109,6 +129,11 @@ class AdaptersServiceStub(object):
                 '/catena.api.adapters.v1.AdaptersService/ListBases',
                 request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesResponse.FromString,
+                _registered_method=True)
+        self.AcceptBase = channel.unary_unary(
+                '/catena.api.adapters.v1.AdaptersService/AcceptBase',
+                request_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseResponse.FromString,
                 _registered_method=True)
         self.GetResidency = channel.unary_unary(
                 '/catena.api.adapters.v1.AdaptersService/GetResidency',
@@ -123,6 +148,27 @@ class AdaptersServiceServicer(object):
 
     def Generate(self, request, context):
         """Generates and streams; cancelling the call frees what it held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Encode(self, request, context):
+        """Turns texts into vectors with a local encoder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Labels texts, or what stands in them, with a local encoder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Predict(self, request, context):
+        """Applies a local model of feature vectors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +189,7 @@ class AdaptersServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Drains and frees an adapter.
+        """Drains and frees an adapter or a base.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +258,13 @@ class AdaptersServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckUpdates(self, request, context):
+        """Looks in the configured remote registries for better versions; cancelling the call stops what is fetched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListProfiles(self, request, context):
         """Lists the library profiles: well-known names and what they are for.
         """
@@ -221,6 +274,13 @@ class AdaptersServiceServicer(object):
 
     def ListBases(self, request, context):
         """Lists the bases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptBase(self, request, context):
+        """Takes a base as it is now, where its files are others than those that were first seen under its name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,6 +300,21 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateRequest.FromString,
                     response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Encode': grpc.unary_unary_rpc_method_handler(
+                    servicer.Encode,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictResponse.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
@@ -301,6 +376,11 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateRequest.FromString,
                     response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.RecommendUpdateResponse.SerializeToString,
             ),
+            'CheckUpdates': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckUpdates,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesResponse.SerializeToString,
+            ),
             'ListProfiles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListProfiles,
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListProfilesRequest.FromString,
@@ -310,6 +390,11 @@ def add_AdaptersServiceServicer_to_server(servicer, server):
                     servicer.ListBases,
                     request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesRequest.FromString,
                     response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesResponse.SerializeToString,
+            ),
+            'AcceptBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptBase,
+                    request_deserializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseRequest.FromString,
+                    response_serializer=catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseResponse.SerializeToString,
             ),
             'GetResidency': grpc.unary_unary_rpc_method_handler(
                     servicer.GetResidency,
@@ -345,6 +430,87 @@ class AdaptersService(object):
             '/catena.api.adapters.v1.AdaptersService/Generate',
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateRequest.SerializeToString,
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Encode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/Encode',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/Classify',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/Predict',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -680,6 +846,33 @@ class AdaptersService(object):
             _registered_method=True)
 
     @staticmethod
+    def CheckUpdates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/CheckUpdates',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.CheckUpdatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListProfiles(request,
             target,
             options=(),
@@ -723,6 +916,33 @@ class AdaptersService(object):
             '/catena.api.adapters.v1.AdaptersService/ListBases',
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesRequest.SerializeToString,
             catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.ListBasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.adapters.v1.AdaptersService/AcceptBase',
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseRequest.SerializeToString,
+            catena_dot_api_dot_adapters_dot_v1_dot_adapters__pb2.AcceptBaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

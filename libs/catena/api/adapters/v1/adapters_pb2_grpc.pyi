@@ -35,12 +35,18 @@ class AdaptersServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdaptersServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_adapters_pb2.GenerateRequest, _adapters_pb2.GenerateResponse]
     """Generates and streams; cancelling the call frees what it held."""
+    Encode: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.EncodeRequest, _adapters_pb2.EncodeResponse]
+    """Turns texts into vectors with a local encoder."""
+    Classify: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ClassifyRequest, _adapters_pb2.ClassifyResponse]
+    """Labels texts, or what stands in them, with a local encoder."""
+    Predict: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.PredictRequest, _adapters_pb2.PredictResponse]
+    """Applies a local model of feature vectors."""
     Load: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.LoadRequest, _adapters_pb2.LoadResponse]
     """Makes an adapter or base resident and returns once it is."""
     Preload: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.PreloadRequest, _adapters_pb2.PreloadResponse]
     """Loads what a workflow begins with, as far as it fits without making anything leave."""
     Unload: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.UnloadRequest, _adapters_pb2.UnloadResponse]
-    """Drains and frees an adapter."""
+    """Drains and frees an adapter or a base."""
     Pin: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.PinRequest, _adapters_pb2.PinResponse]
     """Keeps an adapter from eviction, or lets it go."""
     RegisterAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.RegisterAdapterRequest, _adapters_pb2.RegisterAdapterResponse]
@@ -59,10 +65,14 @@ class AdaptersServiceStub:
     """Tells which stable adapter serves a task best."""
     RecommendUpdate: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.RecommendUpdateRequest, _adapters_pb2.RecommendUpdateResponse]
     """Tells whether a newer version is worth moving to."""
+    CheckUpdates: _grpc.UnaryStreamMultiCallable[_adapters_pb2.CheckUpdatesRequest, _adapters_pb2.CheckUpdatesResponse]
+    """Looks in the configured remote registries for better versions; cancelling the call stops what is fetched."""
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListProfilesRequest, _adapters_pb2.ListProfilesResponse]
     """Lists the library profiles: well-known names and what they are for."""
     ListBases: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListBasesRequest, _adapters_pb2.ListBasesResponse]
     """Lists the bases."""
+    AcceptBase: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.AcceptBaseRequest, _adapters_pb2.AcceptBaseResponse]
+    """Takes a base as it is now, where its files are others than those that were first seen under its name."""
     GetResidency: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetResidencyRequest, _adapters_pb2.GetResidencyResponse]
     """Tells what is resident and how the cache does."""
 
@@ -73,12 +83,18 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_adapters_pb2.GenerateRequest, _adapters_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates and streams; cancelling the call frees what it held."""
+    Encode: _aio.UnaryUnaryMultiCallable[_adapters_pb2.EncodeRequest, _adapters_pb2.EncodeResponse]  # type: ignore[assignment]
+    """Turns texts into vectors with a local encoder."""
+    Classify: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ClassifyRequest, _adapters_pb2.ClassifyResponse]  # type: ignore[assignment]
+    """Labels texts, or what stands in them, with a local encoder."""
+    Predict: _aio.UnaryUnaryMultiCallable[_adapters_pb2.PredictRequest, _adapters_pb2.PredictResponse]  # type: ignore[assignment]
+    """Applies a local model of feature vectors."""
     Load: _aio.UnaryUnaryMultiCallable[_adapters_pb2.LoadRequest, _adapters_pb2.LoadResponse]  # type: ignore[assignment]
     """Makes an adapter or base resident and returns once it is."""
     Preload: _aio.UnaryUnaryMultiCallable[_adapters_pb2.PreloadRequest, _adapters_pb2.PreloadResponse]  # type: ignore[assignment]
     """Loads what a workflow begins with, as far as it fits without making anything leave."""
     Unload: _aio.UnaryUnaryMultiCallable[_adapters_pb2.UnloadRequest, _adapters_pb2.UnloadResponse]  # type: ignore[assignment]
-    """Drains and frees an adapter."""
+    """Drains and frees an adapter or a base."""
     Pin: _aio.UnaryUnaryMultiCallable[_adapters_pb2.PinRequest, _adapters_pb2.PinResponse]  # type: ignore[assignment]
     """Keeps an adapter from eviction, or lets it go."""
     RegisterAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.RegisterAdapterRequest, _adapters_pb2.RegisterAdapterResponse]  # type: ignore[assignment]
@@ -97,10 +113,14 @@ class AdaptersServiceAsyncStub(AdaptersServiceStub):
     """Tells which stable adapter serves a task best."""
     RecommendUpdate: _aio.UnaryUnaryMultiCallable[_adapters_pb2.RecommendUpdateRequest, _adapters_pb2.RecommendUpdateResponse]  # type: ignore[assignment]
     """Tells whether a newer version is worth moving to."""
+    CheckUpdates: _aio.UnaryStreamMultiCallable[_adapters_pb2.CheckUpdatesRequest, _adapters_pb2.CheckUpdatesResponse]  # type: ignore[assignment]
+    """Looks in the configured remote registries for better versions; cancelling the call stops what is fetched."""
     ListProfiles: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListProfilesRequest, _adapters_pb2.ListProfilesResponse]  # type: ignore[assignment]
     """Lists the library profiles: well-known names and what they are for."""
     ListBases: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListBasesRequest, _adapters_pb2.ListBasesResponse]  # type: ignore[assignment]
     """Lists the bases."""
+    AcceptBase: _aio.UnaryUnaryMultiCallable[_adapters_pb2.AcceptBaseRequest, _adapters_pb2.AcceptBaseResponse]  # type: ignore[assignment]
+    """Takes a base as it is now, where its files are others than those that were first seen under its name."""
     GetResidency: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetResidencyRequest, _adapters_pb2.GetResidencyResponse]  # type: ignore[assignment]
     """Tells what is resident and how the cache does."""
 
@@ -114,6 +134,30 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapters_pb2.GenerateResponse], _abc.AsyncIterator[_adapters_pb2.GenerateResponse]]:
         """Generates and streams; cancelling the call frees what it held."""
+
+    @_abc_1.abstractmethod
+    def Encode(
+        self,
+        request: _adapters_pb2.EncodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.EncodeResponse, _abc.Awaitable[_adapters_pb2.EncodeResponse]]:
+        """Turns texts into vectors with a local encoder."""
+
+    @_abc_1.abstractmethod
+    def Classify(
+        self,
+        request: _adapters_pb2.ClassifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.ClassifyResponse, _abc.Awaitable[_adapters_pb2.ClassifyResponse]]:
+        """Labels texts, or what stands in them, with a local encoder."""
+
+    @_abc_1.abstractmethod
+    def Predict(
+        self,
+        request: _adapters_pb2.PredictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.PredictResponse, _abc.Awaitable[_adapters_pb2.PredictResponse]]:
+        """Applies a local model of feature vectors."""
 
     @_abc_1.abstractmethod
     def Load(
@@ -137,7 +181,7 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.UnloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.UnloadResponse, _abc.Awaitable[_adapters_pb2.UnloadResponse]]:
-        """Drains and frees an adapter."""
+        """Drains and frees an adapter or a base."""
 
     @_abc_1.abstractmethod
     def Pin(
@@ -212,6 +256,14 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells whether a newer version is worth moving to."""
 
     @_abc_1.abstractmethod
+    def CheckUpdates(
+        self,
+        request: _adapters_pb2.CheckUpdatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.CheckUpdatesResponse], _abc.AsyncIterator[_adapters_pb2.CheckUpdatesResponse]]:
+        """Looks in the configured remote registries for better versions; cancelling the call stops what is fetched."""
+
+    @_abc_1.abstractmethod
     def ListProfiles(
         self,
         request: _adapters_pb2.ListProfilesRequest,
@@ -226,6 +278,14 @@ class AdaptersServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.ListBasesResponse, _abc.Awaitable[_adapters_pb2.ListBasesResponse]]:
         """Lists the bases."""
+
+    @_abc_1.abstractmethod
+    def AcceptBase(
+        self,
+        request: _adapters_pb2.AcceptBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.AcceptBaseResponse, _abc.Awaitable[_adapters_pb2.AcceptBaseResponse]]:
+        """Takes a base as it is now, where its files are others than those that were first seen under its name."""
 
     @_abc_1.abstractmethod
     def GetResidency(

@@ -554,6 +554,52 @@ class AdapterServed(_message.Message):
 Global___AdapterServed: _TypeAlias = AdapterServed  # noqa: Y015
 
 @_typing.final
+class UpdateFound(_message.Message):
+    """`adapters.update.found`: a remote registry has a better version of an adapter, or it was fetched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    registry: _builtins.str
+    """Registry, as configured."""
+    model: _builtins.str
+    """`base@adapter:version` in use."""
+    version: _builtins.str
+    """Version that is better."""
+    digest: _builtins.str
+    """Content digest of it."""
+    gain: _builtins.float
+    """Accuracy that it gains, 0 to 1."""
+    state: _builtins.str
+    """`found`; `pulled`: it is registered here; `refused`: it was fetched and not let in."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        registry: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        gain: _builtins.float = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "gain", b"gain", "model", b"model", "reason", b"reason", "registry", b"registry", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFound: _TypeAlias = UpdateFound  # noqa: Y015
+
+@_typing.final
 class ResidencyChanged(_message.Message):
     """`adapters.residency.changed`: something was loaded, moved to host memory, or is gone from both."""
 

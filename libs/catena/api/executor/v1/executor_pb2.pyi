@@ -236,8 +236,11 @@ class EmbedRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model; empty: the default embedding model."""
+    truncate: _builtins.bool
+    """Whether a local encoder cuts texts that are too long; else it refuses them. Other models do as they always do."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At least one text."""
@@ -247,10 +250,11 @@ class EmbedRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        truncate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1061,7 +1065,7 @@ class Model(_message.Message):
     provider: _builtins.str
     """`local`, `openai`, `anthropic` and so on."""
     type: _builtins.str
-    """`chat`, `embedding` or `classification`."""
+    """`chat`, `embedding`, `classification`, `token-classification` or `prediction`."""
     price_input: _builtins.float
     """USD per million input tokens."""
     price_output: _builtins.float

@@ -28,7 +28,7 @@ from catena.api.types.v1 import types_pb2 as catena_dot_api_dot_types_dot_v1_dot
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#catena/api/gateway/v1/gateway.proto\x12\x15\x63\x61tena.api.gateway.v1\x1a%catena/api/executor/v1/executor.proto\x1a#catena/api/learner/v1/learner.proto\x1a\x1f\x63\x61tena/api/types/v1/types.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xae\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rpipeline_type\x18\x02 \x01(\t\x12\x31\n\x07request\x18\x03 \x01(\x0b\x32 .catena.api.types.v1.ChatRequest\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\x12\x10\n\x08no_cache\x18\x05 \x01(\x08\"B\n\x0c\x43hatResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.catena.api.executor.v1.RunResponse\"\x97\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.catena.api.types.v1.Sampling\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\"F\n\x10\x43ompleteResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.catena.api.executor.v1.RunResponse\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"F\n\rEmbedResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.catena.api.executor.v1.EmbedResponse\"\xab\x01\n\x0ePredictRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12$\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\"J\n\x0fPredictResponse\x12\x37\n\x06result\x18\x01 \x01(\x0b\x32\'.catena.api.executor.v1.PredictResponse\"D\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x31\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.catena.api.learner.v1.Feedback\"\x1e\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12\n\n\x02id\x18\x01 \x01(\t\"X\n\x10SubmitRunRequest\x12\x30\n\x04\x63hat\x18\x01 \x01(\x0b\x32\".catena.api.gateway.v1.ChatRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x11SubmitRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1d\n\x0fWatchRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10WatchRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1e\n\x10\x43\x61ncelRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11\x43\x61ncelRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run2\xc3\x06\n\x0eGatewayService\x12Q\n\x04\x43hat\x12\".catena.api.gateway.v1.ChatRequest\x1a#.catena.api.gateway.v1.ChatResponse0\x01\x12]\n\x08\x43omplete\x12&.catena.api.gateway.v1.CompleteRequest\x1a\'.catena.api.gateway.v1.CompleteResponse0\x01\x12R\n\x05\x45mbed\x12#.catena.api.gateway.v1.EmbedRequest\x1a$.catena.api.gateway.v1.EmbedResponse\x12X\n\x07Predict\x12%.catena.api.gateway.v1.PredictRequest\x1a&.catena.api.gateway.v1.PredictResponse\x12[\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12&.catena.api.gateway.v1.FeedbackRequest\x1a\'.catena.api.gateway.v1.FeedbackResponse\x12^\n\tSubmitRun\x12\'.catena.api.gateway.v1.SubmitRunRequest\x1a(.catena.api.gateway.v1.SubmitRunResponse\x12U\n\x06GetRun\x12$.catena.api.gateway.v1.GetRunRequest\x1a%.catena.api.gateway.v1.GetRunResponse\x12]\n\x08WatchRun\x12&.catena.api.gateway.v1.WatchRunRequest\x1a\'.catena.api.gateway.v1.WatchRunResponse0\x01\x12^\n\tCancelRun\x12\'.catena.api.gateway.v1.CancelRunRequest\x1a(.catena.api.gateway.v1.CancelRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#catena/api/gateway/v1/gateway.proto\x12\x15\x63\x61tena.api.gateway.v1\x1a%catena/api/executor/v1/executor.proto\x1a#catena/api/learner/v1/learner.proto\x1a\x1f\x63\x61tena/api/types/v1/types.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xae\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rpipeline_type\x18\x02 \x01(\t\x12\x31\n\x07request\x18\x03 \x01(\x0b\x32 .catena.api.types.v1.ChatRequest\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\x12\x10\n\x08no_cache\x18\x05 \x01(\x08\"B\n\x0c\x43hatResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.catena.api.executor.v1.RunResponse\"\x97\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.catena.api.types.v1.Sampling\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\"F\n\x10\x43ompleteResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32#.catena.api.executor.v1.RunResponse\">\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x10\n\x08truncate\x18\x03 \x01(\x08\"F\n\rEmbedResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.catena.api.executor.v1.EmbedResponse\"\xab\x01\n\x0ePredictRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12$\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x07\x63ontext\x18\x04 \x01(\x0b\x32#.catena.api.types.v1.RequestContext\"J\n\x0fPredictResponse\x12\x37\n\x06result\x18\x01 \x01(\x0b\x32\'.catena.api.executor.v1.PredictResponse\"D\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x31\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.catena.api.learner.v1.Feedback\"\x1e\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12\n\n\x02id\x18\x01 \x01(\t\"X\n\x10SubmitRunRequest\x12\x30\n\x04\x63hat\x18\x01 \x01(\x0b\x32\".catena.api.gateway.v1.ChatRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x11SubmitRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1d\n\x0fWatchRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10WatchRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run\"\x1e\n\x10\x43\x61ncelRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11\x43\x61ncelRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.catena.api.executor.v1.Run2\xc3\x06\n\x0eGatewayService\x12Q\n\x04\x43hat\x12\".catena.api.gateway.v1.ChatRequest\x1a#.catena.api.gateway.v1.ChatResponse0\x01\x12]\n\x08\x43omplete\x12&.catena.api.gateway.v1.CompleteRequest\x1a\'.catena.api.gateway.v1.CompleteResponse0\x01\x12R\n\x05\x45mbed\x12#.catena.api.gateway.v1.EmbedRequest\x1a$.catena.api.gateway.v1.EmbedResponse\x12X\n\x07Predict\x12%.catena.api.gateway.v1.PredictRequest\x1a&.catena.api.gateway.v1.PredictResponse\x12[\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12&.catena.api.gateway.v1.FeedbackRequest\x1a\'.catena.api.gateway.v1.FeedbackResponse\x12^\n\tSubmitRun\x12\'.catena.api.gateway.v1.SubmitRunRequest\x1a(.catena.api.gateway.v1.SubmitRunResponse\x12U\n\x06GetRun\x12$.catena.api.gateway.v1.GetRunRequest\x1a%.catena.api.gateway.v1.GetRunResponse\x12]\n\x08WatchRun\x12&.catena.api.gateway.v1.WatchRunRequest\x1a\'.catena.api.gateway.v1.WatchRunResponse0\x01\x12^\n\tCancelRun\x12\'.catena.api.gateway.v1.CancelRunRequest\x1a(.catena.api.gateway.v1.CancelRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,33 +44,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETERESPONSE']._serialized_start=600
   _globals['_COMPLETERESPONSE']._serialized_end=670
   _globals['_EMBEDREQUEST']._serialized_start=672
-  _globals['_EMBEDREQUEST']._serialized_end=716
-  _globals['_EMBEDRESPONSE']._serialized_start=718
-  _globals['_EMBEDRESPONSE']._serialized_end=788
-  _globals['_PREDICTREQUEST']._serialized_start=791
-  _globals['_PREDICTREQUEST']._serialized_end=962
-  _globals['_PREDICTRESPONSE']._serialized_start=964
-  _globals['_PREDICTRESPONSE']._serialized_end=1038
-  _globals['_FEEDBACKREQUEST']._serialized_start=1040
-  _globals['_FEEDBACKREQUEST']._serialized_end=1108
-  _globals['_FEEDBACKRESPONSE']._serialized_start=1110
-  _globals['_FEEDBACKRESPONSE']._serialized_end=1140
-  _globals['_SUBMITRUNREQUEST']._serialized_start=1142
-  _globals['_SUBMITRUNREQUEST']._serialized_end=1230
-  _globals['_SUBMITRUNRESPONSE']._serialized_start=1232
-  _globals['_SUBMITRUNRESPONSE']._serialized_end=1293
-  _globals['_GETRUNREQUEST']._serialized_start=1295
-  _globals['_GETRUNREQUEST']._serialized_end=1322
-  _globals['_GETRUNRESPONSE']._serialized_start=1324
-  _globals['_GETRUNRESPONSE']._serialized_end=1382
-  _globals['_WATCHRUNREQUEST']._serialized_start=1384
-  _globals['_WATCHRUNREQUEST']._serialized_end=1413
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1415
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1475
-  _globals['_CANCELRUNREQUEST']._serialized_start=1477
-  _globals['_CANCELRUNREQUEST']._serialized_end=1507
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1509
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1570
-  _globals['_GATEWAYSERVICE']._serialized_start=1573
-  _globals['_GATEWAYSERVICE']._serialized_end=2408
+  _globals['_EMBEDREQUEST']._serialized_end=734
+  _globals['_EMBEDRESPONSE']._serialized_start=736
+  _globals['_EMBEDRESPONSE']._serialized_end=806
+  _globals['_PREDICTREQUEST']._serialized_start=809
+  _globals['_PREDICTREQUEST']._serialized_end=980
+  _globals['_PREDICTRESPONSE']._serialized_start=982
+  _globals['_PREDICTRESPONSE']._serialized_end=1056
+  _globals['_FEEDBACKREQUEST']._serialized_start=1058
+  _globals['_FEEDBACKREQUEST']._serialized_end=1126
+  _globals['_FEEDBACKRESPONSE']._serialized_start=1128
+  _globals['_FEEDBACKRESPONSE']._serialized_end=1158
+  _globals['_SUBMITRUNREQUEST']._serialized_start=1160
+  _globals['_SUBMITRUNREQUEST']._serialized_end=1248
+  _globals['_SUBMITRUNRESPONSE']._serialized_start=1250
+  _globals['_SUBMITRUNRESPONSE']._serialized_end=1311
+  _globals['_GETRUNREQUEST']._serialized_start=1313
+  _globals['_GETRUNREQUEST']._serialized_end=1340
+  _globals['_GETRUNRESPONSE']._serialized_start=1342
+  _globals['_GETRUNRESPONSE']._serialized_end=1400
+  _globals['_WATCHRUNREQUEST']._serialized_start=1402
+  _globals['_WATCHRUNREQUEST']._serialized_end=1431
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1433
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1493
+  _globals['_CANCELRUNREQUEST']._serialized_start=1495
+  _globals['_CANCELRUNREQUEST']._serialized_end=1525
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1527
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1588
+  _globals['_GATEWAYSERVICE']._serialized_start=1591
+  _globals['_GATEWAYSERVICE']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)

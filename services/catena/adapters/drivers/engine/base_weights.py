@@ -41,7 +41,7 @@ def read_base(
     weights in four bits; embeddings, norms and head stay as they are, and all that is computed is of `dtype`.
     Raises Invalid (`unsupported_architecture`) for a model that this engine would get wrong.
     """
-    tensors = _Tensors(folder, DTYPES[_auto(dtype, device)], device)
+    tensors = _Tensors(folder, DTYPES[auto_dtype(dtype, device)], device)
     return assemble(read_config(folder), tensors, kv_bytes=kv_bytes, most_tokens=most_tokens, nf4=nf4)
 
 
@@ -154,7 +154,8 @@ class _Layers:
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
-def _auto(dtype: str, device: torch.device) -> str:
+def auto_dtype(dtype: str, device: torch.device) -> str:
+    """The name of the type of weights that `auto` means on a device."""
     if dtype != "auto":
         return dtype
     return "float32" if device.type == "cpu" else "bfloat16"

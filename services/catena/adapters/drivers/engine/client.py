@@ -10,6 +10,7 @@ from sys import executable
 import msgspec
 import structlog
 
+from catena.adapters.core.encoding import Encoded, Encoding
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Loaded, Piece, Weights, Work
 from catena.adapters.drivers.engine import frames
 from catena.kit import errors
@@ -84,8 +85,14 @@ class ProcessEngine:
                         raise _error(arrived)
         finally:
             self._calls.pop(call, None)
-            if not ended and self._writer is not None:
-                self._writer.write(frames.framed(frames.Cancel(call)))
+            if not ended:
+                self._cancel(call)
+
+    async def encode(self, asked: Encoding) -> Encoded:
+        """What a base that does not generate makes of texts or rows."""
+        encoded = (await self._ask(lambda call: frames.Encode(call, asked))).encoded
+        assert encoded is not None
+        return encoded
 
     async def load_base(self, base: BaseSource) -> BaseFacts:
         """Hold a base."""
@@ -130,7 +137,8 @@ class ProcessEngine:
                 answer = frames.decode_answer(await reader.readexactly(size))
                 if (arrivals := self._calls.get(answer.call)) is not None:
                     arrivals.put(answer, size)
-                    if arrivals.bytes > self._most_unread:
+                    # A reply comes once; only what goes on coming can outrun its reader.
+                    if arrivals.bytes > self._most_unread and not isinstance(answer, frames.Reply):
                         self._give_up(answer.call, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             if not self._closing:
@@ -159,11 +167,18 @@ class ProcessEngine:
         self._calls.pop(call).end_with(Exhausted(told, code="answer_not_read"))
         writer.write(frames.framed(frames.Cancel(call)))
 
+    def _cancel(self, call: int) -> None:
+        if self._writer is not None:
+            self._writer.write(frames.framed(frames.Cancel(call)))
+
     async def _ask(self, order: Callable[[int], frames.Order]) -> frames.Reply:
         call, arrivals = self._open()
         try:
             await self._send(order(call))
             arrived = await arrivals.get()
+        except asyncio.CancelledError:
+            self._cancel(call)
+            raise
         finally:
             self._calls.pop(call, None)
         if isinstance(arrived, frames.Reply):

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from catena.adapters.core.encoding import Encoded, Encoding
 from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Counters, Done, Loaded, Piece, Weights, Work
 
 LENGTH_BYTES = 4
@@ -27,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine is told on its command line, as JSON. Sizes in bytes, times in seconds.
 
     `quantization`: how weights are held, by base; of the others, as `dtype` has it.
+    `encoders`: some of its bases will be; what they take is then imported while nothing runs that it would hold up.
     """
 
     socket: str
@@ -41,6 +43,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_bytes: int = 256 << 20
     prefill_tokens: int = 512
     lookup_tokens: int = 0
+    encoders: bool = False
+    encode_tokens: int = 2048
+    encode_queue: int = 4096
     coalesce_s: float = 0.025
 
 
@@ -79,6 +84,13 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
     weights: Weights
 
 
+class Encode(msgspec.Struct, frozen=True, tag=True):
+    """Encode, label or predict; answered by Reply."""
+
+    call: int
+    asked: Encoding
+
+
 class Count(msgspec.Struct, frozen=True, tag=True):
     """Tell the counters; answered by Reply."""
 
@@ -93,12 +105,13 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Stop a generation; nothing answers."""
+    """Stop a generation or an encoding; nothing answers."""
 
     call: int
 
 
-Order = LoadBase | LoadAdapter | Stow | Restore | Unload | Count | Submit | Cancel
+Move = LoadBase | LoadAdapter | Stow | Restore | Unload
+Order = Move | Encode | Count | Submit | Cancel
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -109,6 +122,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     loaded: Loaded | None = None
     base: BaseFacts | None = None
     counters: Counters | None = None
+    encoded: Encoded | None = None
 
 
 class Output(msgspec.Struct, frozen=True, tag=True):

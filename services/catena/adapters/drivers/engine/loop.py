@@ -7,10 +7,12 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from catena.adapters.core.work import Counters, Weights, Work
 from catena.adapters.drivers.engine.answer import Generation
+from catena.adapters.drivers.engine.base_weights import weight_bytes
 from catena.adapters.drivers.engine.batch import Batch
 from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.frames import Answer, Failed, Finished, Output, Settings
@@ -48,6 +50,7 @@ class Loop:
         self._now = now
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._live: dict[int, list[Row]] = {}
+        self._gone = Counters()
 
     def post(self, order: Callable[[], None] | None) -> None:
         """Have `order` run between two steps; None ends the loop."""
@@ -81,13 +84,11 @@ class Loop:
 
     def counters(self) -> Counters:
         """The figures so far."""
+        now = _sum([self._gone, *(_figures(held.batch) for held in self.bases.values())])
         batches = [held.batch for held in self.bases.values()]
         active = {row.adapter for batch in batches for row in batch.running if row.adapter is not None}
-        return Counters(
-            forwards=sum(batch.forwards for batch in batches),
-            tokens=sum(batch.tokens for batch in batches),
-            prefix_looked=sum(batch.prefix.looked for batch in batches),
-            prefix_hits=sum(batch.prefix.hits for batch in batches),
+        return msgspec.structs.replace(
+            now,
             prefix_bytes=sum(batch.prefix.bytes for batch in batches),
             waiting=sum(len(batch.waiting) for batch in batches),
             running=sum(len(batch.running) for batch in batches),
@@ -96,7 +97,9 @@ class Loop:
         )
 
     def forget(self, weights: Weights) -> int:
-        """Let an adapter go, stowed or not; the bytes that it held, 0 when it was not here."""
+        """Let an adapter go, stowed or not, or where none is named the whole base; the bytes that it held, 0: none."""
+        if not weights.adapter:
+            return self._forget_base(weights.base)
         held = self.bases.get(weights.base)
         stowed = held.stowed.pop(weights.adapter, None) if held is not None else None
         adapter = self.take(weights) or stowed
@@ -110,6 +113,16 @@ class Loop:
             held.batch.stacks.forget(weights.adapter)
             held.batch.waiting.forget(weights.adapter)
         return adapter
+
+    def _forget_base(self, name: str) -> int:
+        held = self.bases.get(name)
+        if held is None:
+            return 0
+        # Nobody should use it any more; whoever does learns that it went.
+        self._fail_all(held, Unavailable(f"base {name} was unloaded"))
+        del self.bases[name]
+        self._gone = _sum([self._gone, _figures(held.batch)])
+        return weight_bytes(held.decoder)
 
     def _submit(self, call: int, work: Work, tokens: list[int], grammars: Sequence[Grammar]) -> None:
         held, adapter = self._find(work.weights)
@@ -260,3 +273,16 @@ def failed(call: int, error: CatenaError) -> Failed:
     """The frame that carries an error to the room."""
     kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "catena.kit.errors")
     return Failed(call, kind, error.code, error.message, error.retry_after_s)
+
+
+def _figures(batch: Batch) -> Counters:
+    """What a batch did so far."""
+    return Counters(
+        forwards=batch.forwards, tokens=batch.tokens, prefix_looked=batch.prefix.looked, prefix_hits=batch.prefix.hits
+    )
+
+
+def _sum(counted: Sequence[Counters]) -> Counters:
+    """What is only ever counted up, summed."""
+    names = ("forwards", "tokens", "prefix_looked", "prefix_hits")
+    return Counters(**{name: sum(getattr(one, name) for one in counted) for name in names})

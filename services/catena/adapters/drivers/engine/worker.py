@@ -1,7 +1,8 @@
 """The engine's process: `python -m catena.adapters.drivers.engine.worker SETTINGS`, started by the room's supervisor.
 
-The main thread runs the step loop; one thread reads orders and tokenises, one loads weights, one writes answers. So a
-load or a long prompt never holds up a running answer for more than its share of the interpreter.
+The main thread runs the step loop; one thread reads orders and tokenises, one loads weights, one writes answers, one
+runs encoders. So a load, a long prompt or an encoder never holds up a running answer for more than its share of the
+interpreter.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ from catena.adapters.core.work import AdapterSource, BaseFacts, BaseSource, Load
 from catena.adapters.drivers.engine import frames
 from catena.adapters.drivers.engine.adapter_weights import read_parts
 from catena.adapters.drivers.engine.arena import HOST, moved
-from catena.adapters.drivers.engine.base_weights import read_base, weight_bytes
+from catena.adapters.drivers.engine.base_weights import DTYPES, auto_dtype, read_base, weight_bytes
 from catena.adapters.drivers.engine.batch import Batch
+from catena.adapters.drivers.engine.encoders import Turns, prepare, read_encoder
 from catena.adapters.drivers.engine.loop import RETRY_AFTER_S, Held, Loop, failed
 from catena.adapters.drivers.engine.lora import Adapter
 from catena.adapters.drivers.engine.probe import probe
@@ -49,11 +51,14 @@ class Worker:
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loop = Loop(settings, self._tell, time.monotonic)
+        self._prepared = threading.Event()
+        self._turns = Turns(most_tokens=settings.encode_tokens, most_waiting=settings.encode_queue, tell=self._tell)
 
     def run(self) -> None:
         """Serve until the room hangs up."""
         threading.Thread(target=self._write, name="write", daemon=True).start()
         threading.Thread(target=self._read, name="read", daemon=True).start()
+        threading.Thread(target=self._encode, name="encode", daemon=True).start()
         self._loop.run()
 
     def _tell(self, answer: frames.Answer) -> None:
@@ -84,6 +89,22 @@ class Worker:
             log.exception("reader failed")
             os._exit(1)
 
+    def _encode(self) -> None:
+        try:
+            if self._settings.encoders:
+                prepare()
+        except Exception:
+            # Whoever loads an encoder is told; decoders can do without.
+            log.exception("encoders not prepared")
+        finally:
+            self._prepared.set()
+        try:
+            self._turns.run()
+        except Exception:
+            # Without this thread its callers would wait for ever: start anew.
+            log.exception("encoders failed")
+            os._exit(1)
+
     def _exactly(self, size: int) -> bytes:
         parts = []
         while size > 0:
@@ -101,18 +122,32 @@ class Worker:
                 self._guard(call, lambda: self._submit(call, work))
             case frames.Cancel(call=call):
                 loop.post(lambda: loop.cancel(call))
-            case frames.LoadBase(call=call, base=base):
-                self._loader.submit(self._guard, call, lambda: self._load_base(call, base))
-            case frames.LoadAdapter(call=call, adapter=adapter):
-                self._loader.submit(self._guard, call, lambda: self._load_adapter(call, adapter))
-            case frames.Stow(call=call, weights=weights):
-                loop.post(lambda: self._stow(call, weights))
-            case frames.Restore(call=call, weights=weights):
-                loop.post(lambda: self._restore(call, weights))
-            case frames.Unload(call=call, weights=weights):
-                loop.post(lambda: self._tell(frames.Reply(call, bytes=loop.forget(weights))))
+                self._turns.post(lambda: self._turns.cancel(call))
+            case frames.Encode(call=call, asked=asked):
+                self._turns.post(lambda: self._turns.submit(call, asked))
             case frames.Count(call=call):
                 loop.post(lambda: self._tell(frames.Reply(call, counters=loop.counters())))
+            case _:
+                self._move(order)
+
+    def _move(self, order: frames.Move) -> None:
+        """Bring something into memory, out of it, or from one memory to another."""
+        loop, turns, call = self._loop, self._turns, order.call
+        match order:
+            case frames.LoadBase(base=base) if base.kind != "chat":
+                self._loader.submit(self._guard, call, lambda: self._load_encoder(call, base))
+            case frames.LoadBase(base=base):
+                self._loader.submit(self._guard, call, lambda: self._load_base(call, base))
+            case frames.LoadAdapter(adapter=adapter):
+                self._loader.submit(self._guard, call, lambda: self._load_adapter(call, adapter))
+            case frames.Stow(weights=weights):
+                loop.post(lambda: self._stow(call, weights))
+            case frames.Restore(weights=weights):
+                loop.post(lambda: self._restore(call, weights))
+            case frames.Unload(weights=weights) if weights.base in turns.held:
+                turns.post(lambda: self._tell(frames.Reply(call, bytes=turns.forget(weights.base))))
+            case frames.Unload(weights=weights):
+                loop.post(lambda: self._tell(frames.Reply(call, bytes=loop.forget(weights))))
 
     def _guard(self, call: int, work: Callable[[], None]) -> None:
         try:
@@ -161,6 +196,16 @@ class Worker:
             dtype=self._settings.quantization.get(base.name) or str(held.decoder.shape.dtype).removeprefix("torch."),
         )
         self._keep(lambda: self._loop.bases.setdefault(base.name, held), frames.Reply(call, base=facts))
+
+    def _load_encoder(self, call: int, base: BaseSource) -> None:
+        # Transformers is imported by one thread at a time, or it is found half made.
+        self._prepared.wait()
+        encoder = self._turns.held.get(base.name)
+        if encoder is None:
+            dtype = DTYPES[auto_dtype(self._settings.dtype, self._device)]
+            encoder = read_encoder(base, dtype=dtype, device=self._device)
+        self._turns.held[base.name] = encoder
+        self._tell(frames.Reply(call, base=encoder.facts))
 
     def _load_adapter(self, call: int, source: AdapterSource) -> None:
         held = self._held(source.weights.base)

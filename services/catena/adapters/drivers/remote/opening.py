@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 import aiohttp
 
 from catena.adapters.config import EngineConfig
+from catena.adapters.core.encoding import Encoded, Encoding
 from catena.adapters.core.ports import Runner
 from catena.adapters.core.work import (
     AdapterSource,
@@ -18,6 +19,7 @@ from catena.adapters.core.work import (
     Weights,
     Work,
 )
+from catena.adapters.drivers.remote.holding import unsupported
 from catena.adapters.drivers.remote.http import RETRY_AFTER_S, Server
 from catena.adapters.drivers.remote.tgi import TgiEngine
 from catena.adapters.drivers.remote.vllm import VllmEngine, placed
@@ -26,6 +28,7 @@ from catena.kit.config import secret
 from catena.kit.errors import Exhausted, Invalid, Unavailable
 
 MOST_LINE_BYTES = 4 << 20
+ENCODERS = "serve it by a room whose engine is local"
 REST_S = 5.0
 """How long the counters of a server that does not answer are left alone."""
 COUNT_EVERY_S = 2.0
@@ -78,8 +81,14 @@ class RemoteEngine:
             self._answers -= work.sampling.n
 
     async def load_base(self, base: BaseSource) -> BaseFacts:
-        """Look for a base."""
+        """Look for a base. Raises Invalid for one that does not generate."""
+        if base.kind != "chat":
+            raise unsupported("this engine", f"models of type {base.kind}", "encoders_unsupported", ENCODERS)
         return await self.engine.load_base(base)
+
+    async def encode(self, asked: Encoding) -> Encoded:
+        """Refuse: no base of that kind was ever held."""
+        raise unsupported("this engine", "encoders", "encoders_unsupported", ENCODERS)
 
     async def load_adapter(self, adapter: AdapterSource) -> Loaded:
         """Hold an adapter."""
@@ -95,8 +104,8 @@ class RemoteEngine:
         raise Unavailable(f"{weights.adapter} is not in host memory; load it", code="not_resident")
 
     async def unload(self, weights: Weights) -> int:
-        """Let an adapter go."""
-        return await self.engine.unload(weights)
+        """Let an adapter go; a base stays with its server, whatever this room forgets of it."""
+        return await self.engine.unload(weights) if weights.adapter else 0
 
     async def counters(self) -> Counters:
         """What the servers did, as they told a moment ago."""

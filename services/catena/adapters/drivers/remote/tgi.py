@@ -91,7 +91,7 @@ class Generated(msgspec.Struct):
 
 
 class TgiEngine:
-    """Implements the port `Engine`."""
+    """Implements the port `Runner`."""
 
     def __init__(self, servers: Mapping[str, Server], world: World) -> None:
         """`servers` by base."""

@@ -102,7 +102,7 @@ class Chunk(msgspec.Struct):
 
 
 class VllmEngine:
-    """Implements the port `Engine`. `place` tells where the server finds an adapter's folder."""
+    """Implements the port `Runner`. `place` tells where the server finds an adapter's folder."""
 
     def __init__(
         self, servers: Mapping[str, Server], world: World, *, place: Callable[[str], str], lost: Callable[[], None]

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from catena.adapters.core.records import Profile
+from catena.adapters.core.records import BaseProfile, Profile
 from catena.kit.errors import Invalid
 
 FOLDER = Path(__file__).parent
@@ -16,6 +16,13 @@ Content = TypeVar("Content")
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: tuple[str, ...] = ()
+    description: str = ""
+
+
+class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str
+    parameters: Annotated[int, msgspec.Meta(gt=0)]
+    licence: str = ""
     description: str = ""
 
 
@@ -33,6 +40,12 @@ def read_profiles(own: str = "") -> Mapping[str, Profile]:
     return {
         name: Profile(name=name, tasks=entry.tasks, description=entry.description) for name, entry in entries.items()
     }
+
+
+def read_base_profiles(own: str = "") -> Mapping[str, BaseProfile]:
+    """The base profiles by name; `own` and errors as for workflows."""
+    entries = _read("bases.yaml", own, dict[Name, _Base], "name: {path: ..., parameters: ..., ...}")
+    return {name: BaseProfile(name=name, **msgspec.structs.asdict(entry)) for name, entry in entries.items()}
 
 
 def _read(name: str, own: str, kind: type[Content], form: str) -> Content:

@@ -105,4 +105,21 @@ EXAMPLES = (
             ),
         ),
     ),
+    Pipeline(
+        name="recommend-from-features",
+        description="What suits a user best, from the feature group `profile`, by the model of feature vectors of "
+        "parameter `model`.",
+        steps=(
+            Step(
+                name="profile",
+                type="feature",
+                config={"entity_type": "user", "entity_id": "{data.user_id}", "group": "profile"},
+            ),
+            Step(
+                name="ranked",
+                type="model",
+                config={"kind": "prediction", "model": "{parameters.model}", "input": "{profile.vector}", "top": 3},
+            ),
+        ),
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from catena.executor.core.actions import Decision, Lookup
 from catena.executor.core.calling import Execution
+from catena.executor.core.catalogue import Kind
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Score
 from catena.executor.core.driving import drive, look_up
 from catena.executor.core.pipelines import cleaning
@@ -27,15 +28,18 @@ Scope = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What steps work with. `plan_of(shape, model)` gives a model step its plan, `embed(model, texts)` vectors.
+    """What steps work with.
 
+    `plan_of(shape, model)` gives a model step its plan, `embed(model, texts, truncate)` vectors, and
+    `predict(kind, model, data, parameters)` what a model of that kind makes of data.
     `path`: the pipelines around this one. `scores`: what was judged on the way.
     """
 
     run: Execution
     facts: Facts
     features: Features
-    embed: Callable[[str, Sequence[str]], Awaitable[Vectors]]
+    embed: Callable[[str, Sequence[str], bool], Awaitable[Vectors]]
+    predict: Callable[[Kind, str, Any, Mapping[str, Any]], Awaitable[Any]]
     plan_of: Callable[[str, str], Plan]
     pipeline: Callable[[str, int], Awaitable[Pipeline]]
     path: tuple[str, ...] = ()
@@ -126,10 +130,13 @@ async def _model(bench: Bench, told: ModelCall, scope: Scope, key: str) -> Any:
     name = text(told.model, scope)
     if told.kind == "embedding":
         value = fill(told.input, scope)
-        vectors = await bench.embed(name, _texts(value))
+        vectors = await bench.embed(name, _texts(value), told.truncate)
         return [list(row) for row in vectors.vectors] if isinstance(value, list) else list(vectors.vectors[0])
-    if told.kind == "classification":
+    if told.kind == "classification" and told.labels:
         return await _classify(bench, told, name, _texts(fill(told.input, scope)))
+    if told.model_type != "chat":
+        parameters = {"truncate": told.truncate, "top": told.top, "aggregation": told.aggregation}
+        return await bench.predict(told.model_type, name, fill(told.input, scope), parameters)
     decision = await _ask(bench, told, name, scope, key)
     answer = decision.choices[0].text if decision.choices else ""
     if told.expected:
@@ -162,7 +169,7 @@ def _request(told: ModelCall, scope: Scope) -> ChatRequest:
 async def _classify(bench: Bench, told: ModelCall, name: str, texts: Sequence[str]) -> Any:
     examples = [example for group in told.labels.values() for example in group]
     owners = [label for label, group in told.labels.items() for _ in group]
-    vectors = (await bench.embed(name, [*examples, *texts])).vectors
+    vectors = (await bench.embed(name, [*examples, *texts], told.truncate)).vectors
     found = [nearest_label(vector, vectors[: len(examples)], owners) for vector in vectors[len(examples) :]]
     return found if len(found) > 1 else found[0]
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from catena.kit.config import ModelType
+
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A step's settings; an unknown key is refused. Texts are templates."""
@@ -42,13 +44,15 @@ class Recall(Told, frozen=True, kw_only=True):
 
 
 class ModelCall(Told, frozen=True, kw_only=True):
-    """model: `prompt` or `messages` for chat and completion, `input` texts for embedding and classification.
+    """model: `prompt` or `messages` for chat and completion, `input` texts or feature vectors for the other kinds.
 
-    `shape` runs a configured strategy with `model` (empty: its own) as the main one. `labels` are examples by label.
+    `shape` runs a configured strategy with `model` (empty: its own) as the main one. `labels` are examples by label, by
+    which an embedding model classifies; without them `model` is itself of the step's kind. `truncate` cuts texts that
+    are too long for it, `top` keeps the likeliest labels, `aggregation` is how tokens become spans.
     `expected` makes the answer be judged by exact comparison.
     """
 
-    kind: Literal["chat", "completion", "embedding", "classification"] = "chat"
+    kind: Literal["chat", "completion", "embedding", "classification", "token-classification", "prediction"] = "chat"
     model: str = ""
     shape: str = ""
     system: str = ""
@@ -61,7 +65,17 @@ class ModelCall(Told, frozen=True, kw_only=True):
     stop: list[str] = msgspec.field(default_factory=list)
     json_schema: dict[str, Any] | None = None
     labels: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    truncate: bool = False
+    top: int = 0
+    aggregation: str = ""
     expected: str = ""
+
+    @property
+    def model_type(self) -> ModelType:
+        """What the step's model has to be."""
+        if self.kind == "completion":
+            return "chat"
+        return "embedding" if self.labels else self.kind
 
 
 class Nested(Told, frozen=True, kw_only=True):

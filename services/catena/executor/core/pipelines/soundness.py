@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from catena.executor.core.catalogue import Kind, Model, find
+from catena.executor.core.catalogue import Model, find
 from catena.executor.core.checks import check_schema
 from catena.executor.core.pipelines import cleaning, templates
 from catena.executor.core.pipelines.settings import KINDS, Batch, Clean, Feature, ModelCall, Nested, Told
@@ -97,20 +97,20 @@ def _check_model(told: Any, where: str, models: Mapping[str, Model]) -> None:
     if told.shape:
         if parse_shape(told.shape) is None:
             raise _bad(f"step {where!r}: shape {told.shape!r} leaves the choice open; name a shape")
-    elif not told.model and told.kind in ("chat", "completion"):
+    elif not told.model and told.kind != "embedding" and not told.labels:
         raise _bad(f"step {where!r} names no model; set config.model or config.shape")
+    if told.labels and (told.kind != "classification" or len(told.labels) < 2):
+        raise _bad(f"step {where!r}: config.labels has examples for classification, of at least two labels; correct it")
     if told.model and not list(templates.names(told.model)):
-        _check_type(find(models, told.model), told.kind, where)
-    if told.kind == "classification" and len(told.labels) < 2:
-        raise _bad(f"step {where!r}: classification needs at least two labels with examples; set config.labels")
+        _check_type(find(models, told.model), told, where)
     if told.json_schema is not None:
         check_schema(told.json_schema)
 
 
-def _check_type(model: Model, kind: str, where: str) -> None:
-    wanted: Kind = "chat" if kind in ("chat", "completion") else "embedding"
-    if model.type != wanted:
-        raise _bad(f"step {where!r}: {model.name!r} is of type {model.type}; {kind} needs one of type {wanted}")
+def _check_type(model: Model, told: ModelCall, where: str) -> None:
+    if model.type != told.model_type:
+        needs = f"{told.kind} needs one of type {told.model_type}"
+        raise _bad(f"step {where!r}: {model.name!r} is of type {model.type}; {needs}")
 
 
 def _check_feature(told: Any, where: str, models: Mapping[str, Model]) -> None:

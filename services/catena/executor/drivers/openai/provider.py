@@ -66,8 +66,8 @@ class OpenAiProvider:
             ended = Ended(usage=usage, resolved_model=model, confidence=confidence_of(heard))
             yield Piece(ended=ended)
 
-    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float) -> Vectors:
-        """One call for all texts."""
+    async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
+        """One call for all texts; whether too long ones are cut is the server's own decision."""
         body = {"model": model.upstream, "input": list(texts), "encoding_format": "float"}
         async with self._posted(model, "embeddings", body, timeout_s) as response:
             found = await _body(response, _server(model))
