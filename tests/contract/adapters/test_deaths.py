@@ -53,13 +53,13 @@ async def exact(room: Room) -> bool:
 
 def engine_of(house: House) -> list[psutil.Process]:
     """The engine's processes of this house, whoever is their parent."""
-    found = []
+    found, line_of_its_own = [], house.address("adapters-engine").removeprefix("unix:")
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if "catena.adapters.drivers.engine.worker" in line and str(house.folder()) in line:
+        if "catena.adapters.drivers.engine.worker" in line and line_of_its_own in line:
             found.append(process)
     return found
 

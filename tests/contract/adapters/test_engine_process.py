@@ -345,5 +345,5 @@ async def test_the_ways_of_cuda_can_be_asked_for_and_say_the_same(bench: Bench, 
 async def test_ways_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     settings = Settings(socket=str(tmp_path / "line.sock"), ways=Ways(kv="bags", graphs="on"))
     async with open_engine(settings, tmp_path / "run") as engine:
-        with pytest.raises(Invalid, match=r"needs adapters\.kv blocks"):
+        with pytest.raises(Invalid, match=r"needs adapters\.kv places"):
             await engine.load_base(BaseSource(name="small", folder=str(SMALL)))

@@ -23,6 +23,7 @@ from catena.kit.errors import Invalid
 from tests.contract.adapters.conftest import new_adapter, open_room
 from tests.contract.adapters.making import make_adapter, make_base, part_of, peft_logits, prompts
 from tests.contract.adapters.test_engine_equals_peft import Runner
+from tests.contract.adapters.ways import MEANS
 from tests.contract.adapters.test_room import question, register, text_of
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def mixed(decoder: Decoder, base: Path, folders: list[Path | None], texts: list[
     adapters: list[Adapter | None] = [
         read_adapter(str(n), [part_of(base, folder)], decoder) if folder else None for n, folder in enumerate(folders)
     ]
-    runner = Runner(decoder)
+    runner = Runner(decoder, MEANS["bags-rows"])
     first = runner.run([text[:-1] for text in texts], [0] * len(texts), adapters)
     last = runner.run([[text[-1]] for text in texts], [len(text) - 1 for text in texts], adapters)
     return [torch.cat(pair) for pair in zip(first, last, strict=True)]
