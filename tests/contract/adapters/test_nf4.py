@@ -23,8 +23,8 @@ from catena.kit.errors import Invalid
 from tests.contract.adapters.conftest import new_adapter, open_room
 from tests.contract.adapters.making import make_adapter, make_base, part_of, peft_logits, prompts
 from tests.contract.adapters.test_engine_equals_peft import Runner
-from tests.contract.adapters.ways import MEANS
 from tests.contract.adapters.test_room import question, register, text_of
+from tests.contract.adapters.ways import MEANS
 
 CPU = torch.device("cpu")
 TOLERANCE = {"float32": 2e-2, "bfloat16": 1e-1}
