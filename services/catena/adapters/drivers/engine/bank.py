@@ -13,6 +13,7 @@ from torch import Tensor
 
 from catena.adapters.drivers.engine.lora import Adapter, Where
 from catena.adapters.drivers.engine.shape import Shape
+from catena.adapters.drivers.engine.sums import Sums, picked, starts, summed
 from catena.adapters.drivers.engine.tables import Tables
 
 MANY = 16
@@ -110,8 +111,8 @@ class BankStep:
             [slot >= 0 and len(rows[slot]) < MANY for slot in slots[self._span]], device=device
         )
         self._place_T = torch.tensor(slots, device=device) + 1
-        self._reads: dict[int, tuple[Tensor, Tensor]] = {}
-        self._adds: dict[int, tuple[Tensor, Tensor]] = {}
+        self._reads: dict[int, Sums] = {}
+        self._adds: dict[int, Sums] = {}
 
     def add(self, y_TO: Tensor, x_TI: Tensor, where: Where) -> None:
         """Add to `y_TO`, in place, what each row's adapter makes of `x_TI`."""
@@ -122,9 +123,9 @@ class BankStep:
             self._multiply(y_TO, x_TI, tables, slot, rows)
         if self._few is not None:
             x_NI = _rows(x_TI, self._few)
-            h_NP = _sums(tables.a_XP, self._reading(x_NI.shape[1]), x_NI)
+            h_NP = summed(tables.a_XP, self._reading(x_NI.shape[1]), x_NI)
             for group in tables.groups:
-                d_XO = _sums(group.b_XO, self._adding(group.count), h_NP[:, group.columns])
+                d_XO = summed(group.b_XO, self._adding(group.count), h_NP[:, group.columns])
                 y_TO[self._span, group.outs].add_(d_XO.view(self._span.stop - self._span.start, -1))
         if tables.norm_XO is not None and tables.shift_XO is not None:
             y_TO.mul_(tables.norm_XO[self._place_T]).add_(tables.shift_XO[self._place_T])
@@ -148,28 +149,20 @@ class BankStep:
             return slice(rows[0], rows[-1] + 1)
         return torch.tensor(rows, device=self._device)
 
-    def _reading(self, inputs: int) -> tuple[Tensor, Tensor]:
+    def _reading(self, inputs: int) -> Sums:
         """The rows of A's table that each row sums, and where each sum begins."""
         if inputs not in self._reads:
-            picked_NI = self._slot_N[:, None] * inputs + torch.arange(inputs, device=self._device)
-            starts_N = torch.arange(0, picked_NI.numel(), inputs, device=self._device)
-            self._reads[inputs] = picked_NI.int().flatten(), starts_N.int()
+            each_N = torch.ones_like(self._slot_N)
+            self._reads[inputs] = picked(self._slot_N, inputs), starts(each_N, inputs)
         return self._reads[inputs]
 
-    def _adding(self, count: int) -> tuple[Tensor, Tensor]:
+    def _adding(self, count: int) -> Sums:
         """The rows of B's table that each row sums for each of its parts, none where it has no adapter here."""
         if count not in self._adds:
-            width, ranks = count * self._bank.ranks, self._bank.ranks
-            picked_NX = self._slot_N[:, None] * width + torch.arange(width, device=self._device)
-            sizes_X = (self._served_T * ranks).repeat_interleave(count)
-            self._adds[count] = picked_NX.int().flatten(), (sizes_X.cumsum(0) - sizes_X).int()
+            ranks, served_X = self._bank.ranks, self._served_T.repeat_interleave(count)
+            self._adds[count] = picked(self._slot_N, count * ranks), starts(served_X, ranks)
         return self._adds[count]
 
 
 def _rows(x_TI: Tensor, rows: slice | Tensor) -> Tensor:
     return x_TI[rows] if isinstance(rows, slice) else x_TI.index_select(0, rows)
-
-
-def _sums(table_XO: Tensor, sums: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
-    summed: Tensor = torch.embedding_bag(table_XO, *sums, False, 0, False, weights.flatten())[0]
-    return summed

@@ -15,6 +15,7 @@ from torch import Tensor
 from catena.adapters.drivers.engine.decoder import Segment, Step, attend_row
 from catena.adapters.drivers.engine.prefix import BLOCK, blocks_of
 from catena.adapters.drivers.engine.shape import Shape
+from catena.adapters.drivers.engine.sums import picked, starts, summed
 
 FEW = 8
 """Tokens of a row in one step up to which each is served by sums of its own, as verified proposals are."""
@@ -106,37 +107,21 @@ class _Sums:
         rows_NHB = (blocks_NB * shape.key_heads)[:, None] + heads_H[:, None]
         there_NHB = (torch.arange(most) < count_N[:, None])[:, None].expand_as(rows_NHB)
         self._owners = there_NHB.flatten().nonzero()[:, 0] // most
-        self._keys = _picked(rows_NHB[there_NHB], shape.head), _starts(there_NHB, shape.head)
+        self._keys = picked(rows_NHB[there_NHB], shape.head), starts(there_NHB, shape.head)
         place_NL = begin_N[:, None] * BLOCK + torch.arange(most * BLOCK)
         seen_NL = (place_NL >= first_N[:, None]) & (place_NL <= last_N[:, None])
         self._unseen_N1L = ~seen_NL[:, None]
         seen_NHL = seen_NL[:, None].expand(-1, shape.heads, -1)
         self._seen = seen_NHL.flatten().nonzero()[:, 0]
-        picked = _picked(rows_NHB.flatten(), BLOCK)[self._seen]
+        values = picked(rows_NHB.flatten(), BLOCK)[self._seen]
         seen_N = (last_N - first_N + 1)[:, None].expand(-1, shape.heads)
-        self._values = picked, _starts(seen_N, 1)
+        self._values = values, starts(seen_N, 1)
 
     def of(self, q_NHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """What these tokens make of their rows, (N, H E)."""
         n, heads, size = q_NHE.shape
         q_XE = (q_NHE * self._shape.scale).to(keys.dtype).view(n * heads, size).index_select(0, self._owners)
-        scores_NHL = _summed(keys.view(-1, BLOCK), self._keys, q_XE).view(n, heads, -1)
+        scores_NHL = summed(keys.view(-1, BLOCK), self._keys, q_XE).view(n, heads, -1)
         weights_NHL = torch.softmax(scores_NHL.masked_fill_(self._unseen_N1L, -torch.inf), -1)
         weights = weights_NHL.flatten().index_select(0, self._seen).to(values.dtype)
-        return _summed(values.view(-1, size), self._values, weights).view(n, heads * size)
-
-
-def _picked(rows: Tensor, size: int) -> Tensor:
-    """Each row's `size` rows in a finer table."""
-    return (rows.int()[:, None] * size + torch.arange(size, dtype=torch.int32)).flatten()
-
-
-def _starts(counts: Tensor, size: int) -> Tensor:
-    """Where each sum begins, when it takes `size` times its count."""
-    sizes = counts.flatten().int() * size
-    return (sizes.cumsum(0, dtype=torch.int32) - sizes).int()
-
-
-def _summed(table: Tensor, sums: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
-    summed: Tensor = torch.embedding_bag(table, *sums, False, 0, False, weights.flatten())[0]
-    return summed
+        return summed(values.view(-1, size), self._values, weights).view(n, heads * size)

@@ -42,17 +42,17 @@ class Stacks:
         """The step over packed rows with these adapters; None when no row has one."""
         if self._last is not None and self._last[0] == rows:
             return self._last[1]
-        banks: dict[int, dict[Adapter, None]] = {}
-        for adapter in rows:
-            if adapter is not None:
-                banks.setdefault(_ranks(adapter), {})[adapter] = None
+        banks: dict[int, list[Adapter]] = {}
+        # A prompt's rows are hundreds of the same adapter: its ranks are counted once.
+        for adapter in dict.fromkeys(row for row in rows if row is not None):
+            banks.setdefault(_ranks(adapter), []).append(adapter)
         if not banks:
             return None
         self._now += 1
         steps = []
         for ranks, adapters in banks.items():
             bank = self._banks.setdefault(ranks, Bank(self._shape, ranks))
-            slots = bank.slots(list(adapters), self._now)
+            slots = bank.slots(adapters, self._now)
             taken = [-1 if adapter is None else slots.get(adapter, -1) for adapter in rows]
             steps.append(BankStep(bank, taken, self._shape.device))
         self._last = list(rows), LoraStep(steps)
