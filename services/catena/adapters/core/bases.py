@@ -16,6 +16,7 @@ from catena.adapters.core.encoding import check_kind
 from catena.adapters.core.errors import BaseMisplaced, NoRoom
 from catena.adapters.core.ports import Bases, Engine
 from catena.adapters.core.records import BaseRecord, BaseState
+from catena.adapters.core.resident import Pulse
 from catena.adapters.core.work import BaseFacts, BaseSource, Weights
 from catena.kit.clock import Clock
 from catena.kit.errors import CatenaError, Unavailable
@@ -72,7 +73,7 @@ class BaseLoads:
         self._refusals: dict[str, str] = {}
         self._exact: dict[str, int] = {}
         self._losses = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._pulse = Pulse()
 
     @property
     def used_bytes(self) -> int:
@@ -93,7 +94,7 @@ class BaseLoads:
         """
         held = self._held.get(name)
         while held is not None and (held.leaving or (held.draining and not beside)):
-            await self._changed()
+            await self._pulse.wait()
             held = self._held.get(name)
         if held is None:
             held = self._start(name)
@@ -103,7 +104,7 @@ class BaseLoads:
             while beside and held.loading and not held.bytes:
                 if held.blocked:
                     raise self._full(name)
-                await self._changed()
+                await self._pulse.wait()
             await self._arrival(name, load)
             held.last_used_s = self._clock.monotonic()
             assert held.facts is not None
@@ -125,7 +126,7 @@ class BaseLoads:
         held.draining += 1
         try:
             while self._holds(held) and (held.users or held.loading):
-                await self._changed()
+                await self._pulse.wait()
             return await self._leave(held) if self._holds(held) else 0
         finally:
             held.draining -= 1
@@ -234,7 +235,7 @@ class BaseLoads:
                     held.blocked = True
                     self._pulse()
                 asked = _pass_on(asked, min(free, key=lambda other: other.last_used_s, default=None))
-                await self._changed()
+                await self._pulse.wait()
         finally:
             if _pass_on(asked, None) is not asked:
                 self._pulse()
@@ -297,18 +298,6 @@ class BaseLoads:
 
     def _holds(self, held: Held) -> bool:
         return self._held.get(held.name) is held
-
-    async def _changed(self) -> None:
-        """Wait until something was released, came, left or was unpinned."""
-        change = asyncio.get_running_loop().create_future()
-        self._waiting.append(change)
-        await change
-
-    def _pulse(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            if not change.done():
-                change.set_result(None)
 
 
 def _pass_on(asked: Held | None, other: Held | None) -> Held | None:
