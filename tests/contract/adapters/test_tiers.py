@@ -30,6 +30,7 @@ DEVICE, HOST = 10, 25
 """Adapters that have room on the device and in host memory."""
 WARM = 50
 """Adapters that are registered and used before memory is measured."""
+CLIENTS = 8
 LEAK_BYTES = 64 << 20
 """A third of what the loads of a thousand would leak if none of them were freed."""
 
@@ -167,20 +168,21 @@ async def test_many_adapters_share_a_small_budget_of_each_tier(tmp_path: Path, m
     each = sum(tensor.nbytes for tensor in load_file(plain / "adapter_model.safetensors").values())
     async with open_room(house, budget_bytes=DEVICE * each, host_bytes=HOST * each, prefix_bytes=0) as room:
         await register(room, plain, range(WARM))
-        await asyncio.gather(*(client(room, range(part, WARM, 8)) for part in range(8)))
+        await asyncio.gather(*(client(room, range(part, WARM, CLIENTS)) for part in range(CLIENTS)))
         process = engine_of(house)
         before = process.memory_info().rss
-        await asyncio.gather(*(register(room, plain, range(WARM + part, many, 8)) for part in range(8)))
+        await asyncio.gather(*(register(room, plain, range(WARM + part, many, CLIENTS)) for part in range(CLIENTS)))
         rng = random.Random(7)
         asked = rng.choices(range(many), [1 / (rank + 1) for rank in range(many)], k=100 + many // 2)
 
-        await asyncio.gather(*(client(room, asked[part::8]) for part in range(8)))
+        await asyncio.gather(*(client(room, asked[part::CLIENTS]) for part in range(CLIENTS)))
 
         tiers, grown = await tiers_of(room), process.memory_info().rss - before
         device, host, disk = tiers["device"], tiers["host"], tiers["disk"]
         assert (device.adapters, device.bytes) == (DEVICE, DEVICE * each)
         assert host.bytes == host.adapters * each <= HOST * each
-        assert host.adapters >= HOST - 1
+        # What goes back to the device keeps its place until it is there, so each client may end one of them short.
+        assert host.adapters >= HOST - CLIENTS
         files = [file for file in house.folder("artifacts").rglob("*") if file.is_file()]
         assert (disk.adapters, disk.bytes) == (many, sum(file.stat().st_size for file in files))
         # Each load brought one adapter to the device, and each but those that are there left it again.
