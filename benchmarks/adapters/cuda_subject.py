@@ -123,15 +123,15 @@ def _adapter(peft: Any, name: str) -> Adapter:
     size = sum(
         tensor.numel() * tensor.element_size()
         for site in sites.values()
-        for tensor in (site.a_RI, *(block.b_OR for block in site.blocks))
+        for tensor in (factor for block in site.blocks for factor in (block.a_RI, block.b_OR))
     )
     return Adapter(name, sites, size)
 
 
 def _site(modules: Sequence[Any], name: str) -> Site:
     blocks, out = [], 0
-    for number, module in enumerate(modules):
-        b_OR = module.lora_B[name].weight.data * module.scaling[name]
-        blocks.append(Block(b_OR, out, number * RANK))
+    for module in modules:
+        a_RI, b_OR = module.lora_A[name].weight.data, module.lora_B[name].weight.data
+        blocks.append(Block(a_RI, b_OR, out, module.scaling[name]))
         out += b_OR.shape[0]
-    return Site(torch.cat([module.lora_A[name].weight.data for module in modules]), tuple(blocks))
+    return Site(tuple(blocks))

@@ -142,8 +142,13 @@ def _wanted(subject: Subject, name: str) -> Wanted:
     async def vouched() -> bool:
         return True
 
+    def doubt() -> None:
+        raise AssertionError("the engine refused what it was given")
+
     most = MOST_BYTES * subject.adapter_parameters
-    return Wanted(weights=source.weights, tenant="shared", model=name, bytes=most, source=given, vouched=vouched)
+    return Wanted(
+        weights=source.weights, tenant="shared", model=name, bytes=most, source=given, vouched=vouched, doubt=doubt
+    )
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from catena.adapters.core.work import AdapterSource, BaseSource, Module, Part, Weights
+from catena.adapters.core.work import AdapterSource, BaseSource, Part, Weights
+from catena.adapters.drivers.gate import part_of
 from catena.artifacts import manifest
 from catena.artifacts.base import CheckedBase, check_base
 from catena.artifacts.files import WEIGHTS
@@ -91,14 +92,14 @@ class Subject:
 
     def part(self, name: str) -> Part:
         """An adapter as the gate describes it to the engine."""
-        checked = check_adapter(
-            self.adapters[name],
-            base_digest=self.checked.digest,
-            shape=self.checked.shape,
-            keys={"bench": self.trusted},
+        return part_of(
+            check_adapter(
+                self.adapters[name],
+                base_digest=self.checked.digest,
+                shape=self.checked.shape,
+                keys={"bench": self.trusted},
+            )
         )
-        modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
-        return Part(folder=str(checked.folder), modules=modules, invocation=checked.invocation)
 
 
 def texts(count: int, length: int, chance: random.Random) -> list[str]:

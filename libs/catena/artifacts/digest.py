@@ -5,7 +5,7 @@ signature covers documents too. `catena.json` counts with its own `digest` field
 itself. The digest is BLAKE3 over a tag and the JSON list of [name, size, BLAKE3 of the bytes], in order of name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import blake3
@@ -18,6 +18,8 @@ from catena.artifacts.strict_json import read_object
 TAG = b"catena folder 1\n"
 CHUNK = 1 << 20
 MAX_MANIFEST_BYTES = 1 << 18
+FileRow = tuple[str, int, str]
+"""A file's name, its size in bytes, and BLAKE3 of its bytes, 64 hex digits."""
 DOCUMENTS = frozenset({"LICENSE", "LICENCE", "NOTICE"})
 
 
@@ -28,7 +30,16 @@ def folder_digest(folder: Path, kind: Kind = "adapter", links_within: Path | Non
 
 def files_digest(files: Mapping[str, PlainFile], kind: Kind = "adapter") -> str:
     """The content digest of files already listed, 64 hex digits."""
-    rows = [_row(file, kind) for name, file in sorted(files.items()) if counts(name)]
+    return digest_of(file_rows(files, kind))
+
+
+def file_rows(files: Mapping[str, PlainFile], kind: Kind = "adapter") -> list[FileRow]:
+    """What a folder's digest is made of, each file that counts read once."""
+    return [_row(file, kind) for name, file in sorted(files.items()) if counts(name)]
+
+
+def digest_of(rows: Sequence[FileRow]) -> str:
+    """The content digest of a folder whose files these are, 64 hex digits."""
     return blake3.blake3(TAG + msgspec.json.encode(rows)).hexdigest()
 
 
@@ -47,7 +58,7 @@ def file_digest(path: Path, kind: Kind = "adapter") -> str:
     return hasher.hexdigest()
 
 
-def _row(file: PlainFile, kind: Kind) -> tuple[str, int, str]:
+def _row(file: PlainFile, kind: Kind) -> FileRow:
     if file.name == MANIFEST:
         tree = read_object(read_small(file, MAX_MANIFEST_BYTES, kind), MANIFEST, kind, "bad_manifest")
         raw = msgspec.json.encode(tree | {"digest": ""}, order="sorted")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from catena.artifacts import lora, manifest, tensors
-from catena.artifacts.digest import MAX_MANIFEST_BYTES, files_digest
+from catena.artifacts.digest import MAX_MANIFEST_BYTES, digest_of, file_rows
 from catena.artifacts.files import CARD, CONFIG, MANIFEST, SIGNATURE, WEIGHTS, PlainFile, list_files, read_small
 from catena.artifacts.lora import LoraConfig
 from catena.artifacts.manifest import Manifest
@@ -67,11 +67,12 @@ class Checked:
     """An adapter that passed. `signer` is the name of the key that vouches, empty if unsigned and allowed.
 
     `modules` is by module path of the base; `bytes` is the exact sum of all tensors; `dtype` is theirs. `invocation`
-    are the tokens that activate it, none: it always acts.
+    are the tokens that activate it, none: it always acts. `weights_digest` is BLAKE3 of the file that holds them.
     """
 
     folder: Path
     digest: str
+    weights_digest: str
     signer: str
     manifest: Manifest | None
     dtype: str
@@ -103,7 +104,8 @@ def check_adapter(
     files = list_files(folder, "adapter")
     _check_names(files, rules)
     signer = _check_signature(folder, files, keys, rules)
-    actual = files_digest(files)
+    rows = file_rows(files)
+    actual = digest_of(rows)
     card = _check_manifest(files, actual, rules)
     if digest and actual != digest:
         raise untrusted(
@@ -120,6 +122,7 @@ def check_adapter(
     return Checked(
         folder=folder,
         digest=actual,
+        weights_digest=next(digest for name, _, digest in rows if name == WEIGHTS),
         signer=signer,
         manifest=card,
         dtype=next(iter(header.values())).dtype,

@@ -71,7 +71,9 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
         bases = _bases(house, config, chassis, keys)
         refusals = Refusals(world.clock, config.unknown_ttl_s)
         store = ArtifactStore(house.folder("artifacts"))
-        gate = ArtifactGate(store, bases, keys=keys, rules=rules, refusals=refusals)
+        gate = ArtifactGate(
+            store, bases, keys=keys, rules=rules, refusals=refusals, hashed=config.engine.kind == "local"
+        )
         registry = SqlRegistry(
             chassis.store, chassis.outbox, world, replica=world.new_id(), unknown_s=config.unknown_ttl_s
         )

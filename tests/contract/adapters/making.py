@@ -18,7 +18,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from catena.adapters.core.work import Module, Part
+from catena.adapters.core.work import Part
+from catena.adapters.drivers import gate
 from catena.artifacts import manifest
 from catena.artifacts.base import check_base
 from catena.artifacts.gate import Rules, check_adapter
@@ -110,8 +111,7 @@ def part_of(base: Path, adapter: Path, weight: float = 1.0) -> Part:
     """The adapter as the gate describes it to the engine."""
     checked_base = check_base(base)
     checked = check_adapter(adapter, base_digest=checked_base.digest, shape=checked_base.shape, keys={}, rules=UNSEALED)
-    modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
-    return Part(folder=str(adapter), modules=modules, dora=checked.dora, invocation=checked.invocation, weight=weight)
+    return gate.part_of(checked, weight)
 
 
 def peft_logits(base: Path, adapter: Path | None, tokens: list[int]) -> torch.Tensor:

@@ -52,7 +52,7 @@ class StoreGate:
         return self._admit(self.store.put_tar(archive))
 
     async def check(self, record: AdapterRecord) -> Part:
-        return Part(folder=str(self.store.path(record.digest)), modules=())
+        return Part(folder=str(self.store.path(record.digest)), modules=(), digest="", dtype="F32")
 
     def _admit(self, digest: str) -> Admitted:
         if self.refusal is not None:

@@ -154,6 +154,7 @@ class FakeGate:
 
     def __init__(self) -> None:
         self.checked: list[str] = []
+        self.doubted: list[str] = []
         self.disowned: set[str] = set()
 
     async def admit_folder(self, folder: Path) -> Admitted:
@@ -179,10 +180,13 @@ class FakeGate:
 
     async def check(self, record: AdapterRecord) -> Part:
         self.checked.append(record.name)
-        return Part(folder=f"/{record.digest}", modules=())
+        return Part(folder=f"/{record.digest}", modules=(), digest="", dtype="F32")
 
     async def vouched(self, record: AdapterRecord) -> bool:
         return record.name not in self.disowned
+
+    def doubt(self, record: AdapterRecord) -> None:
+        self.doubted.append(record.name)
 
     async def stored(self) -> Stored:
         return Stored(count=1, bytes=100)

@@ -12,7 +12,7 @@ def adapter(name: str, rank: int, *, site: int = 1, seed: int = 0) -> Adapter:
     outputs = SHAPE.outputs[site]
     a_RI = torch.randn(rank, SHAPE.width, generator=generator)
     b_OR = torch.randn(outputs, rank, generator=generator)
-    return Adapter(name, {(0, site): Site(a_RI, (Block(b_OR, 0, 0),))}, 0)
+    return Adapter(name, {(0, site): Site((Block(a_RI, b_OR, 0, 0.5),))}, 0)
 
 
 def added(stacks: MaskStacks, rows: list[Adapter | None], x_TI: torch.Tensor, site: int = 1) -> torch.Tensor:
@@ -29,8 +29,8 @@ def wanted(rows: list[Adapter | None], x_TI: torch.Tensor, site: int = 1) -> tor
         if one is not None and (0, site) in one.sites:
             found = one.sites[0, site]
             for block in found.blocks:
-                ranks = slice(block.rank, block.rank + block.b_OR.shape[1])
-                y_TO[row, block.out : block.out + block.b_OR.shape[0]] += block.b_OR @ (found.a_RI[ranks] @ x_TI[row])
+                y_O = block.scale * block.b_OR @ (block.a_RI @ x_TI[row])
+                y_TO[row, block.out : block.out + block.b_OR.shape[0]] += y_O
     return y_TO
 
 
@@ -71,7 +71,7 @@ def test_long_runs_take_their_window_and_short_rows_the_mask() -> None:
 
 def test_what_overflows_in_anothers_columns_reaches_nobody_else() -> None:
     wild = adapter("wild", 4)
-    wild.sites[0, 1].a_RI[:] = torch.inf
+    wild.sites[0, 1].blocks[0].a_RI[:] = torch.inf
     tame = adapter("tame", 4, seed=1)
     rows: list[Adapter | None] = [tame, wild, None]
 

@@ -12,7 +12,7 @@ from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import Budget, Resident, Wanted
 from catena.adapters.core.work import AdapterSource, Part, Weights
 from catena.kit.clock import ManualClock
-from catena.kit.errors import Unavailable
+from catena.kit.errors import Denied, Unavailable
 from tests.unit.adapters.fakes import FakeEngine
 
 
@@ -23,6 +23,7 @@ class Bench:
         self.changes: list[Change] = []
         self.sources: list[str] = []
         self.disowned: set[str] = set()
+        self.doubted: list[str] = []
         self.residency = Residency(
             self.engine,
             clock=self.clock,
@@ -37,13 +38,20 @@ class Bench:
 
         async def source() -> AdapterSource:
             self.sources.append(name)
-            return AdapterSource(weights=weights, parts=(Part(folder="/", modules=()),))
+            return AdapterSource(weights=weights, parts=(Part(folder="/", modules=(), digest="", dtype="F32"),))
 
         async def vouched() -> bool:
             return name not in self.disowned
 
         return Wanted(
-            weights=weights, tenant="t", model=name, bytes=size, source=source, vouched=vouched, pinned=pinned
+            weights=weights,
+            tenant="t",
+            model=name,
+            bytes=size,
+            source=source,
+            vouched=vouched,
+            doubt=lambda: self.doubted.append(name),
+            pinned=pinned,
         )
 
     async def use(self, *names: str) -> None:
@@ -213,6 +221,17 @@ async def test_a_failed_load_fails_all_who_wait_and_is_tried_again_for_the_next(
     assert bench.resident == []
     await bench.use("a")
     assert bench.resident == ["a"]
+
+
+async def test_the_gate_doubts_what_the_engine_refuses_and_nothing_that_fails_otherwise() -> None:
+    bench = Bench()
+    for failure in (Unavailable("lost"), Denied("altered")):
+        bench.engine.failure = failure
+        with pytest.raises(type(failure)):
+            await bench.use("a")
+
+    assert bench.doubted == ["a"]
+    assert bench.resident == []
 
 
 async def test_who_finds_everything_in_use_waits_for_a_release() -> None:

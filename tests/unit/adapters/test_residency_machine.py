@@ -132,7 +132,7 @@ class Cache(RuleBasedStateMachine):
 
         async def source() -> AdapterSource:
             await asyncio.sleep(0)
-            return AdapterSource(weights=weights, parts=(Part(folder="/", modules=()),))
+            return AdapterSource(weights=weights, parts=(Part(folder="/", modules=(), digest="", dtype="F32"),))
 
         async def vouched() -> bool:
             await asyncio.sleep(0)
@@ -145,6 +145,7 @@ class Cache(RuleBasedStateMachine):
             bytes=SIZES[name],
             source=source,
             vouched=vouched,
+            doubt=lambda: None,
             pinned=name in self.pinned,
         )
 

@@ -257,10 +257,10 @@ async def test_what_is_long_idle_goes_from_a_full_device_to_host_memory() -> Non
     assert (freed, bench.resident, kept(bench)) == (100, [], ["a"])
 
 
-async def test_what_a_load_waited_behind_others_is_not_what_it_costs() -> None:
+async def test_what_a_load_waited_behind_others_and_what_is_proven_once_is_not_what_it_costs() -> None:
     bench = Bench()
     bench.engine.on_load = lambda _: bench.clock.advance(60)
 
     await bench.use("a")
 
-    assert bench.residency.history.reload_s(weights("a"), 100) == 0.25 + 0.5 + 0.125
+    assert bench.residency.history.reload_s(weights("a"), 100) == 0.25 + 0.5

@@ -126,6 +126,10 @@ class Names:
         async def vouched() -> bool:
             return all([await self._gate.vouched(record) for record, _ in found])
 
+        def doubt() -> None:
+            for record, _ in found:
+                self._gate.doubt(record)
+
         record = found[0][0]
         model = record.model
         if len(found) > 1:
@@ -137,6 +141,7 @@ class Names:
             bytes=sum(r.bytes for r, _ in found),
             source=source,
             vouched=vouched,
+            doubt=doubt,
             pinned=len(found) == 1 and record.pinned,
         )
 

@@ -178,7 +178,11 @@ class Gate(Protocol):
         ...
 
     async def check(self, record: AdapterRecord) -> Part:
-        """Check the stored files of a registered adapter again, and describe them to the engine."""
+        """Check a registered adapter again, and describe its files to the engine, which hashes what it reads."""
+        ...
+
+    def doubt(self, record: AdapterRecord) -> None:
+        """Its files were refused while they were read: the next check believes nothing that was found before."""
         ...
 
     async def vouched(self, record: AdapterRecord) -> bool:

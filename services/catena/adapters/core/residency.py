@@ -18,7 +18,7 @@ from catena.adapters.core.records import Change, Stored
 from catena.adapters.core.resident import Budget, Load, Resident, Tally, TierState, Wanted
 from catena.adapters.core.work import AdapterSource, Weights
 from catena.kit.clock import Clock
-from catena.kit.errors import CatenaError, Unavailable
+from catena.kit.errors import CatenaError, Denied, Unavailable
 
 LOADS_KEPT = 4096
 
@@ -267,11 +267,16 @@ class Residency:
             self._disk.misses += 1
             raise
         self._disk.hits += 1
-        while not await self._fill(resident, source, wanted.bytes, load):
-            # It came to more than announced, which is known now; wait for that much room.
-            await self._engine.unload(resident.weights)
-            resident.bytes = 0
-            self.device.pulse()
+        try:
+            while not await self._fill(resident, source, wanted.bytes, load):
+                # It came to more than announced, which is known now; wait for that much room.
+                await self._engine.unload(resident.weights)
+                resident.bytes = 0
+                self.device.pulse()
+        except Denied:
+            # Not the file that the gate saw. The gate will say what is wrong with it, and remember.
+            wanted.doubt()
+            raise
         self.loads.append(load)
 
     async def _fill(self, resident: Resident, source: AdapterSource, announced: int, load: Load) -> bool:
@@ -284,8 +289,9 @@ class Residency:
         self._check_losses(resident, losses)
         load.told(loaded)
         now_s = self._clock.monotonic()
-        # What it waited behind other loads is not its cost; an engine that tells no phases cannot tell them apart.
-        seconds = load.seconds["gate"] + (loaded.read_s + loaded.copy_s + loaded.probe_s or now_s - began_s)
+        # What it waited behind other loads is not its cost; an engine that tells no phases cannot tell them apart. Nor
+        # is the proof, which is not made again.
+        seconds = load.seconds["gate"] + (loaded.read_s + loaded.copy_s or now_s - began_s)
         self.history.loaded(resident.weights, seconds=seconds, bytes=loaded.bytes, now_s=now_s)
         # Not in turn: whose turn it is may be waiting for this very load.
         fitting = loaded.bytes <= granted or await self.device.evict(resident, loaded.bytes)

@@ -18,7 +18,7 @@ class Wanted:
     """Something to be made resident. `bytes` is what it should take.
 
     `source` passes the gate and describes it; `vouched` says whether what the gate found then still holds, without
-    reading a byte of it.
+    reading a byte of it; `doubt` tells the gate that the engine refused what it described.
     """
 
     weights: Weights
@@ -27,6 +27,7 @@ class Wanted:
     bytes: int
     source: Callable[[], Awaitable[AdapterSource]]
     vouched: Callable[[], Awaitable[bool]]
+    doubt: Callable[[], None]
     pinned: bool = False
 
 

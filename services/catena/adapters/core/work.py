@@ -107,17 +107,31 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Module(msgspec.Struct, frozen=True, array_like=True):
-    """One adapted linear layer as the gate found it: its path, and what B A x is multiplied by."""
+    """One adapted linear layer as the gate found it: its path, and what B A x is multiplied by.
+
+    A is (rank, inputs), B is (outputs, rank), DoRA's magnitudes are (outputs,); `a_at`, `b_at` and `magnitude_at`, -1:
+    none, are the bytes of the file of weights at which their values begin.
+    """
 
     path: str
     rank: int
     scale: float
+    inputs: int
+    outputs: int
+    a_at: int
+    b_at: int
+    magnitude_at: int
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One checked adapter folder, its share in a composition, and the tokens that activate it, none: it always acts."""
+    """One checked adapter folder, its share in a composition, and the tokens that activate it, none: it always acts.
+
+    `digest` is BLAKE3 of the bytes of its file of weights, `dtype` the type of all of its values: F32, F16 or BF16.
+    """
 
     folder: str
+    digest: str
+    dtype: str
     modules: tuple[Module, ...]
     dora: bool = False
     invocation: tuple[int, ...] = ()

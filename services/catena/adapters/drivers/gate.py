@@ -1,8 +1,13 @@
-"""The gate before the store and before every load, in threads, since it reads every byte."""
+"""The gate before the store and before every load, in threads, since it reads every byte.
+
+What it finds in an adapter's files holds for ever, since they are named by their content: a load asks again only what
+may have changed, who is trusted and which base it is for, and the engine hashes what it reads (decision 19).
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from catena.adapters.core.records import AdapterRecord, Admitted, Stored
@@ -14,6 +19,17 @@ from catena.artifacts.gate import Checked, Rules, check_adapter
 from catena.artifacts.refusal import Untrusted
 from catena.artifacts.store import ArtifactStore
 from catena.kit.errors import CatenaError, Invalid
+
+REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the last check found: for which base, vouched for by which key (empty: unsigned, which is allowed)."""
+
+    base_digest: str
+    key: bytes
+    part: Part
 
 
 class ArtifactGate:
@@ -27,14 +43,19 @@ class ArtifactGate:
         keys: Callable[[], Mapping[str, Path]],
         rules: Rules,
         refusals: Refusals,
+        hashed: bool,
     ) -> None:
-        """Keep adapters in `store`; they must fit one of `bases`."""
+        """Keep adapters in `store`; they must fit one of `bases`. `hashed`: the engine refuses a file that was altered.
+
+        Where it does not, every check reads every byte.
+        """
+        self._hashed = hashed
         self._refusals = refusals
         self._store = store
         self._bases = bases
         self._keys = keys
         self._rules = rules
-        self._vouchers: dict[str, bytes | None] = {}
+        self._known: dict[str, _Known] = {}
         self._sizes: dict[str, int] = {}
 
     async def admit_folder(self, folder: Path) -> Admitted:
@@ -67,28 +88,35 @@ class ArtifactGate:
         return await self._admit(lambda: self._store.put_tar(archive))
 
     async def check(self, record: AdapterRecord) -> Part:
-        """Check a registered adapter again."""
+        """Check a registered adapter again, as far as what was found before may not hold any more."""
         self._refusals.check(record.digest)
+        known, base = self._known.get(record.digest), await self._bases.get(record.base)
+        if self._hashed and known is not None and known.base_digest == base.digest and await self.vouched(record):
+            return known.part
         try:
-            checked = await self._check(record.digest, record.base)
+            return part_of(await self._check(record.digest, record.base))
         except CatenaError as error:
             if error.code.startswith("adapter_"):
                 self._refusals.remember(record.digest, error)
             raise
-        modules = tuple(Module(path, module.rank, module.scale) for path, module in checked.modules.items())
-        return Part(folder=str(checked.folder), modules=modules, dora=checked.dora, invocation=checked.invocation)
 
     async def vouched(self, record: AdapterRecord) -> bool:
         """Whether the key that vouched at the last check is trusted still, byte for byte, and the folder is there."""
         return await asyncio.to_thread(self._vouched, record.digest)
+
+    def doubt(self, record: AdapterRecord) -> None:
+        """Forget what the last check found, so that the next one reads everything."""
+        self._known.pop(record.digest, None)
 
     async def stored(self) -> Stored:
         """What the store holds."""
         return await asyncio.to_thread(self._stored)
 
     def _vouched(self, digest: str) -> bool:
-        key = self._vouchers.get(digest)
-        return key is not None and self._store.has(digest) and (not key or key in _contents(self._keys()).values())
+        known = self._known.get(digest)
+        if known is None or not self._store.has(digest):
+            return False
+        return not known.key or known.key in _contents(self._keys()).values()
 
     def _stored(self) -> Stored:
         held = self._store.list()
@@ -144,10 +172,40 @@ class ArtifactGate:
             rules=self._rules,
             digest=digest,
         )
-        self._vouchers[digest] = contents.get(checked.signer) if checked.signer else b""
         if checked.manifest is None:
             raise Invalid("the adapter has no manifest; seal it first", code="adapter_missing_file")
+        key = contents.get(checked.signer) if checked.signer else b""
+        if key is not None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[digest] = _Known(base.digest, key, part_of(checked))
         return checked
+
+
+def part_of(checked: Checked, weight: float = 1.0) -> Part:
+    """An adapter that passed, as the engine is told of it, with its share in a composition."""
+    modules = tuple(
+        Module(
+            path,
+            module.rank,
+            module.scale,
+            module.inputs,
+            module.outputs,
+            module.A.begin,
+            module.B.begin,
+            module.magnitude.begin if module.magnitude is not None else -1,
+        )
+        for path, module in checked.modules.items()
+    )
+    return Part(
+        folder=str(checked.folder),
+        digest=checked.weights_digest,
+        dtype=checked.dtype,
+        modules=modules,
+        dora=checked.dora,
+        invocation=checked.invocation,
+        weight=weight,
+    )
 
 
 def _contents(keys: Mapping[str, Path]) -> dict[str, bytes]:

@@ -1,24 +1,25 @@
-"""Reads checked adapter folders into an `Adapter`: LoRA, rsLoRA, DoRA, and weighted compositions of the first two.
+"""Reads checked adapters into memory: LoRA, rsLoRA, DoRA, and weighted compositions of the first two.
 
-The gate has matched every tensor to its layer already; scales come with the order, so no configuration is read here.
+The values of a file become the adapter's memory as they are, so that each byte is read once, and hashed while it is.
+The gate has matched every tensor to its layer already and tells where it lies; scales come with the order.
 """
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from catena.adapters.core.work import Module, Part
 from catena.adapters.drivers.engine.arena import HOST, Arena, moved
 from catena.adapters.drivers.engine.decoder import Decoder
 from catena.adapters.drivers.engine.linear import Linear
-from catena.adapters.drivers.engine.lora import SITE_OF, Adapter, Block, Site
+from catena.adapters.drivers.engine.lora import SITE_OF, Adapter, Block, Site, Where
+from catena.adapters.drivers.engine.values import read_values
 from catena.kit.errors import Invalid
 
-PREFIX = "base_model.model."
 PATH = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(qkv|q|k|v|o|gate_up|gate|up|down)_proj\Z")
 
 
@@ -30,7 +31,8 @@ def read_adapter(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
 def read_parts(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
     """The adapter that the parts make together, in host memory: the sum of what each adds, times its weight.
 
-    Raises Invalid (`unsupported_adapter`) for layers outside the blocks, or a DoRA adapter within a composition.
+    Raises Invalid (`unsupported_adapter`) for layers outside the blocks, or a DoRA adapter within a composition, and
+    Untrusted (`adapter_tampered`) where a file is not the one that the gate saw.
     """
     if len(parts) > 1 and any(part.dora for part in parts):
         raise Invalid(
@@ -41,93 +43,86 @@ def read_parts(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
             "an activated LoRA begins to act within a prompt, so it cannot be composed; name it alone",
             code="unsupported_adapter",
         )
-    found: dict[tuple[int, int], list[_Factors]] = {}
-    for part in parts:
-        for factors in _read_part(part):
-            found.setdefault((factors.layer, factors.site), []).append(factors)
-    size = sum(_size(factors, decoder) for factors in found.values())
+    layers = [_layer(number, part, module, decoder) for number, part in enumerate(parts) for module in part.modules]
+    cuts = [_cut(part) for part in parts]
+    size = sum(prod(extent) for cut in cuts for extent in cut.values())
+    for where in {layer.where for layer in layers if parts[0].dora}:
+        size += 2 * _linear(where, decoder).outputs
     arena = Arena(size, decoder.shape.dtype, locked=decoder.shape.device.type == "cuda")
-    sites = {where: _site(factors, decoder, arena) for where, factors in found.items()}
+    values = [_values(part, cut, arena) for part, cut in zip(parts, cuts, strict=True)]
+    found: dict[Where, list[_Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.where, []).append(layer)
+    sites = {where: _site(some, values, decoder, arena) for where, some in found.items()}
     assert arena.full
     return Adapter(key, sites, arena.flat_N.nbytes, parts[0].invocation)
 
 
-class _Factors:
-    """One adapted layer as its file has it: where it is, A, B with what to multiply it by, and DoRA's magnitudes."""
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One adapted layer: which part's, its site, where within the site its outputs begin, what its B is worth."""
 
-    def __init__(self, module: Module, weight: float) -> None:
-        match = PATH.match(module.path)
-        if match is None:
-            raise Invalid(
-                f"the adapter changes {module.path!r}; only the blocks' projections are served",
-                code="unsupported_adapter",
-            )
-        self.layer, self.name = int(match[1]), match[2]
-        self.site = SITE_OF[self.name]
-        self.scale = module.scale * weight
-        self.a_RI = self.b_OR = torch.empty(0)
-        self.magnitude_O: Tensor | None = None
+    part: int
+    module: Module
+    where: Where
+    out: int
+    scale: float
 
 
-def _read_part(part: Part) -> list[_Factors]:
-    made = []
-    with safe_open(Path(part.folder) / "adapter_model.safetensors", framework="pt") as file:
-        names = set(file.keys())
-        for module in part.modules:
-            factors = _Factors(module, part.weight)
-            at = f"{PREFIX}{module.path}."
-            factors.a_RI = file.get_tensor(f"{at}lora_A.weight")
-            factors.b_OR = file.get_tensor(f"{at}lora_B.weight")
-            if part.dora:
-                plain = f"{at}lora_magnitude_vector"
-                factors.magnitude_O = file.get_tensor(plain if plain in names else f"{plain}.weight")
-            made.append(factors)
-    return made
+def _layer(number: int, part: Part, module: Module, decoder: Decoder) -> _Layer:
+    match = PATH.match(module.path)
+    if match is None:
+        raise Invalid(
+            f"the adapter changes {module.path!r}; only the blocks' projections are served", code="unsupported_adapter"
+        )
+    where, out = (int(match[1]), SITE_OF[match[2]]), _offset(match[2], decoder)
+    return _Layer(number, module, where, out, module.scale * part.weight)
 
 
-def _size(found: Sequence[_Factors], decoder: Decoder) -> int:
-    """How many numbers a site takes."""
-    factors = sum(one.a_RI.numel() + one.b_OR.numel() for one in found)
-    return factors + (2 * _linear(found, decoder).outputs if _scaled(found) else 0)
+def _cut(part: Part) -> dict[int, tuple[int, ...]]:
+    """Where each tensor of a file begins, in order, and its extent. They lie side by side: the gate saw to that."""
+    cut: dict[int, tuple[int, ...]] = {}
+    for module in part.modules:
+        cut[module.a_at] = (module.rank, module.inputs)
+        cut[module.b_at] = (module.outputs, module.rank)
+        if module.magnitude_at >= 0:
+            cut[module.magnitude_at] = (module.outputs,)
+    return dict(sorted(cut.items()))
 
 
-def _site(found: Sequence[_Factors], decoder: Decoder, arena: Arena) -> Site:
-    a_RI = arena.take(sum(factors.a_RI.shape[0] for factors in found), found[0].a_RI.shape[1])
-    blocks, rank = [], 0
-    for factors in found:
-        end = rank + factors.a_RI.shape[0]
-        a_RI[rank:end] = factors.a_RI
-        b_OR = arena.take(*factors.b_OR.shape)
-        torch.mul(factors.b_OR, factors.scale, out=b_OR)
-        blocks.append(Block(b_OR, _offset(factors.name, decoder), rank))
-        rank = end
-    if not _scaled(found):
-        return Site(a_RI, tuple(blocks))
-    linear = _linear(found, decoder)
+def _values(part: Part, cut: Mapping[int, tuple[int, ...]], arena: Arena) -> dict[int, Tensor]:
+    """A file's tensors by where they begin in it."""
+    sizes = [prod(extent) for extent in cut.values()]
+    flat_N = arena.take(sum(sizes))
+    read_values(part, next(iter(cut)), flat_N)
+    return {at: piece.view(extent) for piece, (at, extent) in zip(torch.split(flat_N, sizes), cut.items(), strict=True)}
+
+
+def _site(layers: Sequence[_Layer], values: Sequence[Mapping[int, Tensor]], decoder: Decoder, arena: Arena) -> Site:
+    blocks = []
+    for layer in layers:
+        module, mine = layer.module, values[layer.part]
+        blocks.append(Block(mine[module.a_at], mine[module.b_at], layer.out, layer.scale))
+    if layers[0].module.magnitude_at < 0:
+        return Site(tuple(blocks))
+    linear = _linear(layers[0].where, decoder)
     weight_OI, bias_O = linear.weight(), linear.bias_O
     norm_O = arena.take(linear.outputs).fill_(1.0)
-    for factors, block in zip(found, blocks, strict=True):
+    for layer, block in zip(layers, blocks, strict=True):
         rows = slice(block.out, block.out + block.b_OR.shape[0])
-        if factors.magnitude_O is not None:
-            # Equation 5 of arXiv 2402.09353: magnitude over the norm of each row of W + scale B A.
-            change_OI = (
-                block.b_OR.to(weight_OI.device).float()
-                @ a_RI[block.rank :][: block.b_OR.shape[1]].to(weight_OI.device).float()
-            )
-            length_O = (weight_OI[rows].float() + change_OI).norm(dim=1)
-            norm_O[rows] = factors.magnitude_O.float() / length_O.to(HOST)
+        # Equation 5 of arXiv 2402.09353: magnitude over the norm of each row of W + scale B A.
+        b_OR, a_RI = (factor.to(weight_OI.device).float() for factor in (block.b_OR, block.a_RI))
+        length_O = torch.addmm(weight_OI[rows].float(), b_OR, a_RI, alpha=block.scale).norm(dim=1)
+        norm_O[rows] = values[layer.part][layer.module.magnitude_at].float() / length_O.to(HOST)
     shift_O = arena.take(linear.outputs).zero_()
     if bias_O is not None:
         shift_O.copy_(bias_O.to(HOST) * (1 - norm_O))
-    return Site(a_RI, tuple(blocks), norm_O, shift_O)
+    return Site(tuple(blocks), norm_O, shift_O)
 
 
-def _scaled(found: Sequence[_Factors]) -> bool:
-    return any(factors.magnitude_O is not None for factors in found)
-
-
-def _linear(found: Sequence[_Factors], decoder: Decoder) -> Linear:
-    return decoder.layers[found[0].layer].sites[found[0].site]
+def _linear(where: Where, decoder: Decoder) -> Linear:
+    layer, site = where
+    return decoder.layers[layer].sites[site]
 
 
 def _offset(name: str, decoder: Decoder) -> int:

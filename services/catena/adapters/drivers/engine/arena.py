@@ -71,16 +71,14 @@ def _arena_of(adapter: Adapter) -> Tensor:
 
 def _tensors(adapter: Adapter) -> Iterator[Tensor]:
     for site in adapter.sites.values():
-        yield site.a_RI
-        yield from (block.b_OR for block in site.blocks)
+        yield from (factor for block in site.blocks for factor in (block.a_RI, block.b_OR))
         yield from (vector for vector in (site.norm_O, site.shift_O) if vector is not None)
 
 
 def _mapped(site: Site, there: Callable[[Tensor], Tensor]) -> Site:
     return replace(
         site,
-        a_RI=there(site.a_RI),
-        blocks=tuple(replace(block, b_OR=there(block.b_OR)) for block in site.blocks),
+        blocks=tuple(replace(block, a_RI=there(block.a_RI), b_OR=there(block.b_OR)) for block in site.blocks),
         norm_O=None if site.norm_O is None else there(site.norm_O),
         shift_O=None if site.shift_O is None else there(site.shift_O),
     )

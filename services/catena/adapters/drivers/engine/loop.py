@@ -30,13 +30,17 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Held:
-    """A base in memory with its tokenizer, its batch, its adapters, and those that are stowed in host memory."""
+    """A base in memory with its tokenizer, its batch, its adapters, and those that are stowed in host memory.
+
+    `proven` are the adapters, by what they hold, that were seen to change what it says.
+    """
 
     decoder: Decoder
     text: Text
     batch: Batch
     adapters: dict[str, Adapter] = field(default_factory=dict)
     stowed: dict[str, Adapter] = field(default_factory=dict)
+    proven: set[str] = field(default_factory=set)
 
 
 class Loop:

@@ -18,11 +18,12 @@ Where = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One adapted layer within its site: scaled B, (O', R'), for outputs from `out` on, ranks from `rank` on."""
+    """One adapted layer within its site, as its file has it: `scale` times B A, for outputs from `out` on."""
 
+    a_RI: Tensor
     b_OR: Tensor
     out: int
-    rank: int
+    scale: float
 
     @property
     def part(self) -> tuple[int, int]:
@@ -32,15 +33,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What an adapter adds to one site. `a_RI` stacks the A factors of its layers.
+    """What an adapter adds to one site.
 
     DoRA: outputs are then multiplied by `norm_O` and `shift_O` added, which undoes the scaling of the bias.
     """
 
-    a_RI: Tensor
     blocks: tuple[Block, ...]
     norm_O: Tensor | None = None
     shift_O: Tensor | None = None
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs its layers share."""
+        return self.blocks[0].a_RI.shape[1]
 
     def ranks(self) -> dict[tuple[int, int], int]:
         """Ranks that act on each part of the outputs; a composition has several blocks for one."""

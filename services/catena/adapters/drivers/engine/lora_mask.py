@@ -212,7 +212,7 @@ class MaskStacks:
             for (layer, kind), site in adapter.sites.items():
                 pair = self.pairs.get((layer, kind))
                 if pair is None:
-                    pair = self.pairs[layer, kind] = self._pair(kind, site.a_RI.shape[1])
+                    pair = self.pairs[layer, kind] = self._pair(kind, site.inputs)
                     self.epoch += 1
                 if site.norm_O is not None and pair.norm_AO is None:
                     size = self._columns // GRAIN + 1, pair.b_CO.shape[1]
@@ -237,8 +237,9 @@ class MaskStacks:
             if site is not None:
                 for part, at, block, overlap in _pieces(site, pair.outs):
                     columns = slice(window.start + at, window.start + at + block.b_OR.shape[1])
-                    pair.a_PCI[part, columns] = site.a_RI[block.rank : block.rank + block.b_OR.shape[1]]
-                    pair.b_CO[columns, overlap] = block.b_OR[overlap.start - block.out : overlap.stop - block.out].T
+                    b_OR = block.b_OR[overlap.start - block.out : overlap.stop - block.out]
+                    pair.a_PCI[part, columns] = block.a_RI
+                    pair.b_CO[columns, overlap] = block.scale * b_OR.T
             if pair.norm_AO is not None and pair.shift_AO is not None:
                 place = window.start // GRAIN
                 pair.norm_AO[place] = 1.0 if site is None or site.norm_O is None else site.norm_O

@@ -1,4 +1,4 @@
-"""The proof, at every load, that an adapter is finite and changes what the base says."""
+"""The proof, at the first load into a base, that an adapter is finite and changes what the base says."""
 
 import torch
 from torch import Tensor

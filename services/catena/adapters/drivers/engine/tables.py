@@ -6,6 +6,7 @@ Legend: S slots, I inputs, O outputs of a part, R ranks of a part, P those of al
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from catena.adapters.drivers.engine.lora import Site
@@ -31,7 +32,7 @@ class Tables:
 
     def __init__(self, parts: Sequence[Part], ranks: int, slots: int, site: Site) -> None:
         """Zeros for `parts` of `ranks` each; `site` is any adapter's, whose inputs and type they have."""
-        like = site.a_RI
+        like = site.blocks[0].a_RI
         self.parts, self.slots = list(parts), slots
         self._ranks, self._inputs = ranks, like.shape[1]
         self.a_XP = like.new_zeros(slots * self._inputs, ranks * len(parts))
@@ -68,8 +69,8 @@ class Tables:
             for block in site.blocks:
                 at, rank = self.parts.index(block.part), block.b_OR.shape[1]
                 begin = at * self._ranks + taken[at]
-                a_IP[:, begin : begin + rank] = site.a_RI[block.rank : block.rank + rank].T
-                bs[at][taken[at] : taken[at] + rank] = block.b_OR.T
+                a_IP[:, begin : begin + rank] = block.a_RI.T
+                torch.mul(block.b_OR.T, block.scale, out=bs[at][taken[at] : taken[at] + rank])
                 taken[at] += rank
         norm_O, shift_O = (site.norm_O, site.shift_O) if site is not None else (None, None)
         if norm_O is not None and self.norm_XO is None:

@@ -214,7 +214,9 @@ class Worker:
         read_s = time.monotonic()
         adapter = moved(read, self._device)
         copied_s = time.monotonic()
-        probe(held.decoder, adapter)
+        if adapter.key not in held.proven:
+            probe(held.decoder, adapter)
+            held.proven.add(adapter.key)
         loaded = Loaded(
             bytes=adapter.bytes,
             read_s=read_s - began_s,
