@@ -59,7 +59,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
     def keys() -> Mapping[str, Path]:
         return public_keys(trusted)
 
-    chosen = conduct(config, house.profile)
+    chosen, local = conduct(config, house.profile), config.engine.kind == "local"
     rules = Rules(max_rank=config.max_rank, require_signature=config.require_signature)
     async with (
         open_chassis(ROOM, house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis,
@@ -69,11 +69,8 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
         ) as sources,
     ):
         bases = _bases(house, config, chassis, keys)
-        refusals = Refusals(world.clock, config.unknown_ttl_s)
-        store = ArtifactStore(house.folder("artifacts"))
-        gate = ArtifactGate(
-            store, bases, keys=keys, rules=rules, refusals=refusals, hashed=config.engine.kind == "local"
-        )
+        store, refusals = ArtifactStore(house.folder("artifacts")), Refusals(world.clock, config.unknown_ttl_s)
+        gate = ArtifactGate(store, bases, keys=keys, rules=rules, refusals=refusals, hashed=local)
         registry = SqlRegistry(
             chassis.store, chassis.outbox, world, replica=world.new_id(), unknown_s=config.unknown_ttl_s
         )
@@ -84,7 +81,7 @@ async def open_adapters(house: House, config: AdaptersConfig, world: World) -> A
             gate=gate,
             world=world,
             manner=_manner(config, chosen),
-            free=free_memory if config.engine.kind == "local" else lambda: None,
+            free=free_memory if local else lambda: None,
         )
 
         def lost() -> None:

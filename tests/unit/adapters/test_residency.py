@@ -231,6 +231,7 @@ async def test_the_gate_doubts_what_the_engine_refuses_and_nothing_that_fails_ot
             await bench.use("a")
 
     assert bench.doubted == ["a"]
+    assert bench.sources == ["a"] * 3, "asked once more when it is doubted"
     assert bench.resident == []
 
 

@@ -274,8 +274,9 @@ class Residency:
                 resident.bytes = 0
                 self.device.pulse()
         except Denied:
-            # Not the file that the gate saw. The gate will say what is wrong with it, and remember.
+            # Not the file that the gate saw, who looks again, says what is wrong with it, and remembers.
             wanted.doubt()
+            await wanted.source()
             raise
         self.loads.append(load)
 

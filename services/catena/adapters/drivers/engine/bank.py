@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from catena.adapters.drivers.engine.lora import Adapter, Where
+from catena.adapters.drivers.engine.lora import Adapter, Site, Where
 from catena.adapters.drivers.engine.shape import Shape
 from catena.adapters.drivers.engine.sums import Sums, picked, starts, summed
 from catena.adapters.drivers.engine.tables import Tables
@@ -51,6 +51,11 @@ class Bank:
             self._fill(slot)
             found[adapter] = slot
         return found
+
+    def site(self, slot: int, where: Where) -> Site | None:
+        """What the adapter in a slot adds at a site; None: nothing."""
+        adapter = self._slots[slot]
+        return adapter.sites.get(where) if adapter is not None else None
 
     def forget(self, key: str) -> None:
         """Let an adapter's slot be used for another before all that hold one."""
@@ -120,28 +125,31 @@ class BankStep:
         if tables is None:
             return
         for slot, rows in self._many:
-            self._multiply(y_TO, x_TI, tables, slot, rows)
+            site = self._bank.site(slot, where)
+            if site is not None:
+                self._multiply(y_TO, x_TI, tables, slot, site, rows)
         if self._few is not None:
             x_NI = _rows(x_TI, self._few)
             h_NP = summed(tables.a_XP, self._reading(x_NI.shape[1]), x_NI)
             for group in tables.groups:
-                d_XO = summed(group.b_XO, self._adding(group.count), h_NP[:, group.columns])
-                y_TO[self._span, group.outs].add_(d_XO.view(self._span.stop - self._span.start, -1))
+                h_NCR = h_NP[:, group.columns].view(len(h_NP), group.count, 1, -1)
+                h_NCKR = h_NCR.expand(-1, -1, group.pieces, -1)
+                d_XW = summed(group.b_XW, self._adding(group.count * group.pieces), h_NCKR)
+                y_TO[self._span, group.outs].add_(d_XW.view(self._span.stop - self._span.start, -1))
         if tables.norm_XO is not None and tables.shift_XO is not None:
             y_TO.mul_(tables.norm_XO[self._place_T]).add_(tables.shift_XO[self._place_T])
 
-    def _multiply(self, y_TO: Tensor, x_TI: Tensor, tables: Tables, slot: int, rows: slice | Tensor) -> None:
+    def _multiply(
+        self, y_TO: Tensor, x_TI: Tensor, tables: Tables, slot: int, site: Site, rows: slice | Tensor
+    ) -> None:
         h_MP = _rows(x_TI, rows) @ tables.a_of(slot)
-        for group in tables.groups:
-            width, ranks = group.b_XO.shape[1], self._bank.ranks
-            for part, b_RO in enumerate(tables.b_of(group, slot)):
-                out, column = group.outs.start + part * width, group.columns.start + part * ranks
-                y_TO_ = y_TO[:, out : out + width]
-                h_MR = h_MP[:, column : column + ranks]
-                if isinstance(rows, slice):
-                    y_TO_[rows].addmm_(h_MR, b_RO)
-                else:
-                    y_TO_.index_add_(0, rows, h_MR @ b_RO)
+        for block, columns, _ in tables.columns(site):
+            h_MR, b_RO = h_MP[:, columns], block.b_OR.T
+            y_TO_ = y_TO[:, block.out : block.out + b_RO.shape[1]]
+            if isinstance(rows, slice):
+                y_TO_[rows].addmm_(h_MR, b_RO, alpha=block.scale)
+            else:
+                y_TO_.index_add_(0, rows, h_MR @ b_RO, alpha=block.scale)
 
     def _picked(self, rows: Sequence[int]) -> slice | Tensor:
         """These rows, as a stretch where they are one."""
@@ -157,7 +165,7 @@ class BankStep:
         return self._reads[inputs]
 
     def _adding(self, count: int) -> Sums:
-        """The rows of B's table that each row sums for each of its parts, none where it has no adapter here."""
+        """The rows of B's table that each row sums for each of its pieces, none where it has no adapter here."""
         if count not in self._adds:
             ranks, served_X = self._bank.ranks, self._served_T.repeat_interleave(count)
             self._adds[count] = picked(self._slot_N, count * ranks), starts(served_X, ranks)

@@ -177,6 +177,8 @@ class Batch:
                 count = count if row.wants() > 1 else min(count, room)
                 room -= count
                 longer.append((row, count))
+        # Rows of one adapter side by side, so that its factors are in the processor's cache for all but the first.
+        singles.sort(key=lambda turn: _lane(turn[0]))
         return singles + longer
 
     def _lengths(self, turns: Sequence[Turn]) -> list[int]:

@@ -1,28 +1,32 @@
 """The factors of many adapters at one site of the base, side by side, a slot for each.
 
-Legend: S slots, I inputs, O outputs of a part, R ranks of a part, P those of all parts, C parts of a group, X rows.
+Legend: S slots, I inputs, R ranks of a part, P those of all parts, C parts of a group, K pieces of a part, W outputs of
+a piece, X rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from catena.adapters.drivers.engine.lora import Site
+from catena.adapters.drivers.engine.lora import Block, Site
 
 Part = tuple[int, int]
 """The first of a layer's outputs within its site, and how many there are."""
+WIDEST = 512
+"""Outputs of a piece at most: sums of longer rows leave the processor's prefetching behind, at half the pace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbouring parts of one width: `count` of them share a table of B factors, (S count R, width)."""
+    """Neighbouring parts of one width: `count` of them share a table of B factors, (S C K R, W)."""
 
     columns: slice
     outs: slice
     count: int
-    b_XO: Tensor
+    pieces: int
+    b_XW: Tensor
 
 
 class Tables:
@@ -46,32 +50,35 @@ class Tables:
             while end < len(parts) and parts[end] == (out + (end - begin) * width, width):
                 end += 1
             count = end - begin
-            table_XO = like.new_zeros(slots * count * ranks, width)
+            pieces = _pieces(width)
+            table_XW = like.new_zeros(slots * count * pieces * ranks, width // pieces)
             columns, outs = slice(begin * ranks, end * ranks), slice(out, out + count * width)
-            self.groups.append(Group(columns, outs, count, table_XO))
+            self.groups.append(Group(columns, outs, count, pieces, table_XW))
             begin = end
 
     def a_of(self, slot: int) -> Tensor:
         """A slot's A, (I, P)."""
         return self.a_XP[slot * self._inputs : (slot + 1) * self._inputs]
 
-    def b_of(self, group: Group, slot: int) -> Tensor:
-        """A slot's B in a group, (C, R, O)."""
-        rows = group.count * self._ranks
-        return group.b_XO[slot * rows : (slot + 1) * rows].view(group.count, self._ranks, -1)
+    def columns(self, site: Site) -> Iterator[tuple[Block, slice, int]]:
+        """Each block of an adapter here, its columns among the ranks of all parts, and which part it acts on."""
+        taken = [0] * len(self.parts)
+        for block in site.blocks:
+            at, rank = self.parts.index(block.part), block.b_OR.shape[1]
+            begin = at * self._ranks + taken[at]
+            yield block, slice(begin, begin + rank), at
+            taken[at] += rank
 
     def fill(self, slot: int, site: Site | None, outputs: int) -> None:
         """Put an adapter's factors into a slot, zeros where it has none."""
         a_IP = self.a_of(slot).zero_()
-        bs = [b_RO.zero_() for group in self.groups for b_RO in self.b_of(group, slot)]
-        if site is not None:
-            taken = [0] * len(self.parts)
-            for block in site.blocks:
-                at, rank = self.parts.index(block.part), block.b_OR.shape[1]
-                begin = at * self._ranks + taken[at]
-                a_IP[:, begin : begin + rank] = block.a_RI.T
-                torch.mul(block.b_OR.T, block.scale, out=bs[at][taken[at] : taken[at] + rank])
-                taken[at] += rank
+        bs = [b_KRW.zero_() for group in self.groups for b_KRW in self._b_of(group, slot)]
+        for block, columns, at in self.columns(site) if site is not None else ():
+            a_IP[:, columns] = block.a_RI.T
+            ranks = slice(columns.start - at * self._ranks, columns.stop - at * self._ranks)
+            b_KRW = bs[at][:, ranks]
+            b_KWR = block.b_OR.view(b_KRW.shape[0], b_KRW.shape[2], -1)
+            torch.mul(b_KWR.transpose(1, 2), block.scale, out=b_KRW)
         norm_O, shift_O = (site.norm_O, site.shift_O) if site is not None else (None, None)
         if norm_O is not None and self.norm_XO is None:
             # The first row is that of rows which nothing scales.
@@ -80,3 +87,14 @@ class Tables:
         if self.norm_XO is not None and self.shift_XO is not None:
             self.norm_XO[slot + 1] = 1.0 if norm_O is None else norm_O
             self.shift_XO[slot + 1] = 0.0 if shift_O is None else shift_O
+
+    def _b_of(self, group: Group, slot: int) -> Tensor:
+        """A slot's B in a group, (C, K, R, W)."""
+        rows = group.count * group.pieces * self._ranks
+        return group.b_XW[slot * rows : (slot + 1) * rows].view(group.count, group.pieces, self._ranks, -1)
+
+
+def _pieces(width: int) -> int:
+    """Into how many equal pieces outputs are cut; one where nothing but crumbs divides them."""
+    pieces = next(count for count in range(1, width + 1) if width % count == 0 and width // count <= WIDEST)
+    return pieces if width // pieces >= WIDEST // 8 else 1
