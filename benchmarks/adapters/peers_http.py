@@ -13,6 +13,7 @@ from time import perf_counter
 
 import aiohttp
 
+from benchmarks.adapters.pace import products_gflops
 from benchmarks.adapters.report import Missing, Report, Row, at_least
 from benchmarks.adapters.servers import EMBEDDING, VLLM_PYTHON, Server, open_catena, open_llama, open_vllm
 from benchmarks.adapters.subject import Compute, Subject, texts
@@ -68,8 +69,11 @@ async def over_http(report: Report, subject: Subject, scratch: Path, compute: Co
         }
         told = await report.medians_of(f"({', '.join(parts)}) over HTTP", *(side.rate for side in sides.values()))
     rates = dict(zip(sides, told, strict=True))
+    gflops = products_gflops(compute)
+    most = ASKED * WRITE * 1e9 * gflops / (2 * subject.read_parameters * ASKED * (PROMPT + WRITE))
+    limit = f"its products alone, at this machine's {gflops:.0f} GFLOP/s, allow {most:.0f}"
     for part, kind in pairs:
-        report.add(_row(part, kind, (sides["", kind], rates["", kind]), (sides[part, kind], rates[part, kind])))
+        report.add(_row(part, kind, (sides["", kind], rates["", kind]), (sides[part, kind], rates[part, kind]), limit))
 
 
 @dataclass(slots=True)
@@ -93,7 +97,7 @@ class Side:
         return ASKED * WRITE / took_s
 
 
-def _row(part: str, kind: str, ours: tuple[Side, float], theirs: tuple[Side, float]) -> Row:
+def _row(part: str, kind: str, ours: tuple[Side, float], theirs: tuple[Side, float], limit: str) -> Row:
     (mine, rate), (other, its_rate) = ours, theirs
     same = sum(a == b for a, b in zip(mine.texts, other.texts, strict=True))
     return Row(
@@ -104,5 +108,5 @@ def _row(part: str, kind: str, ours: tuple[Side, float], theirs: tuple[Side, flo
         other=its_rate,
         figure=rate / its_rate,
         aim=at_least(AIMS[part, kind]),
-        note=f"prefix caches off; {same} answers word for word the same",
+        note=f"{limit}; prefix caches off; {same} answers word for word the same",
     )
