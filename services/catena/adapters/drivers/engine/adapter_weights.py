@@ -1,12 +1,14 @@
 """Reads checked adapters into memory: LoRA, rsLoRA, DoRA, and weighted compositions of the first two.
 
-The values of a file become the adapter's memory as they are, so that each byte is read once, and hashed while it is.
+The values of a file become the adapter's memory as they are, so that each byte is read once, and hashed beside that.
 The gate has matched every tensor to its layer already and tells where it lies; scales come with the order.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -43,17 +45,23 @@ def read_parts(key: str, parts: Sequence[Part], decoder: Decoder) -> Adapter:
             "an activated LoRA begins to act within a prompt, so it cannot be composed; name it alone",
             code="unsupported_adapter",
         )
-    layers = [_layer(number, part, module, decoder) for number, part in enumerate(parts) for module in part.modules]
+    outs = _outs(decoder)
+    layers = [_layer(number, part, module, outs) for number, part in enumerate(parts) for module in part.modules]
     cuts = [_cut(part) for part in parts]
     size = sum(prod(extent) for cut in cuts for extent in cut.values())
     for where in {layer.where for layer in layers if parts[0].dora}:
         size += 2 * _linear(where, decoder).outputs
     arena = Arena(size, decoder.shape.dtype, locked=decoder.shape.device.type == "cuda")
-    values = [_values(part, cut, arena) for part, cut in zip(parts, cuts, strict=True)]
     found: dict[Where, list[_Layer]] = {}
-    for layer in layers:
-        found.setdefault(layer.where, []).append(layer)
-    sites = {where: _site(some, values, decoder, arena) for where, some in found.items()}
+    with ThreadPoolExecutor(1, "hash") as hashing:
+        flats = [arena.take(sum(map(prod, cut.values()))) for cut in cuts]
+        reads = [read_values(part, min(cut), flat, hashing) for part, cut, flat in zip(parts, cuts, flats, strict=True)]
+        values = [_cut_up(flat, cut) for flat, cut in zip(flats, cuts, strict=True)]
+        for layer in layers:
+            found.setdefault(layer.where, []).append(layer)
+        sites = {where: _site(some, values, decoder, arena) for where, some in found.items()}
+        for read in reads:
+            read.result()
     assert arena.full
     return Adapter(key, sites, arena.flat_N.nbytes, parts[0].invocation)
 
@@ -69,14 +77,20 @@ class _Layer:
     scale: float
 
 
-def _layer(number: int, part: Part, module: Module, decoder: Decoder) -> _Layer:
-    match = PATH.match(module.path)
+def _layer(number: int, part: Part, module: Module, outs: Mapping[str, int]) -> _Layer:
+    layer, name = _place(module.path)
+    return _Layer(number, module, (layer, SITE_OF[name]), outs.get(name, 0), module.scale * part.weight)
+
+
+@lru_cache(maxsize=1 << 14)
+def _place(path: str) -> tuple[int, str]:
+    """Which projection of which layer it is: adapters of one base name the same ones over and over."""
+    match = PATH.match(path)
     if match is None:
         raise Invalid(
-            f"the adapter changes {module.path!r}; only the blocks' projections are served", code="unsupported_adapter"
+            f"the adapter changes {path!r}; only the blocks' projections are served", code="unsupported_adapter"
         )
-    where, out = (int(match[1]), SITE_OF[match[2]]), _offset(match[2], decoder)
-    return _Layer(number, module, where, out, module.scale * part.weight)
+    return int(match[1]), match[2]
 
 
 def _cut(part: Part) -> dict[int, tuple[int, ...]]:
@@ -90,12 +104,13 @@ def _cut(part: Part) -> dict[int, tuple[int, ...]]:
     return dict(sorted(cut.items()))
 
 
-def _values(part: Part, cut: Mapping[int, tuple[int, ...]], arena: Arena) -> dict[int, Tensor]:
+def _cut_up(flat_N: Tensor, cut: Mapping[int, tuple[int, ...]]) -> dict[int, Tensor]:
     """A file's tensors by where they begin in it."""
-    sizes = [prod(extent) for extent in cut.values()]
-    flat_N = arena.take(sum(sizes))
-    read_values(part, next(iter(cut)), flat_N)
-    return {at: piece.view(extent) for piece, (at, extent) in zip(torch.split(flat_N, sizes), cut.items(), strict=True)}
+    pieces, reached = {}, flat_N.storage_offset()
+    for at, extent in cut.items():
+        pieces[at] = flat_N.as_strided(extent, (extent[-1], 1)[-len(extent) :], reached)
+        reached += prod(extent)
+    return pieces
 
 
 def _site(layers: Sequence[_Layer], values: Sequence[Mapping[int, Tensor]], decoder: Decoder, arena: Arena) -> Site:
@@ -125,8 +140,8 @@ def _linear(where: Where, decoder: Decoder) -> Linear:
     return decoder.layers[layer].sites[site]
 
 
-def _offset(name: str, decoder: Decoder) -> int:
-    """Where a layer's outputs begin within its site."""
+def _outs(decoder: Decoder) -> dict[str, int]:
+    """Where the outputs of layers begin that are not the first of their site."""
     shape = decoder.shape
     queries, keys = shape.heads * shape.head, shape.key_heads * shape.head
-    return {"k": queries, "v": queries + keys, "up": shape.feed_forward}.get(name, 0)
+    return {"k": queries, "v": queries + keys, "up": shape.feed_forward}

@@ -35,10 +35,9 @@ def moved(adapter: Adapter, device: torch.device) -> Adapter:
 
     Returns when the copy is done. It waits for no step that comes later, and none waits for it.
     """
-    flat_N = _arena_of(adapter)
-    if flat_N.device.type == device.type:
+    if next(_tensors(adapter)).device.type == device.type:
         return adapter
-    copy_N = _copied(flat_N, device)
+    copy_N = _copied(_arena_of(adapter), device)
 
     def there(tensor: Tensor) -> Tensor:
         return copy_N.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
