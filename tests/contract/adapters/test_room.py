@@ -261,12 +261,16 @@ async def test_bad_questions_are_refused_with_a_code(room: Room, change: dict[st
 
 
 async def test_what_this_engine_cannot_do_is_said(room: Room) -> None:
-    tools, empty = question("demo-small"), question("demo-small")
-    tools.request.tools.add(name="search")
+    images, tools, both, empty = (question("demo-small") for _ in range(4))
+    images.request.messages[0].images.add(url="data:image/png;base64,AA==")
+    tools.request.tools.add(name="no such name")
+    both.request.tools.add(name="search")
+    both.request.tool_choice = "required"
+    both.request.regex = "[a-z]+"
     empty.request.ClearField("messages")
-    codes = [(await refusal(room, request)).code for request in (tools, empty)]
+    codes = [(await refusal(room, request)).code for request in (images, tools, both, empty)]
 
-    assert codes == ["tools_unsupported", "bad_request"]
+    assert codes == ["images_unsupported", "bad_tools", "bad_constraint", "bad_request"]
 
 
 async def test_answers_look_as_they_were_asked_to(room: Room) -> None:

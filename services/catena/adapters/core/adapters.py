@@ -23,6 +23,7 @@ from catena.adapters.core.records import AdapterRecord, Admitted, BaseRecord, Ch
 from catena.adapters.core.refs import AUTO, parse
 from catena.adapters.core.residency import Residency
 from catena.adapters.core.resident import TierState
+from catena.adapters.core.tools import Calls, demanded
 from catena.adapters.core.versions import following, order
 from catena.adapters.core.work import Piece, Sampling, Work
 from catena.kit.clock import World
@@ -96,14 +97,20 @@ class Adapters:
                 sampling=self._seeded(question),
                 draft=draft.weights if draft is not None else None,
                 draft_tokens=question.draft_tokens or DRAFT_TOKENS,
-                constraint=question.constraint,
+                tools=tuple(question.tools) if question.tool_choice != "none" else (),
+                constraint=question.constraint or demanded(question.tools, question.tool_choice),
                 salt=tenant,
             )
             self.preloading.used(tenant, question)
+            calls = Calls(work.tools, self._world.new_id)
+            # What was asked to be of a form of its own is an answer, whatever it looks like.
+            reads = bool(work.tools) and question.constraint is None
             async with aclosing(self._engine.submit(work)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Piece):
-                        yield piece
+                        read = calls(piece) if reads else piece
+                        if read != Piece(read.index, ""):
+                            yield read
                         continue
                     yield Answered(done=piece, model=target.resolved, served=target.served, reason=target.reason)
 

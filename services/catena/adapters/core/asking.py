@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from catena.adapters.core.work import Constraint, Done, Message, Sampling
+from catena.adapters.core.tools import check_tools, demanded
+from catena.adapters.core.work import Constraint, Done, Message, Sampling, Tool
 from catena.kit.errors import Invalid
 
 MAX_ANSWERS = 16
@@ -26,6 +27,7 @@ Served = Literal["asked", "fallback", "auto", "auto-base"]
 class Question:
     """What a model is asked. `draft_model` empty: no speculation; `draft_tokens` 0: the default.
 
+    `tools` may be called as `tool_choice` says: `auto` (empty is that), `none`, `required`, or the one of this name.
     `user` and `workflow`, empty if unknown, say whose habits to learn from; `task` what `base@auto` chooses for.
     """
 
@@ -36,6 +38,8 @@ class Question:
     draft_model: str = ""
     draft_tokens: int = 0
     constraint: Constraint | None = None
+    tools: Sequence[Tool] = ()
+    tool_choice: str = ""
     user: str = ""
     workflow: str = ""
     task: str = ""
@@ -61,6 +65,11 @@ def check(question: Question) -> None:
     if question.draft_tokens > MAX_DRAFT_TOKENS:
         raise Invalid(f"draft_tokens {question.draft_tokens} > {MAX_DRAFT_TOKENS}; draft fewer at a time")
     _check_sampling(question.sampling)
+    check_tools(question.tools, question.tool_choice)
+    if question.tools and question.prompt:
+        raise Invalid("tools need messages; a raw prompt has no place for them", code="bad_tools")
+    if question.constraint is not None and demanded(question.tools, question.tool_choice) is not None:
+        raise Invalid("an answer cannot be a call and be of another form; ask for one of them", code="bad_constraint")
     if question.constraint is not None:
         _check_constraint(question.constraint)
         if question.sampling.ignore_eos or question.sampling.min_tokens:

@@ -5,11 +5,32 @@ import msgspec
 from catena.kit.config import ModelType
 
 
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that a model asked to have called: `arguments` is JSON text, as it was written."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that a model may ask for. `parameters` is the JSON schema of its arguments, empty: it takes none."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn: `role` as the chat template knows it, and its text."""
+    """One turn: `role` as the chat template knows it, its text, and the tools that it asks for.
+
+    Of the role `tool`, `answers` is the id of the call whose result this is.
+    """
 
     role: str
     content: str
+    calls: tuple[Call, ...] = ()
+    answers: str = ""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +77,13 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time.
 
-    `constraint` None: free text.
+    `constraint` None: free text. `tools` are told to the model.
     `salt` keeps what was read apart: keys and values are shared among works of the same salt only.
     """
 
     weights: Weights
     messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
     prompt: str = ""
     sampling: Sampling = Sampling()
     draft: Weights | None = None
@@ -79,12 +101,18 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Text to append to answer `index` of `n`; `finish` is `stop` or `length` with its last piece, else empty."""
+    """Text to append to answer `index` of `n`; `finish` is `stop` or `length` with its last piece, else empty.
+
+    `calls` are whole, the first of them being the answer's call number `first_call`; where there were any, the answer
+    ends with `tool_calls`.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str = ""
+    calls: tuple[Call, ...] = ()
+    first_call: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from catena.adapters.core.records import AdapterRecord, BaseProfile, BaseState
 from catena.adapters.core.resident import Resident, TierState
 from catena.adapters.core.serving import PlainName, Serving
 from catena.adapters.core.updates import Updates
-from catena.adapters.core.work import Constraint, Message, Piece, Sampling, TokenLogprob
+from catena.adapters.core.work import Call, Constraint, Message, Piece, Sampling, TokenLogprob, Tool
 from catena.adapters.handlers import encoding
 from catena.adapters.handlers.figures import Figures
 from catena.adapters.handlers.genai_metrics import ServerMetrics
@@ -267,19 +267,16 @@ class AdaptersHandlers(AdaptersServiceServicer):
 
 
 def question_of(request: pb.GenerateRequest) -> Question:
-    """What is asked. Raises Invalid for what this engine cannot do: tools, images."""
+    """What is asked. Raises Invalid for what this engine cannot do: images."""
     asked = request.request
-    if asked.tools and asked.tool_choice != "none":
-        raise Invalid("local models take no tools; ask without them or use an outside model", code="tools_unsupported")
-    for message in asked.messages:
-        if message.images:
-            raise Invalid("local models take no images; ask without them", code="images_unsupported")
-        if message.tool_calls:
-            raise Invalid("local models take no tool calls; send them as text", code="tools_unsupported")
+    if any(message.images for message in asked.messages):
+        raise Invalid("local models take no images; ask without them", code="images_unsupported")
     return Question(
         model=request.model,
-        messages=[Message(role=message.role, content=message.content) for message in asked.messages],
+        messages=list(map(message_of, asked.messages)),
         prompt=asked.prompt,
+        tools=list(map(tool_of, asked.tools)),
+        tool_choice=asked.tool_choice,
         sampling=sampling_of(asked.sampling),
         draft_model=request.draft_model,
         draft_tokens=request.draft_tokens,
@@ -288,6 +285,23 @@ def question_of(request: pb.GenerateRequest) -> Question:
         workflow=request.context.workflow_type,
         task=request.context.task,
     )
+
+
+def message_of(message: types.ChatMessage) -> Message:
+    """One turn."""
+    return Message(
+        role=message.role,
+        content=message.content,
+        calls=tuple(Call(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls),
+        answers=message.tool_call_id,
+    )
+
+
+def tool_of(tool: types.Tool) -> Tool:
+    """A tool that may be called."""
+    given = tool.HasField("parameters")
+    schema = json_format.MessageToJson(tool.parameters, indent=None, sort_keys=True) if given else ""
+    return Tool(name=tool.name, description=tool.description, parameters=schema)
 
 
 def constraint_of(asked: types.ChatRequest) -> Constraint | None:
@@ -326,7 +340,14 @@ def sampling_of(given: types.Sampling) -> Sampling:
 def delta_to(piece: Piece) -> types.Delta:
     """A piece as it goes out."""
     return types.Delta(
-        index=piece.index, text=piece.text, logprobs=map(_logprob_to, piece.logprobs), finish_reason=piece.finish
+        index=piece.index,
+        text=piece.text,
+        tool_calls=[
+            types.ToolCall(id=call.id, name=call.name, arguments=call.arguments, index=piece.first_call + number)
+            for number, call in enumerate(piece.calls)
+        ],
+        logprobs=map(_logprob_to, piece.logprobs),
+        finish_reason=piece.finish,
     )
 
 

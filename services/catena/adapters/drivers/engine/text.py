@@ -1,17 +1,19 @@
 """Text to tokens and back. Only the chat template's own words can become special tokens, never a user's."""
 
+import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from catena.adapters.core.work import Message
+from catena.adapters.core.work import Message, Tool
 from catena.adapters.drivers.engine.template import read_json, read_template
+from catena.adapters.drivers.engine.turns import Turn, function, known, plain
 from catena.kit.errors import Invalid
 
 if TYPE_CHECKING:
@@ -57,18 +59,18 @@ class Text:
 
         return Grammars(self._fast, self.ends)
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation as the template writes it, ready for the assistant's turn.
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """The conversation as the template writes it, ready for the assistant's turn, with the tools that there are.
 
         Texts take part in tokenisation exactly as in the whole, but a special token's name in them stays plain text.
-        Raises Invalid (`no_chat_template`, `bad_messages`).
+        Raises Invalid (`no_chat_template`, `bad_messages`, `bad_tools`).
         """
-        if self._render is None:
-            raise Invalid("this base has no chat template; ask for a completion instead", code="no_chat_template")
-        marked = [{"role": m.role, "content": f"{self._nonce}{i:x}z"} for i, m in enumerate(messages)]
-        whole = self._render(marked)
-        contents = {mark["content"]: message.content for mark, message in zip(marked, messages, strict=True)}
-        if lost := [m.role for mark, m in zip(marked, messages, strict=True) if mark["content"] not in whole]:
+        turns, told = self._turns(messages, tools)
+        marks = [f"{self._nonce}{number:x}z" if turn.spoken else "" for number, turn in enumerate(turns)]
+        marked = [{"role": t.role, "content": mark, **t.more} for t, mark in zip(turns, marks, strict=True)]
+        whole = self._rendered(marked, told)
+        contents = {mark: turn.content for mark, turn in zip(marks, turns, strict=True)}
+        if lost := [turn.role for mark, turn in zip(marks, turns, strict=True) if mark not in whole]:
             raise Invalid(f"the chat template drops a {lost[0]} message; send it in another role", code="bad_messages")
         ids: list[int] = []
         strip = False
@@ -104,11 +106,10 @@ class Text:
         size = self._fast.get_vocab_size(with_added_tokens=True)
         return list(range(0, size, max(size // count, 1)))[:count]
 
-    def whole(self, messages: Sequence[Message]) -> str:
+    def whole(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The conversation as text, for engines that take no tokens. Raises as `chat` does."""
-        if self._render is None:
-            raise Invalid("this base has no chat template; ask for a completion instead", code="no_chat_template")
-        return self._render([{"role": message.role, "content": message.content} for message in messages])
+        turns, told = self._turns(messages, tools)
+        return self._rendered([{"role": turn.role, "content": turn.content, **turn.more} for turn in turns], told)
 
     def read(self, text: str) -> list[int]:
         """The tokens of a text in which names of special tokens are special tokens, as other engines read it."""
@@ -124,6 +125,21 @@ class Text:
         """A fresh decoder for one answer; `exact`: a blank at its beginning stays, where some tokenizers drop it."""
         before = self._ids("a") if exact else []
         return TextStream(lambda ids: self._fast.decode(ids, skip_special_tokens=True), before)
+
+    def _turns(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Turn], list[dict[str, Any]]]:
+        """The turns, and the tools that the template itself is to write."""
+        if self._render is None or not self._render.knows_tools:
+            return plain(messages, tools), []
+        turns, told = known(messages), [function(tool) for tool in tools]
+        # The template writes these itself, so that a special token's name in them would become that token.
+        if found := self._split.search(json.dumps([told, *(turn.more for turn in turns)], ensure_ascii=False)):
+            raise Invalid(f"{found[0]!r} in tools or calls is a special token here; leave it out", code="bad_tools")
+        return turns, told
+
+    def _rendered(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        if self._render is None:
+            raise Invalid("this base has no chat template; ask for a completion instead", code="no_chat_template")
+        return self._render(turns, tools)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._fast.encode(text, add_special_tokens=False).ids)

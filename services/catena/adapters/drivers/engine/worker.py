@@ -161,7 +161,7 @@ class Worker:
 
     def _submit(self, call: int, work: Work) -> None:
         text = self._held(work.weights.base).text
-        tokens = text.chat(work.messages) if work.messages else text.prompt(work.prompt)
+        tokens = text.chat(work.messages, work.tools) if work.messages else text.prompt(work.prompt)
         text.check_tokens(token for token, _ in work.sampling.logit_bias)
         grammars = [text.grammars.compile(asked) for asked in [work.constraint] * work.sampling.n if asked is not None]
         self._loop.post(lambda: self._loop.submit(call, work, tokens, grammars))

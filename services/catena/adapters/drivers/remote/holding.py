@@ -62,7 +62,7 @@ async def prompt_ids(held: Held, work: Work) -> list[int]:
     Raises Invalid (`context_length_exceeded`, `bad_messages`).
     """
     if work.messages:
-        ids = await asyncio.to_thread(held.text.chat, work.messages)
+        ids = await asyncio.to_thread(held.text.chat, work.messages, work.tools)
     else:
         ids = await asyncio.to_thread(held.text.prompt, work.prompt)
     if len(ids) >= held.context:

@@ -187,7 +187,7 @@ class TgiEngine:
             if await asyncio.to_thread(held.text.read, text) == ids:
                 return text, ids
         else:
-            whole = held.text.whole(work.messages)
+            whole = held.text.whole(work.messages, work.tools)
             begin = held.text.token(ids[0]) if ids else ""
             for text in (whole, whole.removeprefix(begin)):
                 # The second: where the server adds the beginning of text itself, the template must not.
