@@ -23,10 +23,11 @@ from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
 from catena.executor.drivers.encoders import LocalEncoders
+from catena.executor.drivers.http import Door, open_session
 from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
 from catena.executor.drivers.observed import Observed
-from catena.executor.drivers.openai import OpenAiProvider, open_session
+from catena.executor.drivers.openai import OpenAiProvider
 from catena.executor.drivers.pipelines import SqlPipelines
 from catena.executor.drivers.plugins import able, load_providers
 from catena.executor.drivers.records import SqlRecords, forget_daily
@@ -56,7 +57,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
-        openai = OpenAiProvider(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
+        door = Door(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
+        openai = OpenAiProvider(door)
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)

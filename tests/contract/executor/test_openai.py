@@ -11,7 +11,8 @@ import pytest
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import ChatRequest, Delta, Image, Message, Sampling, Tool, ToolCall, gather
 from catena.executor.core.ports import Ask, Ended
-from catena.executor.drivers.openai import OpenAiProvider, open_session
+from catena.executor.drivers.http import Door, open_session
+from catena.executor.drivers.openai import OpenAiProvider
 from catena.kit.clock import SystemClock
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Unavailable
 from catena.plan.model import Role, Shape
@@ -32,7 +33,8 @@ async def provider(*script: str) -> AsyncIterator[tuple[OpenAiProvider, Model, U
             api_key_env="KEY",
             price_output=1e6,
         )
-        yield OpenAiProvider(session, secret={"KEY": "k-1"}.get, clock=SystemClock()), model, server  # type: ignore[arg-type]
+        door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock())
+        yield OpenAiProvider(door), model, server
 
 
 async def heard(

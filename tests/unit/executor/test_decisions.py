@@ -19,7 +19,7 @@ from catena.executor.core.strategies.speculative import patch
 from catena.executor.core.texts import masked
 from catena.executor.core.voting import medoid, tally, unbeatable
 from catena.executor.drivers.cache import LruCache
-from catena.executor.drivers.openai.refusals import retry_after_s
+from catena.executor.drivers.http.refusals import retry_after_s
 from catena.kit.clock import ManualClock
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Missing, Unavailable
 from catena.plan.model import Role, Settings, Shape, Stage

@@ -1,5 +1,5 @@
 """The provider `openai`: any server that speaks OpenAI's HTTP interface."""
 
-from catena.executor.drivers.openai.provider import OpenAiProvider, open_session
+from catena.executor.drivers.openai.provider import OpenAiProvider
 
-__all__ = ["OpenAiProvider", "open_session"]
+__all__ = ["OpenAiProvider"]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from catena.executor.core.chat import Delta, TokenLogprob, ToolCall, Usage
+from catena.executor.drivers.http import read_json
 from catena.kit.errors import CatenaError, Unavailable
 
 
@@ -90,12 +91,9 @@ class Reply(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(Reply)
 
 
-def read_reply(data: bytes | str, server: str) -> Reply:
+def read_reply(data: bytes, server: str) -> Reply:
     """The reply in a body or an SSE event. Raises Unavailable (`bad_reply`) when it is none."""
-    try:
-        return _DECODER.decode(data)
-    except msgspec.DecodeError as error:
-        raise Unavailable(f"{server} sent what is not OpenAI's format: {error}", code="bad_reply") from error
+    return read_json(_DECODER, data, server, "OpenAI")
 
 
 def deltas_of(reply: Reply) -> tuple[Delta, ...]:

@@ -17,6 +17,9 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, server: str
     says = f"{server} answered {status}: {message}"
     wait_s = retry_after_s(headers, now_s)
     match status:
+        case 400 if "api key not valid" in message.casefold():
+            # Gemini's way to refuse a key.
+            return Unavailable(f"{says}; check api_key_env of the model", code="provider_key_refused")
         case 400 | 413 | 422:
             return Invalid(says, code=_code_400(code, message))
         case 401 | 403:
@@ -33,15 +36,21 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, server: str
 
 
 def told(body: bytes) -> tuple[str, str]:
-    """Message and code of an OpenAI-shaped error; the start of the body where it has another shape."""
+    """Message and code of an error; the start of the body where it is not JSON.
+
+    OpenAI and Gemini say `{error: {message, code}}`, Anthropic `{error: {message, type}}`, TGI `{error, error_type}`.
+    """
     try:
         found = msgspec.json.decode(body)
     except msgspec.DecodeError:
         return body[:MOST_CHARS].decode(errors="replace"), ""
     error = found.get("error", found) if isinstance(found, dict) else found
     if isinstance(error, dict):
-        return str(error.get("message") or error.get("detail") or "")[:MOST_CHARS], str(error.get("code") or "")
-    return str(error)[:MOST_CHARS], ""
+        message = error.get("message") or error.get("detail") or ""
+        code = next((error[name] for name in ("code", "type", "status") if isinstance(error.get(name), str)), "")
+        return str(message)[:MOST_CHARS], code
+    kind = found.get("error_type") if isinstance(found, dict) else ""
+    return str(error)[:MOST_CHARS], str(kind or "")
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float:
@@ -59,8 +68,21 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float:
     return max(0.0, until.timestamp() - now_s)
 
 
+TOO_LONG = (
+    "context_length",
+    "context length",
+    "maximum context",
+    "prompt is too long",
+    "exceeds the maximum number of tokens",
+    "tokens + `max_new_tokens` must be",
+    "`inputs` must have less than",
+)
+"""OpenAI and vLLM, Anthropic, Gemini, TGI."""
+FILTERED = ("content_filter", "content filter", "content_policy", "content policy")
+
+
 def _code_400(code: str, message: str) -> str:
     text = f"{code} {message}".casefold()
-    if "context_length" in text or "context length" in text or "maximum context" in text:
+    if any(words in text for words in TOO_LONG):
         return "context_length_exceeded"
-    return "content_filter" if "content_filter" in text or "content filter" in text else "provider_refused"
+    return "content_filter" if any(words in text for words in FILTERED) else "provider_refused"
