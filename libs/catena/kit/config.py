@@ -68,10 +68,20 @@ class TelemetryConfig(Section, frozen=True, kw_only=True):
 
 
 class PriceConfig(Section, frozen=True, kw_only=True):
-    """USD per million tokens, by kind."""
+    """USD per million tokens, by kind. `cached` null: as other input; `reasoning` null: as other output."""
 
     input: float = 0.0
     output: float = 0.0
+    cached: float | None = None
+    reasoning: float | None = None
+
+
+class RateConfig(Section, frozen=True, kw_only=True):
+    """What the provider of a model allows us; 0: no limit. Calls beyond it wait in a short queue."""
+
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    at_once: int = 0
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -81,6 +91,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     `prediction` is a model of feature vectors, `token-classification` finds spans of a text. A local base is checked
     to be of its type.
     `draft_for` lists bases of the same tokenizer for which this one may draft in speculative decoding.
+    `fallbacks` are asked instead, in this order, while this one fails. `version` is only shown. `capabilities` null:
+    what models of its provider usually can.
     """
 
     name: str
@@ -93,6 +105,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     price: PriceConfig = PriceConfig()
     context_tokens: int = 0
     draft_for: list[str] = msgspec.field(default_factory=list)
+    fallbacks: list[str] = msgspec.field(default_factory=list)
+    rate: RateConfig = RateConfig()
+    version: str = ""
+    capabilities: list[str] | None = None
 
 
 class House(Section, frozen=True, kw_only=True):

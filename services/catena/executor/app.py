@@ -13,11 +13,14 @@ from catena.api.memory.v1 import memory_pb2_grpc
 from catena.executor.config import ExecutorConfig
 from catena.executor.core.attempts import Limits
 from catena.executor.core.background import Pace, work_off
+from catena.executor.core.breaker import BreakerLimits
 from catena.executor.core.catalogue import LOCAL, Model, problem_of
 from catena.executor.core.executor import Executor
+from catena.executor.core.hedging import HedgeLimits
 from catena.executor.core.parts import Parts, Settings
 from catena.executor.core.pipelines.examples import EXAMPLES
 from catena.executor.core.ports import Provider
+from catena.executor.core.routes import Routes
 from catena.executor.core.verifiers import VERIFIERS
 from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
@@ -57,7 +60,11 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
-        door = Door(await stack.enter_async_context(open_session()), secret=secret, clock=world.clock)
+        door = Door(
+            await stack.enter_async_context(open_session(connections=config.connections)),
+            secret=secret,
+            clock=world.clock,
+        )
         openai = OpenAiProvider(door)
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())
@@ -91,6 +98,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             world=world,
             settings=settings(config),
             shapes=read_shapes(house.pipelines),
+            routes=routes(config),
         )
         runs = SqlRuns(chassis.store, chassis.outbox, records, world, event=wire.run_finished_event)
         core = Executor(parts=parts, runs=runs, archive=records)
@@ -159,6 +167,8 @@ def settings(config: ExecutorConfig) -> Settings:
         attempts=config.attempts,
         critical_attempts=config.critical_attempts,
         optional_attempts=config.optional_attempts,
+        first_word_share=config.first_word_share,
+        stall_s=config.stall_s,
     )
     everybody, tenants = "*" in config.keep_texts, frozenset(config.keep_texts)
     return Settings(
@@ -168,6 +178,19 @@ def settings(config: ExecutorConfig) -> Settings:
         mask_texts=config.mask_texts,
         verifiers=tuple(config.verifiers),
         embedding_model=config.embedding_model,
+    )
+
+
+def routes(config: ExecutorConfig) -> Routes:
+    """How outside models that fail, lag or refuse are treated. Raises Invalid for limits that make no sense."""
+    breaker, hedging = config.breaker, config.hedging
+    if breaker.failures < 1 or not 0 < breaker.open_s <= breaker.longest_s:
+        raise Invalid(f"executor.breaker {breaker}: failures >= 1, 0 < open_s <= longest_s", code="bad_config")
+    if not 0 <= hedging.share <= 1 or not 0 < hedging.quantile < 1 or hedging.burst < 1:
+        raise Invalid(f"executor.hedging {hedging}: share and quantile within 0 and 1, burst >= 1", code="bad_config")
+    return Routes(
+        breaking=BreakerLimits(failures=breaker.failures, open_s=breaker.open_s, longest_s=breaker.longest_s),
+        hedging=HedgeLimits(share=hedging.share, burst=hedging.burst, quantile=hedging.quantile),
     )
 
 
@@ -198,11 +221,20 @@ def model_of(model: ModelConfig) -> Model:
         upstream_name=model.upstream_name,
         api_key_env=model.api_key_env,
         draft_for=tuple(model.draft_for),
+        price_cached_input=model.price.cached,
+        price_reasoning=model.price.reasoning,
+        version=model.version,
+        fallbacks=tuple(model.fallbacks),
+        requests_per_minute=model.rate.requests_per_minute,
+        tokens_per_minute=model.rate.tokens_per_minute,
+        at_once=model.rate.at_once,
     )
 
 
 def capabilities(model: ModelConfig) -> tuple[str, ...]:
-    """What a model can do beside writing text; nothing, where it writes none."""
+    """What a model can do beside writing text; nothing, where it writes none and nothing is configured."""
+    if model.capabilities is not None:
+        return tuple(model.capabilities)
     if model.type != "chat":
         return ()
     return ("json", "logprobs", "stream") if model.provider == LOCAL else ("tools", "vision", "json", "stream")

@@ -25,6 +25,28 @@ class CacheConfig(Section, frozen=True, kw_only=True):
     ttl_s: float = 3600.0
 
 
+class BreakerConfig(Section, frozen=True, kw_only=True):
+    """When an outside model is left alone: after `failures` in a row, for `open_s` seconds, then one probe at a time.
+
+    Each failed probe doubles the pause up to `longest_s`. Five failures are more than chance, a second harms nobody.
+    """
+
+    failures: int = 5
+    open_s: float = 1.0
+    longest_s: float = 30.0
+
+
+class HedgingConfig(Section, frozen=True, kw_only=True):
+    """Second copies of calls whose first word is later than `quantile` of the model's recent ones.
+
+    `share` of its calls may be sent twice (3 %: enough for the tail, little to pay), `burst` in a row; 0: none.
+    """
+
+    share: float = 0.03
+    burst: float = 3.0
+    quantile: float = 0.95
+
+
 class RunsConfig(Section, frozen=True, kw_only=True):
     """Background runs: `at_once` per process; after `lease_s` without a sign of life another process goes on.
 
@@ -41,7 +63,10 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
 
     `run_s`: longest a whole run may take in seconds, whatever the caller allows (5 minutes: long answers, slow GPUs).
     `attempts`: tries of a stage in all; more for critical requests, fewer for optional stages.
+    `first_word_share`: of a stage's time, what a model that has fallbacks may use for its first word; between later
+    words, `stall_s` seconds.
     `coalesce_ms`: deltas closer than this are joined; a token then costs a fraction of its message.
+    `connections`: most connections to all outside models together, kept alive between calls.
     `keep_texts`: tenants whose prompts and answers are kept with their records, `*` for all; nobody unless asked for.
     `mask_texts`: whether e-mail addresses, keys and card-long numbers are masked in kept texts.
     `texts_days`, `records_days`: how long texts and records are kept; 0: for ever.
@@ -56,6 +81,11 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     attempts: int = 2
     critical_attempts: int = 3
     optional_attempts: int = 1
+    first_word_share: float = 0.5
+    stall_s: float = 10.0
+    breaker: BreakerConfig = BreakerConfig()
+    hedging: HedgingConfig = HedgingConfig()
+    connections: int = 100
     coalesce_ms: float = 25.0
     cache: CacheConfig = CacheConfig()
     runs: RunsConfig = RunsConfig()

@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import ChatRequest, Delta, Image, Message, Sampling, Tool, ToolCall, gather
+from catena.executor.core.chat import ChatRequest, Delta, Image, Message, Sampling, Tool, ToolCall, Usage, gather
 from catena.executor.core.ports import Ask, Ended
 from catena.executor.drivers.http import Door, open_session
 from catena.executor.drivers.openai import OpenAiProvider
 from catena.kit.clock import SystemClock
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Unavailable
-from catena.plan.model import Role, Shape
+from tests.contract.executor.dialects import sse
 from tests.contract.executor.upstream import Upstream, upstream
-from tests.unit.executor.fakes import Catalogue, bed, plan, stage
-
-PLAN = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "far"))
 
 
 @asynccontextmanager
@@ -28,7 +25,7 @@ async def provider(*script: str) -> AsyncIterator[tuple[OpenAiProvider, Model, U
         model = Model(
             name="far",
             provider="openai",
-            base_url=server.url,
+            base_url=f"{server.url}/v1",
             upstream_name="real",
             api_key_env="KEY",
             price_output=1e6,
@@ -53,7 +50,7 @@ async def heard(
 async def test_a_stream_comes_through_with_usage_verbatim(how: str) -> None:
     async with provider(how) as (far, model, server):
         deltas, ended = await heard(far, model)
-    assert gather(deltas)[0].text == "Hellofromafar"
+    assert gather(deltas)[0].text == "Hello from afar"
     assert ended is not None
     assert ended.usage is not None
     assert (ended.usage.input_tokens, ended.usage.output_tokens) == (100, 7)
@@ -193,45 +190,46 @@ async def test_a_missing_key_is_named() -> None:
             await heard(far, replace(model, api_key_env="NO_SUCH_KEY"))
 
 
-@asynccontextmanager
-async def through_the_executor(*script: str) -> AsyncIterator[tuple[Any, Upstream, list[float]]]:
-    """A bed whose provider is the real one, and the pauses that it would have made."""
-    async with provider(*script) as (far, model, server):
-        table = bed()
-        parts = replace(table.parts, catalogue=Catalogue(model), providers={"openai": far})
-        table.parts = parts
-        yield table, server, []
+@pytest.mark.parametrize(
+    ("usage_with_choices", "after_finish"), [(True, False), (False, True)], ids=["with the finish", "after it"]
+)
+async def test_usage_is_taken_wherever_the_server_puts_it(usage_with_choices: bool, after_finish: bool) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 2}
+    end: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    last: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": ""}}], "usage": usage}
+    frames = [sse(end | {"usage": usage})] if usage_with_choices else [sse(end), sse(last)]
+    async with provider("well") as (far, model, server):
+        server.dialect = replace(server.dialect, ending=lambda counts: frames)
+        deltas, ended = await heard(far, model)
+    assert gather(deltas)[0].text == "Hello from afar"
+    assert ended is not None
+    assert ended.usage == Usage(input_tokens=9, output_tokens=2)
 
 
-@pytest.mark.parametrize("first", ["busy", "broken", "reset", "cut", "ended early", "garbage"])
-async def test_what_passes_is_tried_again_and_both_attempts_are_told(first: str) -> None:
-    async with through_the_executor(first, "well") as (table, server, _):
-        finished, _ = await table.run(PLAN)
-    assert finished.choices[0].text == "Hellofromafar"
-    assert len(server.bodies) == 2
-    assert [(one.attempt, one.outcome) for one in finished.stages] == [(1, "failed"), (2, "accepted")]
+async def test_usage_that_counts_up_through_the_stream_is_its_last_count() -> None:
+    def words(texts: Any) -> list[bytes]:
+        return [
+            sse(
+                {
+                    "choices": [{"index": 0, "delta": {"content": text}}],
+                    "usage": {"prompt_tokens": 9, "completion_tokens": place},
+                }
+            )
+            for place, text in enumerate(texts, 1)
+        ]
+
+    async with provider("no usage") as (far, model, server):
+        server.dialect = replace(server.dialect, words=words)
+        _, ended = await heard(far, model)
+    assert ended is not None
+    assert ended.usage == Usage(input_tokens=9, output_tokens=3)
 
 
-async def test_words_that_reached_the_client_are_never_sent_twice() -> None:
-    async with through_the_executor("cut", "well") as (table, server, _):
-        with pytest.raises(Unavailable) as caught:
-            await table.run(PLAN, stream=True)
-    assert caught.value.code == "stream_cut"
-    assert len(server.bodies) == 1
-    assert table.records.added[0].cost_usd > 0, "what came before the cut is billed"
-
-
-@pytest.mark.parametrize("how", ["too long", "filtered", "bad key", "very busy"])
-async def test_what_does_not_pass_in_time_is_not_tried_again(how: str) -> None:
-    async with through_the_executor(how, "well") as (table, server, _):
-        with pytest.raises(CatenaError):
-            await table.run(PLAN)
-    assert len(server.bodies) == 1
-    assert table.records.added[0].cost_usd == 0
-
-
-async def test_a_stream_without_usage_is_estimated_and_says_so() -> None:
-    async with through_the_executor("no usage") as (table, _, _):
-        finished, _ = await table.run(PLAN)
-    assert finished.stages[0].reason == "tokens estimated"
-    assert finished.usage.output_tokens > 0
+async def test_what_comes_after_an_answers_end_is_no_part_of_it() -> None:
+    late = sse({"choices": [{"index": 0, "delta": {"content": " afar"}}]})
+    async with provider("well") as (far, model, server):
+        ending = server.dialect.ending
+        server.dialect = replace(server.dialect, ending=lambda counts: [*ending(counts), late, *ending(counts)])
+        deltas, _ = await heard(far, model)
+    assert gather(deltas)[0].text == "Hello from afar"
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["stop"]

@@ -1,4 +1,4 @@
-"""A real OpenAI-speaking HTTP server that behaves as told: well, busy, broken, slow, cut."""
+"""A real HTTP server that speaks a provider's language and behaves as told: well, busy, broken, slow, cut."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,74 +9,110 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from tests.contract.executor.dialects import COUNTS, OPENAI, WORDS, WRONG, Dialect
+
+GARBAGE = b"data: {not json\n\n"
+REFUSALS: dict[str, tuple[int, dict[str, str], str, str]] = {
+    "busy": (429, {"Retry-After": "0.05"}, "rate_limit_exceeded", "slow down"),
+    "busy for reasons unsaid": (429, {}, "rate_limit_exceeded", "slow down"),
+    "very busy": (429, {"Retry-After": "60"}, "rate_limit_exceeded", "slow down"),
+    "broken": (500, {}, "server_error", "oops"),
+    "filtered": (400, {}, "content_filter", "the content policy forbids it"),
+    "bad key": (401, {}, "invalid_api_key", "Incorrect API key"),
+}
+
 
 @dataclass
 class Upstream:
     """`script` is worked off one behaviour a request; the last one stays. `url` is the root of its API."""
 
+    dialect: Dialect = OPENAI
     url: str = ""
     script: list[str] = field(default_factory=lambda: ["well"])
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    connections: set[Any] = field(default_factory=set)
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    slow_s: float = 0.5
+
+    @property
+    def keys(self) -> list[str]:
+        return [headers.get("Authorization", "") for headers in self.headers]
 
     def next(self) -> str:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = msgspec.json.decode(await request.read())
-        self.bodies.append(body)
-        self.keys.append(request.headers.get("Authorization", ""))
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(msgspec.json.decode(await request.read()))
+        self.headers.append(dict(request.headers))
+        self.paths.append(request.path_qs)
+        assert request.transport is not None
+        self.connections.add(request.transport.get_extra_info("peername"))
         how = self.next()
+        if how == "too long":
+            body = self.dialect.refusal(400, "context_length_exceeded", self.dialect.too_long)
+            return web.json_response(body, status=400)
         if how in REFUSALS:
-            status, headers, error = REFUSALS[how]
-            return web.json_response({"error": error}, status=status, headers=headers)
+            status, headers, code, message = REFUSALS[how]
+            return web.json_response(self.dialect.refusal(status, code, message), status=status, headers=headers)
         if how == "reset":
-            assert request.transport is not None
             request.transport.abort()
             return web.Response()
         if how == "silent":
             await self._wait()
         if how == "whole":
-            return web.json_response(whole("Hello from afar"))
+            return web.json_response(self.dialect.whole())
         return await self._stream(request, how)
 
-    async def _wait(self) -> None:
+    async def _wait(self, seconds: float = 30.0) -> None:
         try:
-            await asyncio.sleep(30)
-        finally:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
             self.left.set()
+            raise
 
     async def _stream(self, request: web.Request, how: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-
-        async def send(chunk: Any) -> None:
-            await response.write(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
-
         await response.write(b": keep-alive\n\n")
-        for chunk in TOOLS if how == "tools" else pieces("Hello from afar"):
-            await send(chunk)
-        match how:
-            case "cut":
-                assert request.transport is not None
-                request.transport.abort()
-                return response
-            case "ended early":
-                return response
-            case "stall":
-                await self._wait()
-            case "garbage":
-                await response.write(b"data: {not json\n\n")
-            case "error inside":
-                await send({"error": {"message": "overloaded"}})
-        reason = "tool_calls" if how == "tools" else "stop"
-        await send({"model": "real-name", "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-        if how != "no usage":
-            await send({"choices": [], "usage": USAGE})
-        if how != "no done":
-            await response.write(b"data: [DONE]\n\n")
+        if how == "slow first token":
+            await self._wait(self.slow_s)
+        frames = self._frames(how)
+        for place, frame in enumerate(frames):
+            if place == len(frames) // 2 and how in ("cut", "stall", "garbage", "error inside", "ended early"):
+                match how:
+                    case "cut":
+                        assert request.transport is not None
+                        # What was written is on its way before the connection goes.
+                        await asyncio.sleep(0.02)
+                        request.transport.abort()
+                        return response
+                    case "stall":
+                        await self._wait()
+                    case "ended early":
+                        return response
+                await response.write(GARBAGE if how == "garbage" else self.dialect.error_inside)
+            await response.write(frame)
         return response
+
+    def _frames(self, how: str) -> list[bytes]:
+        dialect = self.dialect
+        done = [dialect.done] if dialect.done and how != "no done" else []
+        match how:
+            case "tools":
+                return [*dialect.tools, *done]
+            case "empty":
+                return [*dialect.words(()), *dialect.ending(COUNTS), *done]
+            case "wrong usage":
+                return [*dialect.words(WORDS), *dialect.ending(WRONG), *done]
+            case "no usage":
+                return [*dialect.words(WORDS), *dialect.ending({}), *done]
+            case "duplicates":
+                numbered = [f"id: {n}\n".encode() + frame for n, frame in enumerate(dialect.words(WORDS))]
+                ending = dialect.ending(COUNTS)
+                return [*(frame for one in numbered for frame in (one, one)), *ending, *ending, *done]
+        return [*dialect.words(WORDS), *dialect.ending(COUNTS), *done]
 
     async def embeddings(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
@@ -84,55 +120,19 @@ class Upstream:
         return web.json_response({"data": rows[::-1], "usage": {"prompt_tokens": 5}})
 
 
-USAGE = {
-    "prompt_tokens": 100,
-    "completion_tokens": 7,
-    "prompt_tokens_details": {"cached_tokens": 64},
-    "completion_tokens_details": {"reasoning_tokens": 3},
-}
-REFUSALS: dict[str, tuple[int, dict[str, str], Any]] = {
-    "busy": (429, {"Retry-After": "0.05"}, {"message": "slow down", "code": "rate_limit_exceeded"}),
-    "very busy": (429, {"Retry-After": "60"}, {"message": "slow down"}),
-    "broken": (500, {}, {"message": "oops"}),
-    "too long": (400, {}, {"message": "This model's maximum context length is 10", "code": "context_length_exceeded"}),
-    "filtered": (400, {}, {"message": "policy", "code": "content_filter"}),
-    "bad key": (401, {}, {"message": "Incorrect API key"}),
-}
-TOOLS = [
-    {"choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [
-        {"index": 0, "id": "call_a", "type": "function", "function": {"name": "f", "arguments": ""}}]}}]},
-    {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"x":'}}]}}]},
-    {"choices": [{"index": 0, "delta": {"tool_calls": [
-        {"index": 1, "id": "call_b", "type": "function", "function": {"name": "g", "arguments": "{}"}}]}}]},
-    {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}}]},
-]  # fmt: skip
-
-
-def pieces(text: str) -> list[dict[str, Any]]:
-    logprob = {"content": [{"token": "t", "logprob": -0.5, "top_logprobs": []}]}
-    return [
-        {"model": "real-name", "choices": [{"index": 0, "delta": {"content": part}, "logprobs": logprob}]}
-        for part in text.split(" ")
-    ]
-
-
-def whole(text: str) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return {"model": "real-name", "choices": [choice], "usage": USAGE}
-
-
 @asynccontextmanager
-async def upstream(*script: str) -> AsyncIterator[Upstream]:
+async def upstream(*script: str, dialect: Dialect = OPENAI) -> AsyncIterator[Upstream]:
     """The server, on a port of its own."""
-    server = Upstream()
+    server = Upstream(dialect=dialect)
     server.script = list(script) or ["well"]
     app = web.Application()
-    app.add_routes([web.post("/v1/chat/completions", server.chat), web.post("/v1/embeddings", server.embeddings)])
+    app.add_routes([web.post(path, server.answer) for path in dialect.paths])
+    app.add_routes([web.post("/v1/embeddings", server.embeddings)])
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         yield server
     finally:
         await runner.cleanup()

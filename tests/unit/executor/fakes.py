@@ -34,10 +34,28 @@ class Scripted:
     cut: set[str] = field(default_factory=set)
     hang: set[str] = field(default_factory=set)
     closed: list[str] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    abandoned: int = 0
+    at_once: int = 0
+    most_at_once: int = 0
+
+    async def _wait(self) -> None:
+        """The seconds that the next call takes until its first word."""
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.late:
+                await asyncio.sleep(self.late.pop(0))
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
+        finally:
+            self.at_once -= 1
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         name = ask.model.name
         self.asked.append(ask)
+        await self._wait()
         answers = self.script[name]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, CatenaError):

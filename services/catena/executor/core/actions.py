@@ -15,13 +15,17 @@ from catena.plan.model import Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a call: an answer, or an `error`. `confidence`: least token probability, None if unmeasured."""
+    """What came of a call: an answer, or an `error`. `confidence`: least token probability, None if unmeasured.
+
+    `spliced`: another model finished what the first had begun.
+    """
 
     choices: tuple[Choice, ...] = ()
     model: str = ""
     confidence: float | None = None
     streamed: bool = False
     error: CatenaError | None = None
+    spliced: bool = False
 
     @property
     def text(self) -> str:
@@ -101,7 +105,11 @@ def decided(result: Result, *, agreement: float | None = None, lossy: bool = Fal
     """The decision for one result as it stands. Raises its error where there is one."""
     result.must()
     return Decision(
-        choices=result.choices, model=result.model, streamed=result.streamed, agreement=agreement, lossy=lossy
+        choices=result.choices,
+        model=result.model,
+        streamed=result.streamed,
+        agreement=agreement,
+        lossy=lossy or result.spliced,
     )
 
 

@@ -19,6 +19,8 @@ Status = Literal["active", "disabled"]
 class Model:
     """An entry of the catalogue. Prices are USD per million tokens; `context_tokens` 0: unknown.
 
+    `price_cached_input` None: as other input; `price_reasoning` None: as other output. `fallbacks` are asked instead,
+    in this order, while this model fails. The last three figures are what its provider allows us, 0: no limit.
     `upstream_name` empty: the same at the provider. `parent` names the base of an adapter. `problem`: why it cannot be
     called now; a call that names it is tried all the same, and told by its provider.
     """
@@ -38,6 +40,13 @@ class Model:
     calls: int = 0
     parent: str = ""
     problem: str = ""
+    price_cached_input: float | None = None
+    price_reasoning: float | None = None
+    version: str = ""
+    fallbacks: tuple[str, ...] = ()
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    at_once: int = 0
 
     @property
     def upstream(self) -> str:
@@ -56,10 +65,22 @@ def find(models: Mapping[str, Model], name: str) -> Model:
         parent = models.get(base) if at else None
         if parent is None or parent.provider != LOCAL:
             raise Missing(f"unknown model {name!r}; {_hint(models, name)}", code="unknown_model")
-        model = replace(parent, name=name, parent=base, upstream_name="", calls=0)
+        model = adapter_of(parent, name)
     if model.status == "disabled":
         raise Unavailable(f"model {name!r} is disabled; enable it or name another", code="model_disabled")
     return model
+
+
+def adapter_of(base: Model, name: str) -> Model:
+    """The entry of the adapter `name` of a local base; what is the base's own is not passed on."""
+    return replace(base, name=name, parent=base.name, upstream_name="", calls=0, version="", fallbacks=(), draft_for=())
+
+
+def instead_of(models: Mapping[str, Model], name: str) -> list[str]:
+    """The fallbacks of `name` that may be asked: known, active, chatting, each once."""
+    model = models.get(name)
+    found = [models.get(other) for other in dict.fromkeys(model.fallbacks)] if model else []
+    return [one.name for one in found if one and one.name != name and one.type == "chat" and one.status == "active"]
 
 
 def problem_of(
@@ -104,8 +125,13 @@ def may_draft(models: Mapping[str, Model], draft: str, target: str) -> bool:
 
 
 def cost_usd(model: Model, usage: Usage) -> float:
-    """What `usage` costs; cached input counts as input until the catalogue prices it apart."""
-    return (usage.input_tokens * model.price_input + usage.output_tokens * model.price_output) / MILLION
+    """What `usage` costs: cached input and reasoning at their own prices, where they have any."""
+    cached = model.price_input if model.price_cached_input is None else model.price_cached_input
+    thinking = model.price_output if model.price_reasoning is None else model.price_reasoning
+    fresh, said = usage.input_tokens - usage.cached_input_tokens, usage.output_tokens - usage.reasoning_tokens
+    read = fresh * model.price_input + usage.cached_input_tokens * cached
+    written = said * model.price_output + usage.reasoning_tokens * thinking
+    return (read + written) / MILLION
 
 
 def only(models: Sequence[Model], kind: Kind) -> list[Model]:

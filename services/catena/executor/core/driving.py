@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 from catena.executor.core.actions import Action, Call, Decision, Lookup, Mark, Result, Strategy, Together
-from catena.executor.core.calling import Execution, call, too_late
+from catena.executor.core.calling import call
 from catena.executor.core.events import StageResult
+from catena.executor.core.execution import Execution, too_late
 
 _PART = re.compile(r"\{(text|title|file|name)\}")
 

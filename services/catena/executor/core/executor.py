@@ -7,10 +7,10 @@ from dataclasses import replace
 from catena.executor.core import background, predicting
 from catena.executor.core.admission import Errand, check_errand
 from catena.executor.core.background import Runs, StoredRun
-from catena.executor.core.calling import Emit
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import ChatRequest, Context, Message
 from catena.executor.core.events import Record, RunEvent
+from catena.executor.core.execution import Emit
 from catena.executor.core.parts import Parts
 from catena.executor.core.pipelines.soundness import check_pipeline
 from catena.executor.core.pipelining import check_nesting, embedded, embedding_model, hinted, stored
@@ -22,6 +22,8 @@ from catena.executor.core.streaming import stream
 from catena.kit.errors import Invalid, Missing
 from catena.plan.build import sequential
 from catena.plan.model import models_of
+
+PRICES = ("price_input", "price_output", "price_cached_input", "price_reasoning")
 
 
 class Executor:
@@ -98,9 +100,12 @@ class Executor:
         """Add or change a catalogue entry; it counts at once. Raises Invalid."""
         if not model.name or "@" in model.name:
             raise Invalid(f"model name {model.name!r}; give it a name without @", code="bad_model")
-        for name, price in (("price_input", model.price_input), ("price_output", model.price_output)):
-            if not 0 <= price < 1e9:
+        for name in PRICES:
+            price = getattr(model, name)
+            if price is not None and not 0 <= price < 1e9:
                 raise Invalid(f"{name} is {price:g}; give USD per million tokens, 0 or more", code="out_of_range")
+        if model.name in model.fallbacks:
+            raise Invalid(f"{model.name!r} is its own fallback; name another model", code="bad_model")
         providers = set(self.parts.providers) | set(self.parts.embeddings) | set(self.parts.predictors)
         if model.provider not in providers:
             known = ", ".join(sorted(providers))

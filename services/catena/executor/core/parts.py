@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from catena.executor.core.attempts import Limits
-from catena.executor.core.calling import Sleep
 from catena.executor.core.catalogue import Model, find, may_draft
 from catena.executor.core.estimates import Paces
+from catena.executor.core.execution import Sleep
 from catena.executor.core.ports import (
     Cache,
     Catalogue,
@@ -20,6 +20,7 @@ from catena.executor.core.ports import (
     Records,
     Verifier,
 )
+from catena.executor.core.routes import Routes
 from catena.executor.core.strategies import STRATEGIES, Facts, StrategyMaker
 from catena.executor.core.verifiers import VERIFIERS
 from catena.kit.clock import World
@@ -59,6 +60,7 @@ class Parts:
     strategies: Mapping[Shape, StrategyMaker] = field(default_factory=lambda: STRATEGIES)
     verifiers: Mapping[str, Verifier] = field(default_factory=lambda: VERIFIERS)
     paces: Paces = field(default_factory=Paces)
+    routes: Routes = field(default_factory=Routes)
     sleep: Sleep = asyncio.sleep
 
     @property

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.admission import Errand
-from catena.executor.core.calling import Execution
 from catena.executor.core.catalogue import Kind, Model, cost_usd, find, only
 from catena.executor.core.chat import Choice, Message
 from catena.executor.core.events import StageResult
+from catena.executor.core.execution import Execution
 from catena.executor.core.inputs import inputs_of
 from catena.executor.core.parts import Parts, facts, plan_of
 from catena.executor.core.pipelines.running import Bench, run_pipeline

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from catena.executor.core.admission import Errand, check_context, check_plan, check_request
-from catena.executor.core.calling import Execution
 from catena.executor.core.catalogue import find
 from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Context, Message, Sampling
 from catena.executor.core.driving import drive
 from catena.executor.core.events import Finished
+from catena.executor.core.execution import Execution
 from catena.executor.core.inputs import PREDICTED
 from catena.executor.core.parts import Parts, facts
 from catena.executor.core.pipelines.running import all_or_first_error, run_pipeline

@@ -8,10 +8,10 @@ from typing import Any
 from catena.executor.core import remembering as memo
 from catena.executor.core.actions import Decision, Lookup
 from catena.executor.core.admission import Errand
-from catena.executor.core.calling import Emit, Execution
 from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Message, as_deltas
 from catena.executor.core.driving import drive, look_up
 from catena.executor.core.events import Finished, Record, StageResult
+from catena.executor.core.execution import Emit, Execution
 from catena.executor.core.parts import Parts, facts
 from catena.executor.core.pipelining import as_answer
 from catena.executor.core.ports import Journal, NoJournal
@@ -87,6 +87,7 @@ def begin(parts: Parts, errand: Errand, emit: Emit, journal: Journal) -> Executi
         journal=journal,
         limits=parts.settings.limits,
         paces=parts.paces,
+        routes=parts.routes,
         world=parts.world,
         emit=emit,
         sleep=parts.sleep,

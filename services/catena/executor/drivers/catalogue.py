@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
-from catena.executor.core.catalogue import LOCAL, Model
+from catena.executor.core.catalogue import LOCAL, Model, adapter_of
 from catena.executor.drivers import tables
 from catena.kit.caller import caller
 from catena.kit.clock import Clock
@@ -91,7 +91,7 @@ class SqlCatalogue:
         for name, base in served.adapters:
             parent = found.get(base)
             if parent is not None and parent.provider == LOCAL:
-                found[name] = replace(parent, name=name, parent=base, upstream_name="", draft_for=())
+                found[name] = adapter_of(parent, name)
         return [replace(found[name], calls=calls.get(name, 0)) for name in sorted(found)]
 
     def _found(self, model: Model, served: Served) -> Model:

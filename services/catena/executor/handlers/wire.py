@@ -184,6 +184,13 @@ def model_from(message: pb.Model) -> Model:
         status=_one_of(STATUSES, message.status or "active", "status"),
         api_key_env=message.api_key_env,
         draft_for=tuple(message.draft_for),
+        price_cached_input=message.price_cached_input if message.HasField("price_cached_input") else None,
+        price_reasoning=message.price_reasoning if message.HasField("price_reasoning") else None,
+        version=message.version,
+        fallbacks=tuple(message.fallbacks),
+        requests_per_minute=message.requests_per_minute,
+        tokens_per_minute=message.tokens_per_minute,
+        at_once=message.at_once,
     )
 
 
@@ -213,6 +220,13 @@ def model_to(model: Model) -> pb.Model:
         status=model.status,
         api_key_env=model.api_key_env,
         draft_for=model.draft_for,
+        price_cached_input=model.price_cached_input,
+        price_reasoning=model.price_reasoning,
+        version=model.version,
+        fallbacks=model.fallbacks,
+        requests_per_minute=model.requests_per_minute,
+        tokens_per_minute=model.tokens_per_minute,
+        at_once=model.at_once,
         calls=model.calls,
         parent=model.parent,
         problem=model.problem,

@@ -1060,6 +1060,13 @@ class Model(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    PRICE_CACHED_INPUT_FIELD_NUMBER: _builtins.int
+    PRICE_REASONING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As requests name it."""
     provider: _builtins.str
@@ -1086,6 +1093,18 @@ class Model(_message.Message):
     """Base that an adapter belongs to; empty: not an adapter."""
     problem: _builtins.str
     """Why it cannot be called now, with the cure; empty: nothing is known against it. Ignored by PutModel."""
+    price_cached_input: _builtins.float
+    """USD per million input tokens that the provider had in its cache; absent: as other input."""
+    price_reasoning: _builtins.float
+    """USD per million output tokens spent on reasoning; absent: as other output."""
+    version: _builtins.str
+    """Version of the model, as whoever runs it counts; empty: not told."""
+    requests_per_minute: _builtins.float
+    """Calls a minute that its provider allows us; 0: no limit."""
+    tokens_per_minute: _builtins.float
+    """Tokens a minute, read and written, that its provider allows us; 0: no limit."""
+    at_once: _builtins.int
+    """Calls at once that its provider allows us; 0: no limit."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`tools`, `vision`, `json`, `logprobs`, `stream`."""
@@ -1093,6 +1112,10 @@ class Model(_message.Message):
     @_builtins.property
     def draft_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Bases for which it may draft."""
+
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models to ask instead, in this order, while this one fails; empty: its failure is the stage's."""
 
     def __init__(
         self,
@@ -1112,12 +1135,26 @@ class Model(_message.Message):
         calls: _builtins.int = ...,
         parent: _builtins.str = ...,
         problem: _builtins.str = ...,
+        price_cached_input: _builtins.float | None = ...,
+        price_reasoning: _builtins.float | None = ...,
+        version: _builtins.str = ...,
+        fallbacks: _abc.Iterable[_builtins.str] | None = ...,
+        requests_per_minute: _builtins.float = ...,
+        tokens_per_minute: _builtins.float = ...,
+        at_once: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "price_cached_input", b"price_cached_input", "price_reasoning", b"price_reasoning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_env", b"api_key_env", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "name", b"name", "parent", b"parent", "price_input", b"price_input", "price_output", b"price_output", "problem", b"problem", "provider", b"provider", "status", b"status", "type", b"type", "upstream_name", b"upstream_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "api_key_env", b"api_key_env", "at_once", b"at_once", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "fallbacks", b"fallbacks", "name", b"name", "parent", b"parent", "price_cached_input", b"price_cached_input", "price_input", b"price_input", "price_output", b"price_output", "price_reasoning", b"price_reasoning", "problem", b"problem", "provider", b"provider", "requests_per_minute", b"requests_per_minute", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "type", b"type", "upstream_name", b"upstream_name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__price_cached_input: _TypeAlias = _typing.Literal["price_cached_input"]  # noqa: Y015
+    _WhichOneofArgType__price_cached_input: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input"]  # noqa: Y015
+    _WhichOneofReturnType__price_reasoning: _TypeAlias = _typing.Literal["price_reasoning"]  # noqa: Y015
+    _WhichOneofArgType__price_reasoning: _TypeAlias = _typing.Literal["_price_reasoning", b"_price_reasoning"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_cached_input) -> _WhichOneofReturnType__price_cached_input | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_reasoning) -> _WhichOneofReturnType__price_reasoning | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
 

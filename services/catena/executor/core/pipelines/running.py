@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catena.executor.core.actions import Decision, Lookup
-from catena.executor.core.calling import Execution
 from catena.executor.core.catalogue import Kind
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Score
 from catena.executor.core.driving import drive, look_up
+from catena.executor.core.execution import Execution
 from catena.executor.core.pipelines import cleaning
 from catena.executor.core.pipelines.nearest import nearest_label
 from catena.executor.core.pipelines.settings import Batch, Clean, Feature, ModelCall, Nested, Recall, Told, Transform

@@ -1,0 +1,276 @@
+"""One attempt at a call: leave to ask, a place in the queue, the answer as it comes, perhaps a second copy of it."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from catena.executor.core.actions import Call, Result
+from catena.executor.core.attempts import Patience
+from catena.executor.core.billing import stages_of
+from catena.executor.core.catalogue import LOCAL, Model, find
+from catena.executor.core.chat import ChatRequest, Delta, gather
+from catena.executor.core.estimates import affordable_tokens
+from catena.executor.core.events import StageResult, StageStarted
+from catena.executor.core.execution import Execution, too_late
+from catena.executor.core.hearing import Heard
+from catena.executor.core.ports import Ask
+from catena.executor.core.routes import Route
+from catena.executor.core.seams import Seam
+from catena.executor.core.throttle import Throttle
+from catena.kit.errors import CatenaError, Invalid, Late, Unavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What is to be tried: the `number`-th attempt (from 1) at a call, due on the world's monotonic clock.
+
+    `patience` None: the model may take all the time there is. `said`: what the client has of an answer that broke off,
+    which this attempt continues. `why` is told with the stage.
+    """
+
+    asked: Call
+    number: int
+    due_s: float
+    patience: Patience | None = None
+    said: tuple[Delta, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """How it ended: the result, the stages that it leaves, and all that the client has heard so far."""
+
+    result: Result
+    stages: list[StageResult]
+    said: tuple[Delta, ...]
+
+
+async def attempt(run: Execution, tried: Attempt, ended: list[StageResult]) -> Attempted:
+    """Try once. Cancelled, its stages go to `ended`: what was begun is paid for."""
+    asked, clock = tried.asked, run.world.clock
+    model = find(run.models, asked.stage.model)
+    route = run.routes.of(model)
+    copies = [Heard(started_s=clock.monotonic(), seam=_seam(tried))]
+    error: CatenaError | None = None
+    await run.emit(StageStarted(name=asked.stage.name, model=asked.stage.model, attempt=tried.number))
+    try:
+        async with asyncio.timeout(max(0.0, tried.due_s - copies[0].started_s)):
+            await _listen_or_hedge(run, tried, model, route, copies)
+    except TimeoutError:
+        error = too_late(run) if run.left_s() <= 0 else _stage_late(asked)
+    except CatenaError as caught:
+        error = caught
+    except asyncio.CancelledError:
+        for heard in copies:
+            heard.settle(None, clock.monotonic())
+            ended.extend(run.bill(stages_of(run, asked, heard, tried.number)))
+        raise
+    main = next((heard for heard in copies if heard.leads), copies[0])
+    main.settle(error, clock.monotonic())
+    said = (*tried.said, *main.deltas)
+    result = Result(
+        choices=gather(said) if error is None else (),
+        model=asked.stage.model,
+        confidence=main.ended.confidence if main.ended else None,
+        streamed=main.streamed or bool(tried.said),
+        error=error,
+        spliced=bool(tried.said),
+    )
+    stages: list[StageResult] = []
+    for heard in copies:
+        if heard is not main:
+            heard.lost(clock.monotonic())
+            stages += stages_of(run, asked, heard, tried.number, why="another copy was faster")
+    stages += stages_of(run, asked, main, tried.number, result=result, why=tried.why)
+    return Attempted(result=result, stages=run.bill(stages), said=said if result.streamed else ())
+
+
+def _seam(tried: Attempt) -> Seam | None:
+    return Seam("".join(delta.text for delta in tried.said)) if tried.said else None
+
+
+async def _listen_or_hedge(
+    run: Execution, tried: Attempt, model: Model, route: Route | None, copies: list[Heard]
+) -> None:
+    """Hear the answer; where the model keeps silent for unusually long, send the call once more. Fills `copies`."""
+    after_s = _hedge_after_s(run, tried, route)
+    if after_s is None or route is None:
+        await _listen(run, tried, model, route, copies[0])
+        return
+    race = Race()
+    tasks = [asyncio.create_task(_listen(run, tried, model, route, copies[0], race))]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=after_s)
+        at_ease = route.throttle.at_ease(run.world.clock.monotonic())
+        if not done and race.leader is None and at_ease and route.hedges.spend():
+            copies.append(Heard(started_s=run.world.clock.monotonic(), seam=_seam(tried)))
+            tasks.append(asyncio.create_task(_listen(run, tried, model, route, copies[1], race)))
+        await _finish(race, tasks, copies)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class Race:
+    """Copies of one call; the first that says a word is the answer."""
+
+    leader: Heard | None = None
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def claim(self, heard: Heard) -> bool:
+        """Whether `heard` leads, now that it has spoken."""
+        if self.leader is None:
+            self.leader, heard.leads = heard, True
+            self.decided.set()
+        return self.leader is heard
+
+
+async def _finish(race: Race, tasks: list[asyncio.Task[None]], copies: list[Heard]) -> None:
+    """Wait for the leader's end, and for a leader before. Raises the first copy's error if none came to lead."""
+    deciding = asyncio.create_task(race.decided.wait())
+    try:
+        waiting: set[asyncio.Task[Any]] = {*tasks, deciding}
+        while race.leader is None and waiting - {deciding}:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        deciding.cancel()
+    if race.leader is None:
+        tasks[0].result()
+        return
+    place = next(place for place, heard in enumerate(copies) if heard is race.leader)
+    for other, task in enumerate(tasks):
+        if other != place:
+            task.cancel()
+    await tasks[place]
+
+
+def _hedge_after_s(run: Execution, tried: Attempt, route: Route | None) -> float | None:
+    """When to send a second copy; None: never, as for retries, for capped costs, and while the model struggles."""
+    if route is None or tried.number > 1 or tried.said or tried.asked.draft or run.context.max_cost_usd:
+        return None
+    if route.breaker.state(run.world.clock.monotonic()) != "closed":
+        return None
+    return route.hedges.after_s()
+
+
+async def _listen(
+    run: Execution, tried: Attempt, model: Model, route: Route | None, heard: Heard, race: Race | None = None
+) -> None:
+    """Hear one answer to its end, once there is leave and a place to ask. Raises the errors of the provider."""
+    if route is None:
+        await _hear(run, tried, model, heard, race)
+        return
+    clock = run.world.clock
+    heard.admitted(route, route.admit(clock.monotonic()))
+    throttle = route.throttle
+    booked = run.paces.guess(model.name, chars_in=tried.asked.request.chars, chars_out=0).input_tokens
+    wait_s = throttle.book(model.name, booked, clock.monotonic(), tried.due_s - clock.monotonic())
+    try:
+        await _take_turn(run, throttle, wait_s)
+        try:
+            await _hear(run, tried, model, heard, race)
+        finally:
+            if throttle.places is not None:
+                throttle.places.release()
+    finally:
+        used = heard.ended.usage if heard.ended else None
+        if not heard.asked_s:
+            throttle.give_back(booked)
+        elif used is not None:
+            throttle.settle(booked, used.input_tokens + used.output_tokens)
+
+
+async def _take_turn(run: Execution, throttle: Throttle, wait_s: float) -> None:
+    """Wait for the booked time and a free place, which is held on return."""
+    throttle.waiting += 1
+    try:
+        if wait_s > 0:
+            await run.sleep(wait_s)
+        if throttle.places is not None:
+            await throttle.places.acquire()
+    finally:
+        throttle.waiting -= 1
+
+
+async def _hear(run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None) -> None:
+    patience = tried.patience
+    heard.asked_s = run.world.clock.monotonic()
+    if patience is None:
+        await _read(run, tried, model, heard, race, None)
+        return
+    silence = asyncio.timeout(patience.first_word_s)
+    try:
+        async with silence:
+            await _read(run, tried, model, heard, race, silence)
+    except TimeoutError:
+        waited_s = patience.stall_s if heard.spoke else patience.first_word_s
+        raise Late(
+            f"{model.name} said nothing for {waited_s:.1f} s; another is asked", code="provider_silent"
+        ) from None
+
+
+async def _read(
+    run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None, silence: asyncio.Timeout | None
+) -> None:
+    provider = run.providers.get(model.provider)
+    if provider is None:
+        known = ", ".join(sorted(run.providers))
+        raise Unavailable(f"no provider {model.provider!r} for {model.name!r}; known: {known}", code="no_provider")
+    asked, stalls_s = tried.asked, tried.patience.stall_s if tried.patience else 0.0
+    ask = Ask(
+        model=model,
+        request=_within_budget(run, asked, model),
+        timeout_s=max(0.001, tried.due_s - heard.asked_s),
+        draft_model=asked.draft.model if asked.draft else "",
+        draft_tokens=asked.draft_tokens,
+        context=run.context,
+    )
+    async with aclosing(cast(Any, provider.generate(ask))) as pieces:
+        async for piece in pieces:
+            fresh = heard.take(piece, run.world.clock.monotonic())
+            if race is not None and (heard.spoke or heard.ended) and not race.claim(heard):
+                return
+            if silence is not None and heard.spoke:
+                silence.reschedule(asyncio.get_running_loop().time() + stalls_s)
+            if heard.ended is not None and not heard.spoke:
+                _check_empty(asked, model, heard)
+                fresh = heard.release()
+            for delta in fresh if asked.stream and run.streams else ():
+                heard.streamed = True
+                await run.emit(delta)
+            if heard.ended is not None:
+                return
+    raise Unavailable(f"{model.name}: the answer broke off before its end; try again", code="stream_cut")
+
+
+def _check_empty(asked: Call, model: Model, heard: Heard) -> None:
+    """Raise Unavailable (`empty_answer`) where an outside model has finished without a word, and nothing stopped it."""
+    stopped = any(delta.finish_reason not in ("", "stop", "tool_calls") for delta in heard.deltas)
+    if model.provider != LOCAL and not stopped and not asked.request.sampling.stop:
+        raise Unavailable(f"{model.name} gave an empty answer; try again", code="empty_answer")
+
+
+def _within_budget(run: Execution, asked: Call, model: Model) -> ChatRequest:
+    """The request, its answer no longer than the cost cap still pays for. Raises Invalid (`cost_cap`)."""
+    cap = run.context.max_cost_usd
+    request = asked.request
+    if not cap:
+        return request
+    most = affordable_tokens(model, request, cap - run.spent_usd, run.paces)
+    if most is None:
+        return request
+    if most < 1:
+        raise Invalid(
+            f"{run.spent_usd:.6f} USD are spent and {model.name} does not fit under max_cost_usd {cap:g}; raise it",
+            code="cost_cap",
+        )
+    limit = min(most, request.sampling.max_tokens or most)
+    least = min(request.sampling.min_tokens, limit)
+    return replace(request, sampling=replace(request.sampling, max_tokens=limit, min_tokens=least))
+
+
+def _stage_late(asked: Call) -> Late:
+    return Late(f"stage {asked.stage.name!r} took longer than its limit; raise its timeout_s", code="stage_timeout")
