@@ -22,11 +22,14 @@ from catena.executor.core.pipelines.examples import EXAMPLES
 from catena.executor.core.ports import Provider
 from catena.executor.core.routes import Routes
 from catena.executor.core.verifiers import VERIFIERS
+from catena.executor.drivers.anthropic import AnthropicProvider
 from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
 from catena.executor.drivers.encoders import LocalEncoders
+from catena.executor.drivers.gemini import GeminiProvider
 from catena.executor.drivers.http import Door, open_session
+from catena.executor.drivers.huggingface import HuggingFaceProvider
 from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
 from catena.executor.drivers.observed import Observed
@@ -36,10 +39,11 @@ from catena.executor.drivers.plugins import able, load_providers
 from catena.executor.drivers.records import SqlRecords, forget_daily
 from catena.executor.drivers.runs import SqlRuns
 from catena.executor.drivers.tables import METADATA, MIGRATIONS
+from catena.executor.drivers.tgi import TgiProvider
 from catena.executor.handlers import ExecutorHandlers, wire
 from catena.executor.handlers.values import plain
 from catena.kit.chassis import Chassis, open_chassis
-from catena.kit.clock import World
+from catena.kit.clock import Clock, World
 from catena.kit.config import House, ModelConfig, secret
 from catena.kit.errors import Invalid
 from catena.kit.event import Event
@@ -60,17 +64,13 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
-        door = Door(
-            await stack.enter_async_context(open_session(connections=config.connections)),
-            secret=secret,
-            clock=world.clock,
-        )
-        openai = OpenAiProvider(door)
+        session = await stack.enter_async_context(open_session(connections=config.connections))
+        outside = outside_providers(Door(session, secret=secret, clock=world.clock), world.clock)
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
-        plugins = load_providers()
-        providers: dict[str, Provider] = {"local": local, "openai": openai, **plugins}
+        outside |= load_providers()
+        providers: dict[str, Provider] = {"local": local, **outside}
         names = [model.name for model in house.models if model.provider == LOCAL]
         encoders = LocalEncoders(adapters, bases=names, house=embedding)
         problem = partial(problem_of, providers=providers.keys(), secret=secret)
@@ -88,8 +88,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
                 name: Observed(provider, agent_types=house.telemetry.agent_types)
                 for name, provider in providers.items()
             },
-            embeddings={"local": encoders, "openai": openai, **able(plugins, "embed")},
-            predictors={"local": encoders, **able(plugins, "predict")},
+            embeddings={"local": encoders, **able(outside, "embed")},
+            predictors={"local": encoders, **able(outside, "predict")},
             memory=RemoteMemory(memory, timeout_s=config.lookup_timeout_s),
             features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
             pipelines=pipelines,
@@ -109,6 +109,17 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             lambda server: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(handlers, server), names=[SERVICE]
         ):
             yield
+
+
+def outside_providers(door: Door, clock: Clock) -> dict[str, Provider]:
+    """The providers over HTTP that come with the house, by the name that models have them under."""
+    return {
+        "openai": OpenAiProvider(door),
+        "anthropic": AnthropicProvider(door),
+        "gemini": GeminiProvider(door),
+        "huggingface": HuggingFaceProvider(door, clock),
+        "tgi": TgiProvider(door),
+    }
 
 
 def _background(

@@ -60,7 +60,8 @@ async def test_a_model_that_cannot_be_called_is_listed_with_the_reason_and_told_
                 "small": "no base 'small' in the adapters room; name it under `models`",
                 "gpt": "gpt needs a key and NO_SUCH_KEY is not set; set it and start again",
                 "keyless": "keyless names no key for OpenAI; set its api_key_env, or the base_url of another server",
-                "odd": "no provider 'carrier-pigeon' for 'odd'; use one of local, openai",
+                "odd": "no provider 'carrier-pigeon' for 'odd'; "
+                "use one of anthropic, gemini, huggingface, local, openai, tgi",
             }
         with pytest.raises(Unavailable, match="gpt needs a key and NO_SUCH_KEY is not set"):
             await finished(room.stub.Run(request(sequential("gpt"))))

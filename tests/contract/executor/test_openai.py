@@ -207,7 +207,7 @@ async def test_usage_is_taken_wherever_the_server_puts_it(usage_with_choices: bo
 
 
 async def test_usage_that_counts_up_through_the_stream_is_its_last_count() -> None:
-    def words(texts: Any) -> list[bytes]:
+    def words(texts: Any, _: Any) -> list[bytes]:
         return [
             sse(
                 {

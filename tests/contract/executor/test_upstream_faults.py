@@ -11,27 +11,31 @@ from typing import Any
 
 import pytest
 
+from catena.executor.app import outside_providers
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import Delta
+from catena.executor.core.chat import ChatRequest, Delta
 from catena.executor.core.events import Finished, RunEvent, StageStarted
-from catena.executor.core.ports import Provider
 from catena.executor.drivers.http import Door, open_session
-from catena.executor.drivers.openai import OpenAiProvider
 from catena.kit.clock import SystemClock, World
 from catena.kit.errors import CatenaError
 from catena.plan.model import Plan, Role, Shape
-from tests.contract.executor.dialects import ANSWER, COUNTS, OPENAI, Dialect
+from tests.contract.executor.dialects import ANSWER, ANTHROPIC, COUNTS, GEMINI, OPENAI, TGI, Dialect
 from tests.contract.executor.upstream import Upstream, upstream
 from tests.unit.executor.fakes import Bed, Catalogue, bed, plan, stage
 
 PRICES = {"price_input": 10.0, "price_output": 40.0, "price_cached_input": 1.0, "price_reasoning": 80.0}
-COST = ((100 - 64) * 10 + 64 * 1 + (7 - 3) * 40 + 3 * 80) / 1e6
-DIALECTS = (OPENAI,)
-ROOTS = {"openai": "/v1"}
+ALL = (OPENAI, ANTHROPIC, GEMINI, TGI)
+CHATTING = tuple(dialect for dialect in ALL if dialect.chats)
+PLAIN = ChatRequest(prompt="Once upon a time")
+every = pytest.mark.parametrize("dialect", ALL, ids=lambda dialect: dialect.provider)
+chatting = pytest.mark.parametrize("dialect", CHATTING, ids=lambda dialect: dialect.provider)
 
 
-def providers(door: Door) -> dict[str, Provider]:
-    return {"openai": OpenAiProvider(door)}
+def cost(dialect: Dialect) -> float:
+    """What a good answer costs, from the counts that its provider tells."""
+    cached = 64 if dialect.cached else 0
+    thought = 3 if dialect.reasoning else 0
+    return ((100 - cached) * 10 + cached * 1 + (7 - thought) * 40 + thought * 80) / 1e6
 
 
 @dataclass
@@ -44,7 +48,8 @@ class Far:
 
     async def ask(self, *, stream: bool = False, timeout_s: float = 30.0, **more: Any) -> tuple[Finished, str]:
         """How it finished, and the words that were streamed."""
-        events: list[RunEvent] = []
+        if not self.server.dialect.chats:
+            more["request"] = PLAIN
         finished, events = await self.bed.run(one_stage(timeout_s), stream=stream, **more)
         return finished, said(events)
 
@@ -68,7 +73,7 @@ async def far(dialect: Dialect, *script: str, spare: bool = False) -> AsyncItera
         other = await stack.enter_async_context(upstream("well", dialect=dialect))
         session = await stack.enter_async_context(open_session())
         door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock())
-        root = ROOTS[dialect.provider]
+        root = dialect.root
         first = Model(
             name="far",
             provider=dialect.provider,
@@ -82,13 +87,11 @@ async def far(dialect: Dialect, *script: str, spare: bool = False) -> AsyncItera
         table.parts = replace(
             table.parts,
             catalogue=Catalogue(first, replace(first, name="spare", base_url=f"{other.url}{root}", fallbacks=())),
-            providers=providers(door),
+            providers=outside_providers(door, SystemClock()),
             sleep=asyncio.sleep,
         )
         yield Far(table, server, other)
 
-
-pytestmark = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.provider)
 
 PASSING = {
     "busy": "provider_busy",
@@ -109,6 +112,7 @@ MIDWAY = ("cut", "ended early", "garbage", "error inside")
 """Faults after the first word."""
 
 
+@every
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_good_answer_costs_what_the_provider_counted_at_the_price_of_each_kind(
     dialect: Dialect, stream: bool
@@ -118,12 +122,16 @@ async def test_a_good_answer_costs_what_the_provider_counted_at_the_price_of_eac
     assert finished.choices[0].text == ANSWER
     assert words == (ANSWER if stream else "")
     assert (finished.usage.input_tokens, finished.usage.output_tokens) == (COUNTS["input"], COUNTS["output"])
-    assert finished.usage.cached_input_tokens == COUNTS["cached"]
+    assert finished.usage.cached_input_tokens == (COUNTS["cached"] if dialect.cached else 0)
     assert finished.usage.reasoning_tokens == (COUNTS["reasoning"] if dialect.reasoning else 0)
-    assert finished.cost_usd == pytest.approx(COST if dialect.reasoning else COST - 3 * 40 / 1e6)
+    assert finished.cost_usd == pytest.approx(cost(dialect))
     assert it.billed() == finished.cost_usd
+    name, key = dialect.key_header
+    assert it.server.headers[0][name] == key
+    assert finished.stages[0].resolved_model == ("real-name" if dialect.chats else "real")
 
 
+@every
 @pytest.mark.parametrize("fault", PASSING)
 async def test_what_passes_is_tried_again_and_each_attempt_is_told_and_billed_for_what_it_did(
     dialect: Dialect, fault: str
@@ -141,6 +149,7 @@ async def test_what_passes_is_tried_again_and_each_attempt_is_told_and_billed_fo
     assert len(it.server.bodies) == 2
 
 
+@every
 @pytest.mark.parametrize("fault", [*PASSING, *LASTING])
 async def test_a_model_that_stays_away_is_stood_in_for_by_its_fallback_which_is_named_and_billed(
     dialect: Dialect, fault: str
@@ -156,6 +165,7 @@ async def test_a_model_that_stays_away_is_stood_in_for_by_its_fallback_which_is_
     assert not finished.lossy
 
 
+@every
 @pytest.mark.parametrize("fault", [*LASTING, "filtered"])
 async def test_what_does_not_pass_is_asked_once_and_costs_nothing(dialect: Dialect, fault: str) -> None:
     async with far(dialect, fault, "well") as it:
@@ -166,6 +176,7 @@ async def test_what_does_not_pass_is_asked_once_and_costs_nothing(dialect: Diale
         assert it.billed() == 0
 
 
+@every
 async def test_what_a_content_filter_refuses_is_not_carried_to_another_model(dialect: Dialect) -> None:
     async with far(dialect, "filtered", spare=True) as it:
         with pytest.raises(CatenaError) as caught:
@@ -174,6 +185,7 @@ async def test_what_a_content_filter_refuses_is_not_carried_to_another_model(dia
         assert not it.other.bodies
 
 
+@every
 @pytest.mark.parametrize("fault", MIDWAY)
 async def test_words_that_reached_the_client_are_never_said_twice_and_end_in_an_error(
     dialect: Dialect, fault: str
@@ -186,6 +198,7 @@ async def test_words_that_reached_the_client_are_never_said_twice_and_end_in_an_
         assert it.billed() > 0, "what came before is paid for"
 
 
+@chatting
 @pytest.mark.parametrize("fault", [*MIDWAY, "stall"])
 async def test_a_stream_that_breaks_goes_on_with_the_fallback_and_says_that_two_wrote_it(
     dialect: Dialect, fault: str
@@ -207,6 +220,7 @@ async def test_a_stream_that_breaks_goes_on_with_the_fallback_and_says_that_two_
     assert "from the next character on" in sent
 
 
+@every
 async def test_a_silent_model_is_left_in_time_for_its_fallback_to_answer(dialect: Dialect) -> None:
     async with far(dialect, "silent", spare=True) as it:
         finished, _ = await it.ask(timeout_s=3.0)
@@ -216,6 +230,7 @@ async def test_a_silent_model_is_left_in_time_for_its_fallback_to_answer(dialect
     assert finished.stages[0].cost_usd > 0, "it read the question, for all we know"
 
 
+@every
 async def test_a_silent_model_without_a_fallback_is_given_all_its_time_and_no_second_attempt(dialect: Dialect) -> None:
     async with far(dialect, "silent", "well") as it:
         with pytest.raises(CatenaError) as caught:
@@ -224,6 +239,7 @@ async def test_a_silent_model_without_a_fallback_is_given_all_its_time_and_no_se
         assert len(it.server.bodies) == 1
 
 
+@every
 @pytest.mark.parametrize("spare", [False, True])
 async def test_a_slow_first_token_is_waited_for_unless_another_model_can_be_asked(
     dialect: Dialect, spare: bool
@@ -236,6 +252,7 @@ async def test_a_slow_first_token_is_waited_for_unless_another_model_can_be_aske
     assert finished.lossy is False
 
 
+@every
 async def test_a_stall_without_a_fallback_ends_with_its_stage_and_never_as_an_answer(dialect: Dialect) -> None:
     async with far(dialect, "stall") as it:
         with pytest.raises(CatenaError) as caught:
@@ -244,6 +261,7 @@ async def test_a_stall_without_a_fallback_ends_with_its_stage_and_never_as_an_an
         await asyncio.wait_for(it.server.left.wait(), 30)
 
 
+@every
 async def test_a_stream_without_its_closing_sentinel_is_whole_and_counted(dialect: Dialect) -> None:
     async with far(dialect, "no done") as it:
         finished, words = await it.ask(stream=True)
@@ -252,6 +270,7 @@ async def test_a_stream_without_its_closing_sentinel_is_whole_and_counted(dialec
     assert finished.stages[0].reason == ""
 
 
+@every
 @pytest.mark.parametrize(
     ("how", "told"),
     [("wrong usage", "tokens estimated, as the provider's count is impossible"), ("no usage", "tokens estimated")],
@@ -266,6 +285,7 @@ async def test_an_answer_that_nobody_counted_soundly_is_estimated_and_says_so(
     assert finished.usage.output_tokens == round(len(ANSWER) / 4)
 
 
+@every
 async def test_events_that_come_twice_are_said_and_counted_once(dialect: Dialect) -> None:
     async with far(dialect, "duplicates") as it:
         finished, words = await it.ask(stream=True)
@@ -273,15 +293,17 @@ async def test_events_that_come_twice_are_said_and_counted_once(dialect: Dialect
     assert finished.usage.output_tokens == COUNTS["output"]
 
 
+@every
 async def test_an_empty_answer_is_no_answer_for_the_client_and_is_paid_for(dialect: Dialect) -> None:
     async with far(dialect, "empty") as it:
         with pytest.raises(CatenaError) as caught:
             await it.ask(stream=True)
         assert caught.value.code == "empty_answer"
         assert len(it.server.bodies) == 2
-        assert it.billed() > COST
+        assert it.billed() == pytest.approx(2 * cost(dialect))
 
 
+@every
 async def test_a_flapping_model_is_left_alone_while_it_is_down_and_asked_again_once_it_is_back(
     dialect: Dialect,
 ) -> None:
@@ -298,6 +320,7 @@ async def test_a_flapping_model_is_left_alone_while_it_is_down_and_asked_again_o
     assert len(it.server.bodies) <= 8, "five failures opened the circuit; after that, probes"
 
 
+@chatting
 async def test_tool_calls_keep_their_indices_ids_and_arguments(dialect: Dialect) -> None:
     async with far(dialect, "tools") as it:
         finished, _ = await it.ask(stream=True)
@@ -311,6 +334,7 @@ async def test_tool_calls_keep_their_indices_ids_and_arguments(dialect: Dialect)
     assert len({call.id for call in calls} - {""}) == 2
 
 
+@every
 async def test_connections_are_kept_and_used_again(dialect: Dialect) -> None:
     async with far(dialect) as it:
         for _ in range(5):
@@ -319,6 +343,7 @@ async def test_connections_are_kept_and_used_again(dialect: Dialect) -> None:
     assert len(it.server.connections) == 1
 
 
+@chatting
 async def test_an_attempt_is_announced_each_time_it_starts(dialect: Dialect) -> None:
     async with far(dialect, "broken", spare=True) as it:
         _, events = await it.bed.run(one_stage(30.0))

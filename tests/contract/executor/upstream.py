@@ -24,7 +24,10 @@ REFUSALS: dict[str, tuple[int, dict[str, str], str, str]] = {
 
 @dataclass
 class Upstream:
-    """`script` is worked off one behaviour a request; the last one stays. `url` is the root of its API."""
+    """`script` is worked off one behaviour a request; the last one stays. `url` is the root of its server.
+
+    `frames` stream instead of the dialect's own.
+    """
 
     dialect: Dialect = OPENAI
     url: str = ""
@@ -35,6 +38,7 @@ class Upstream:
     connections: set[Any] = field(default_factory=set)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     slow_s: float = 0.5
+    frames: list[bytes] | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -80,7 +84,7 @@ class Upstream:
             await self._wait(self.slow_s)
         frames = self._frames(how)
         for place, frame in enumerate(frames):
-            if place == len(frames) // 2 and how in ("cut", "stall", "garbage", "error inside", "ended early"):
+            if place == _middle(frames) and how in ("cut", "stall", "garbage", "error inside", "ended early"):
                 match how:
                     case "cut":
                         assert request.transport is not None
@@ -97,27 +101,34 @@ class Upstream:
         return response
 
     def _frames(self, how: str) -> list[bytes]:
+        if self.frames is not None:
+            return self.frames
         dialect = self.dialect
         done = [dialect.done] if dialect.done and how != "no done" else []
         match how:
             case "tools":
                 return [*dialect.tools, *done]
             case "empty":
-                return [*dialect.words(()), *dialect.ending(COUNTS), *done]
+                return [*dialect.words((), COUNTS), *dialect.ending(COUNTS), *done]
             case "wrong usage":
-                return [*dialect.words(WORDS), *dialect.ending(WRONG), *done]
+                return [*dialect.words(WORDS, WRONG), *dialect.ending(WRONG), *done]
             case "no usage":
-                return [*dialect.words(WORDS), *dialect.ending({}), *done]
+                return [*dialect.words(WORDS, {}), *dialect.ending({}), *done]
             case "duplicates":
-                numbered = [f"id: {n}\n".encode() + frame for n, frame in enumerate(dialect.words(WORDS))]
+                numbered = [f"id: {n}\n".encode() + frame for n, frame in enumerate(dialect.words(WORDS, COUNTS))]
                 ending = dialect.ending(COUNTS)
                 return [*(frame for one in numbered for frame in (one, one)), *ending, *ending, *done]
-        return [*dialect.words(WORDS), *dialect.ending(COUNTS), *done]
+        return [*dialect.words(WORDS, COUNTS), *dialect.ending(COUNTS), *done]
 
     async def embeddings(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
         rows = [{"index": place, "embedding": [float(len(text)), 1.0]} for place, text in enumerate(body["input"])]
         return web.json_response({"data": rows[::-1], "usage": {"prompt_tokens": 5}})
+
+
+def _middle(frames: list[bytes]) -> int:
+    """The place after the second word; -1 where there is none."""
+    return next((place + 1 for place, frame in enumerate(frames) if WORDS[1].encode() in frame), -1)
 
 
 @asynccontextmanager

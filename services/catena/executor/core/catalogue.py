@@ -11,6 +11,8 @@ from catena.kit.errors import Missing, Unavailable
 
 LOCAL = "local"
 MILLION = 1_000_000.0
+KEYED = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini", "huggingface": "Hugging Face"}
+"""Providers whose own service wants a key."""
 Kind = ModelType
 Status = Literal["active", "disabled"]
 
@@ -98,8 +100,11 @@ def problem_of(
         return bases.get(model.name, "" if model.type == "embedding" else unknown) if bases else ""
     if model.api_key_env and not secret(model.api_key_env):
         return f"{model.name} needs a key and {model.api_key_env} is not set; set it and start again"
-    if model.provider == "openai" and not (model.base_url or model.api_key_env):
-        return f"{model.name} names no key for OpenAI; set its api_key_env, or the base_url of another server"
+    if model.provider in KEYED and not (model.base_url or model.api_key_env):
+        service = KEYED[model.provider]
+        return f"{model.name} names no key for {service}; set its api_key_env, or the base_url of another server"
+    if model.provider == "tgi" and not model.base_url:
+        return f"{model.name} names no server; set its base_url to that of its TGI"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Requests as OpenAI's interface wants them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Tool
@@ -11,9 +12,13 @@ ANY_OBJECT = {"type": "object"}
 """What the gateway makes of `json_object`; as a strict schema OpenAI would refuse it."""
 
 
-def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
+Constrain = Callable[[ChatRequest], dict[str, Any]]
+
+
+def chat_body(ask: Ask, *, stream: bool, constrain: Constrain | None = None) -> dict[str, Any]:
     """The body of `/chat/completions`, or of `/completions` for a raw prompt.
 
+    `constrain` spells what the answer must look like for servers with words of their own.
     Raises Invalid (`sampling_unsupported`) for what OpenAI's own service does not know; other servers answer for
     themselves.
     """
@@ -30,7 +35,7 @@ def chat_body(ask: Ask, *, stream: bool) -> dict[str, Any]:
         body["messages"] = [_message(turn) for turn in request.messages]
         body |= _tools(request)
     body |= _sampling(request.sampling, raw=bool(request.prompt))
-    body |= _constraint(request)
+    body |= (constrain or _constraint)(request)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body

@@ -10,7 +10,7 @@ from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import Delta, Usage
 from catena.executor.core.ports import Ask, Ended, Piece, Vectors
 from catena.executor.drivers.http import Door, events_of, server_of, whole_body
-from catena.executor.drivers.openai.body import chat_body
+from catena.executor.drivers.openai.body import Constrain, chat_body
 from catena.executor.drivers.openai.chunks import Reply, confidence_of, deltas_of, error_of, read_reply, usage_of
 from catena.kit.errors import Unavailable
 
@@ -20,9 +20,10 @@ DEFAULT_URL = "https://api.openai.com/v1"
 class OpenAiProvider:
     """Chat, completion and embedding over a model's `base_url`."""
 
-    def __init__(self, door: Door, *, default_url: str = DEFAULT_URL) -> None:
-        """Ask through `door`; `default_url` is for models that name no `base_url`."""
+    def __init__(self, door: Door, *, default_url: str = DEFAULT_URL, constrain: Constrain | None = None) -> None:
+        """Ask through `door`; `default_url` is for models that name no `base_url`; `constrain` as in `chat_body`."""
         self._door = door
+        self._constrain = constrain
         self._default_url = default_url
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
@@ -69,7 +70,7 @@ class OpenAiProvider:
 
     async def _replies(self, ask: Ask) -> AsyncGenerator[Reply, None]:
         model, server = ask.model, server_of(ask.model, self._default_url)
-        body: dict[str, Any] = chat_body(ask, stream=True)
+        body: dict[str, Any] = chat_body(ask, stream=True, constrain=self._constrain)
         url = self._url(model, "completions" if ask.request.prompt else "chat/completions")
         posted = self._door.posted(server, url, body, headers=self._headers(model), timeout_s=ask.timeout_s)
         async with posted as response:

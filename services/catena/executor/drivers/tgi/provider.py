@@ -1,0 +1,76 @@
+"""Calls TGI: conversations by its OpenAI-compatible route, which knows the model's template; prompts by its own."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from catena.executor.core.catalogue import Model
+from catena.executor.core.ports import Ask, Ended, Piece
+from catena.executor.drivers.http import Door, events_of, read_json, server_of
+from catena.executor.drivers.openai import OpenAiProvider
+from catena.executor.drivers.tgi.words import (
+    DECODER,
+    Said,
+    delta_of,
+    generate_body,
+    least_probability,
+    response_format,
+    usage_of,
+)
+from catena.kit.errors import CatenaError, Exhausted, Invalid, Unavailable
+
+
+class TgiProvider:
+    """Chat and completion over a model's `base_url`, the root of its server."""
+
+    def __init__(self, door: Door) -> None:
+        """Ask through `door`."""
+        self._door = door
+        self._chat = OpenAiProvider(door, default_url="", constrain=response_format)
+
+    async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
+        """Pieces as they come; usage verbatim. A prompt's answer whose last event does not come was cut."""
+        root = _root(ask.model)
+        if not ask.request.prompt:
+            chat = self._chat.generate(replace(ask, model=replace(ask.model, base_url=f"{root}/v1")))
+            async with aclosing(chat) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
+            return
+        logprobs: list[float] = []
+        async with aclosing(self._events(ask, root)) as events:
+            async for said in events:
+                if said.error is not None:
+                    raise fault_of(said.error, said.error_type)
+                if said.token and said.token.logprob is not None and not said.token.special:
+                    logprobs.append(said.token.logprob)
+                yield Piece(deltas=(delta_of(said, logprobs=ask.request.sampling.logprobs),))
+                if said.generated_text is not None and said.details is not None:
+                    usage, sure = usage_of(said.details), least_probability(logprobs)
+                    yield Piece(ended=Ended(usage=usage, resolved_model=ask.model.upstream, confidence=sure))
+                    return
+
+    async def _events(self, ask: Ask, root: str) -> AsyncGenerator[Said, None]:
+        server = server_of(ask.model, root)
+        key = self._door.key_of(ask.model)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        posted = self._door.posted(
+            server, f"{root}/generate_stream", generate_body(ask), headers=headers, timeout_s=ask.timeout_s
+        )
+        async with posted as response, aclosing(events_of(response, server)) as events:
+            async for data in events:
+                yield read_json(DECODER, data, server, "TGI")
+
+
+def _root(model: Model) -> str:
+    if not model.base_url:
+        raise Unavailable(f"{model.name} names no server; set its base_url to that of its TGI", code="no_provider")
+    return model.base_url.rstrip("/").removesuffix("/v1")
+
+
+def fault_of(message: str, kind: str) -> CatenaError:
+    """The error kind of an error told within a stream."""
+    says = f"the provider broke its answer off: {message[:300]}"
+    if kind == "overloaded":
+        return Exhausted(says, code="provider_busy")
+    return Invalid(says, code="provider_refused") if kind == "validation" else Unavailable(says, code="provider_error")
