@@ -27,6 +27,7 @@ from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
 from catena.executor.drivers.encoders import LocalEncoders
+from catena.executor.drivers.following import follow_models
 from catena.executor.drivers.gemini import GeminiProvider
 from catena.executor.drivers.http import Door, open_session
 from catena.executor.drivers.huggingface import HuggingFaceProvider
@@ -77,7 +78,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         catalogue = SqlCatalogue(
             chassis.store, lambda: list_served(adapters), lambda model, bases: problem(model, bases=bases), world.clock
         )
-        await catalogue.seed(seeds(house, config))
+        await catalogue.seed(seeds(house.models, config))
         pipelines = SqlPipelines(chassis.store, world.clock)
         await pipelines.seed(EXAMPLES if config.examples else ())
         memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
@@ -103,6 +104,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         runs = SqlRuns(chassis.store, chassis.outbox, records, world, event=wire.run_finished_event)
         core = Executor(parts=parts, runs=runs, archive=records)
         _background(chassis, config, catalogue, records, cache)
+        chassis.background(follow_models(house, lambda models: catalogue.seed(seeds(models, config))), "models")
         stack.push_async_callback(_ended, asyncio.create_task(work_off(parts, runs, pace(config))))
         handlers = ExecutorHandlers(core)
         async with chassis.serve(
@@ -210,10 +212,10 @@ def pace(config: ExecutorConfig) -> Pace:
     return Pace(at_once=config.runs.at_once, lease_s=config.runs.lease_s, longest_s=config.runs.longest_s)
 
 
-def seeds(house: House, config: ExecutorConfig) -> Sequence[Model]:
+def seeds(models: Sequence[ModelConfig], config: ExecutorConfig) -> Sequence[Model]:
     """The configured models, and the local embedding model."""
     embedding = Model(name=config.embedding_model, type="embedding")
-    configured = [model_of(model) for model in house.models]
+    configured = [model_of(model) for model in models]
     named = {model.name for model in configured}
     return configured if embedding.name in named else [*configured, embedding]
 

@@ -26,7 +26,7 @@ REFUSALS: dict[str, tuple[int, dict[str, str], str, str]] = {
 class Upstream:
     """`script` is worked off one behaviour a request; the last one stays. `url` is the root of its server.
 
-    `frames` stream instead of the dialect's own.
+    `frames` stream instead of the dialect's own. `over_again`: the script begins anew; `forgetful`: nothing is noted.
     """
 
     dialect: Dialect = OPENAI
@@ -39,24 +39,31 @@ class Upstream:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     slow_s: float = 0.5
     frames: list[bytes] | None = None
+    over_again: bool = False
+    forgetful: bool = False
 
     @property
     def keys(self) -> list[str]:
         return [headers.get("Authorization", "") for headers in self.headers]
 
     def next(self) -> str:
-        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        how = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if self.over_again:
+            self.script.append(how)
+        return how
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(msgspec.json.decode(await request.read()))
-        self.headers.append(dict(request.headers))
-        self.paths.append(request.path_qs)
+        body = await request.read()
         assert request.transport is not None
-        self.connections.add(request.transport.get_extra_info("peername"))
+        if not self.forgetful:
+            self.bodies.append(msgspec.json.decode(body))
+            self.headers.append(dict(request.headers))
+            self.paths.append(request.path_qs)
+            self.connections.add(request.transport.get_extra_info("peername"))
         how = self.next()
         if how == "too long":
-            body = self.dialect.refusal(400, "context_length_exceeded", self.dialect.too_long)
-            return web.json_response(body, status=400)
+            told = self.dialect.refusal(400, "context_length_exceeded", self.dialect.too_long)
+            return web.json_response(told, status=400)
         if how in REFUSALS:
             status, headers, code, message = REFUSALS[how]
             return web.json_response(self.dialect.refusal(status, code, message), status=status, headers=headers)

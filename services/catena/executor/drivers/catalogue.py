@@ -57,10 +57,16 @@ class SqlCatalogue:
         return self._models
 
     async def seed(self, models: Sequence[Model]) -> None:
-        """Take in configured entries; one whose configuration did not change keeps what PutModel made of it."""
+        """Take in configured entries; one whose configuration did not change keeps what PutModel made of it.
+
+        Those that the configuration has no more go.
+        """
         table = tables.models
         async with self._store.begin() as conn:
             before = dict((await conn.execute(sa.select(table.c.name, table.c.seed))).all())
+            gone = {name for name, seed in before.items() if seed is not None} - {model.name for model in models}
+            if gone:
+                await conn.execute(sa.delete(table).where(table.c.name.in_(gone)))
             for model in models:
                 entry = msgspec.json.encode(model)
                 if before.get(model.name) == entry:
