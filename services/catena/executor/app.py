@@ -14,7 +14,7 @@ from catena.executor.config import ExecutorConfig
 from catena.executor.core.attempts import Limits
 from catena.executor.core.background import Pace, work_off
 from catena.executor.core.breaker import BreakerLimits
-from catena.executor.core.catalogue import LOCAL, Model, problem_of
+from catena.executor.core.catalogue import LOCAL, Model, check_fallbacks, problem_of
 from catena.executor.core.executor import Executor
 from catena.executor.core.hedging import HedgeLimits
 from catena.executor.core.parts import Parts, Settings
@@ -213,10 +213,12 @@ def pace(config: ExecutorConfig) -> Pace:
 
 
 def seeds(models: Sequence[ModelConfig], config: ExecutorConfig) -> Sequence[Model]:
-    """The configured models, and the local embedding model."""
+    """The configured models, and the local embedding model. Raises Invalid for a fallback that is none of them."""
     embedding = Model(name=config.embedding_model, type="embedding")
     configured = [model_of(model) for model in models]
     named = {model.name for model in configured}
+    for model in configured:
+        check_fallbacks(model, named)
     return configured if embedding.name in named else [*configured, embedding]
 
 

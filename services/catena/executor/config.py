@@ -66,7 +66,7 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     `first_word_share`: of a stage's time, what a model that has fallbacks may use for its first word; between later
     words, `stall_s` seconds.
     `coalesce_ms`: deltas closer than this are joined; a token then costs a fraction of its message.
-    `connections`: most connections to all outside models together, kept alive between calls.
+    `connections`: most connections to all outside models together, kept alive between calls (1000: a stream holds one).
     `keep_texts`: tenants whose prompts and answers are kept with their records, `*` for all; nobody unless asked for.
     `mask_texts`: whether e-mail addresses, keys and card-long numbers are masked in kept texts.
     `texts_days`, `records_days`: how long texts and records are kept; 0: for ever.
@@ -85,7 +85,7 @@ class ExecutorConfig(Section, frozen=True, kw_only=True):
     stall_s: float = 10.0
     breaker: BreakerConfig = BreakerConfig()
     hedging: HedgingConfig = HedgingConfig()
-    connections: int = 100
+    connections: int = 1000
     coalesce_ms: float = 25.0
     cache: CacheConfig = CacheConfig()
     runs: RunsConfig = RunsConfig()

@@ -263,7 +263,10 @@ TGI = Dialect(
     paths=("/generate_stream", "/v1/chat/completions"),
     words=lambda words, _: [_tgi_token(word) for word in words],
     ending=_tgi_ending,
-    whole=lambda: None,
+    whole=lambda: {
+        "generated_text": ANSWER,
+        "details": {"finish_reason": "length", "generated_tokens": COUNTS["output"], "input_length": COUNTS["input"]},
+    },
     tools=[],
     key_header=("Authorization", "Bearer k-1"),
     error_inside=sse({"error": "Request failed during generation: oops", "error_type": "generation"}),

@@ -44,6 +44,7 @@ async def catalogue_of(store: Store, house: House) -> SqlCatalogue:
 
 
 FAR = {"name": "far", "provider": "openai", "price": {"input": 1.0}}
+ALONE = {"name": "near", "provider": "openai"}
 NEAR = {"name": "near", "provider": "openai", "fallbacks": ["far"], "rate": {"at_once": 3}, "version": "2"}
 
 
@@ -67,8 +68,10 @@ async def test_models_come_change_and_go_with_the_file_and_a_file_that_is_wrong_
         await asyncio.sleep(0.2)
         path.write_text("")
         await asyncio.sleep(0.2)
+        written(path, NEAR | {"fallbacks": ["gone"]})
+        await asyncio.sleep(0.2)
         assert {"far", "near"} <= catalogue.models.keys()
-        written(path, NEAR)
+        written(path, ALONE)
         await eventually(lambda: "far" not in catalogue.models)
     assert "near" in catalogue.models
 
@@ -83,7 +86,7 @@ async def test_a_stream_ends_on_the_model_that_it_began_with_though_that_is_gone
     question = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "far"))
     stream = asyncio.create_task(table.run(question, stream=True))
     await eventually(lambda: len(table.provider.asked) == 1)
-    await catalogue.seed(seeds(written(path, NEAR).models, ExecutorConfig()))
+    await catalogue.seed(seeds(written(path, ALONE).models, ExecutorConfig()))
     assert "far" not in catalogue.models
     finished, _ = await stream
     assert finished.choices[0].text == "one two three"

@@ -384,6 +384,15 @@ async def test_conversations_with_tgi_take_its_chat_route_and_its_words_for_sche
     assert server.bodies[0]["response_format"] == {"type": "json", "value": SCHEMA}
 
 
+async def test_a_tgi_that_answers_whole_is_understood() -> None:
+    async with asking(TGI, "whole") as (provider, model, _):
+        choice, ended, _ = await answer(provider, model, ChatRequest(prompt="once"))
+    assert (choice.text, choice.finish_reason) == ("Hello from afar", "length")
+    assert ended is not None
+    assert ended.usage is not None
+    assert (ended.usage.input_tokens, ended.usage.output_tokens) == (100, 7)
+
+
 async def test_a_tgi_without_an_address_says_so() -> None:
     async with asking(TGI, "well", base_url="") as (provider, model, _):
         with pytest.raises(Unavailable, match="far names no server; set its base_url"):

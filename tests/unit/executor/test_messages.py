@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2 as pb
+from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import ChatRequest, Message, Sampling
 from catena.executor.handlers.chat import chat_from, chat_to
+from catena.executor.handlers.wire import model_from, model_to
 from catena.kit.errors import Invalid
 
 HELLO = (Message(role="user", content="hi"),)
@@ -60,3 +63,23 @@ def test_a_schema_that_is_no_json_is_refused() -> None:
         chat_from(pb.ChatRequest(prompt="go", json_schema_text="[1]"))
 
     assert caught.value.code == "bad_schema"
+
+
+@pytest.mark.parametrize("price", [None, 0.0, 0.5])
+def test_a_model_comes_back_as_it_went_and_a_price_of_nothing_is_no_missing_price(price: float | None) -> None:
+    model = Model(
+        name="m",
+        provider="anthropic",
+        price_input=3.0,
+        price_output=15.0,
+        price_cached_input=price,
+        price_reasoning=price,
+        context_tokens=200_000,
+        capabilities=("tools",),
+        version="2",
+        fallbacks=("a", "b"),
+        requests_per_minute=60.0,
+        tokens_per_minute=1e6,
+        at_once=8,
+    )
+    assert model_from(executor_pb2.Model.FromString(model_to(model).SerializeToString())) == model

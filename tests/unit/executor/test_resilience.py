@@ -11,7 +11,7 @@ from catena.executor.core.actions import Call
 from catena.executor.core.attempts import Limits as AttemptLimits
 from catena.executor.core.attempts import Tried, next_step, patience, pause_s
 from catena.executor.core.breaker import BreakerLimits
-from catena.executor.core.catalogue import Model, instead_of
+from catena.executor.core.catalogue import Model, check_fallbacks, cost_usd, instead_of
 from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Tool, Usage
 from catena.executor.core.estimates import Paces, impossible
 from catena.executor.core.hedging import ENOUGH, HedgeLimits, Hedges
@@ -218,6 +218,23 @@ def test_what_is_repeated_at_the_seam_is_left_out_once_it_is_no_chance(said: str
 )
 def test_counts_that_cannot_be_are_told_from_those_that_can(usage: Usage, wrong: bool) -> None:
     assert impossible(usage, chars_out=10) is wrong
+
+
+@pytest.mark.parametrize(
+    ("cached", "reasoning", "usd"),
+    [(None, None, 100 * 10 + 10 * 40), (1.0, None, 40 * 10 + 60 * 1 + 10 * 40), (0.0, 80.0, 40 * 10 + 6 * 40 + 4 * 80)],
+)
+def test_each_kind_of_token_costs_its_own_price(cached: float | None, reasoning: float | None, usd: float) -> None:
+    model = Model(name="m", price_input=10.0, price_output=40.0, price_cached_input=cached, price_reasoning=reasoning)
+    used = Usage(input_tokens=100, output_tokens=10, cached_input_tokens=60, reasoning_tokens=4)
+    assert cost_usd(model, used) == pytest.approx(usd / 1e6)
+
+
+@pytest.mark.parametrize(("name", "why"), [("m", "is that model itself"), ("gone", "is in no catalogue")])
+def test_a_fallback_has_to_be_another_known_model(name: str, why: str) -> None:
+    check_fallbacks(Model(name="m", fallbacks=("b",)), {"m", "b"})
+    with pytest.raises(Invalid, match=why):
+        check_fallbacks(Model(name="m", fallbacks=(name,)), {"m", "b"})
 
 
 def outside(table: Bed, **figures: Any) -> None:

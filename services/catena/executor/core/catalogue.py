@@ -7,7 +7,7 @@ from typing import Literal
 
 from catena.executor.core.chat import Usage
 from catena.kit.config import ModelType
-from catena.kit.errors import Missing, Unavailable
+from catena.kit.errors import Invalid, Missing, Unavailable
 
 LOCAL = "local"
 MILLION = 1_000_000.0
@@ -76,6 +76,14 @@ def find(models: Mapping[str, Model], name: str) -> Model:
 def adapter_of(base: Model, name: str) -> Model:
     """The entry of the adapter `name` of a local base; what is the base's own is not passed on."""
     return replace(base, name=name, parent=base.name, upstream_name="", calls=0, version="", fallbacks=(), draft_for=())
+
+
+def check_fallbacks(model: Model, known: Collection[str]) -> None:
+    """Raise Invalid (`bad_model`) for a fallback that is the model itself or is not known."""
+    for name in model.fallbacks:
+        if name == model.name or name not in known:
+            why = "is that model itself" if name == model.name else "is in no catalogue; add it first"
+            raise Invalid(f"fallback {name!r} of {model.name!r} {why}", code="bad_model")
 
 
 def instead_of(models: Mapping[str, Model], name: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from catena.executor.core import background, predicting
 from catena.executor.core.admission import Errand, check_errand
 from catena.executor.core.background import Runs, StoredRun
-from catena.executor.core.catalogue import Model
+from catena.executor.core.catalogue import Model, check_fallbacks
 from catena.executor.core.chat import ChatRequest, Context, Message
 from catena.executor.core.events import Record, RunEvent
 from catena.executor.core.execution import Emit
@@ -24,6 +24,7 @@ from catena.plan.build import sequential
 from catena.plan.model import models_of
 
 PRICES = ("price_input", "price_output", "price_cached_input", "price_reasoning")
+RATES = ("requests_per_minute", "tokens_per_minute", "at_once")
 
 
 class Executor:
@@ -104,8 +105,10 @@ class Executor:
             price = getattr(model, name)
             if price is not None and not 0 <= price < 1e9:
                 raise Invalid(f"{name} is {price:g}; give USD per million tokens, 0 or more", code="out_of_range")
-        if model.name in model.fallbacks:
-            raise Invalid(f"{model.name!r} is its own fallback; name another model", code="bad_model")
+        for name in RATES:
+            if not 0 <= getattr(model, name) < 1e12:
+                raise Invalid(f"{name} is {getattr(model, name):g}; give 0 for no limit, or more", code="out_of_range")
+        check_fallbacks(model, self.parts.models.keys())
         providers = set(self.parts.providers) | set(self.parts.embeddings) | set(self.parts.predictors)
         if model.provider not in providers:
             known = ", ".join(sorted(providers))

@@ -5,11 +5,15 @@ The adapters room is no such route: it is one hop away, queues by itself, and sa
 
 from dataclasses import dataclass, field
 
+import structlog
+
 from catena.executor.core.breaker import Breaker, BreakerLimits, Permit, Verdict
 from catena.executor.core.catalogue import LOCAL, Model
 from catena.executor.core.hedging import HedgeLimits, Hedges
 from catena.executor.core.throttle import Rate, Throttle
 from catena.kit.errors import CatenaError, Exhausted, Late, Unavailable
+
+log = structlog.get_logger()
 
 LATE_COUNTS_S = 2.0
 """A model that had less time than this to speak is not to blame for being late."""
@@ -43,7 +47,13 @@ class Route:
         verdict = verdict_of(error, waited_s)
         if error is not None and verdict == "failed":
             self.last_code = error.code
+        before = self.breaker.state(now_s)
         self.breaker.settle(permit, verdict, now_s)
+        after = self.breaker.state(now_s)
+        if before == "closed" and after == "open":
+            log.warning("circuit opened", model=self.model, code=self.last_code)
+        elif before != "closed" and after == "closed":
+            log.info("circuit closed", model=self.model)
         if isinstance(error, Exhausted | Unavailable) and error.retry_after_s > 0:
             self.throttle.rest(error.retry_after_s, now_s)
 

@@ -22,13 +22,15 @@ async def follow_models(
     """
     if not house.source:
         return
-    path, known, seen = Path(house.source), list(house.models), b""
+    path, known = Path(house.source), list(house.models)
+    seen = judged = b""
     while True:
         await asyncio.sleep(every_s)
         try:
             before, seen = seen, await asyncio.to_thread(path.read_bytes)
-            if seen != before or not seen.strip():
+            if seen != before or seen == judged or not seen.strip():
                 continue
+            judged = seen
             models = (await asyncio.to_thread(load, path, "", Section))[0].models
             if models != known:
                 await take(models)
@@ -36,4 +38,3 @@ async def follow_models(
                 log.info("models reloaded", path=str(path), models=len(models))
         except (OSError, CatenaError) as error:
             log.warning("models not reloaded", path=str(path), error=str(error))
-            seen = b""

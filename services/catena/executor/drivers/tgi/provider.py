@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from catena.executor.core.catalogue import Model
 from catena.executor.core.ports import Ask, Ended, Piece
-from catena.executor.drivers.http import Door, events_of, read_json, server_of
+from catena.executor.drivers.http import Door, events_of, read_json, server_of, whole_body
 from catena.executor.drivers.openai import OpenAiProvider
 from catena.executor.drivers.tgi.words import (
     DECODER,
@@ -57,9 +57,13 @@ class TgiProvider:
         posted = self._door.posted(
             server, f"{root}/generate_stream", generate_body(ask), headers=headers, timeout_s=ask.timeout_s
         )
-        async with posted as response, aclosing(events_of(response, server)) as events:
-            async for data in events:
-                yield read_json(DECODER, data, server, "TGI")
+        async with posted as response:
+            if not response.content_type.startswith("text/event-stream"):
+                yield read_json(DECODER, await whole_body(response, server), server, "TGI")
+                return
+            async with aclosing(events_of(response, server)) as events:
+                async for data in events:
+                    yield read_json(DECODER, data, server, "TGI")
 
 
 def _root(model: Model) -> str:

@@ -83,7 +83,10 @@ class Details(msgspec.Struct):
 
 
 class Said(msgspec.Struct):
-    """An event of the stream; the last one has `generated_text` and, as asked for, `details`."""
+    """An event of the stream; the last one has `generated_text` and, as asked for, `details`.
+
+    An answer of `/generate`, which comes whole, has these two alone.
+    """
 
     token: Token | None = None
     top_tokens: list[Token] = []
@@ -98,7 +101,7 @@ DECODER = msgspec.json.Decoder(Said)
 
 def delta_of(said: Said, *, logprobs: bool) -> Delta:
     """What an event adds."""
-    token = said.token or Token()
+    token = said.token or Token(text=said.generated_text or "")
     text = "" if token.special else token.text
     reason = said.details.finish_reason if said.details and said.generated_text is not None else ""
     measured = logprobs and token.logprob is not None and not token.special
