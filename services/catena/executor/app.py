@@ -33,7 +33,7 @@ from catena.executor.drivers.http import Door, open_session
 from catena.executor.drivers.huggingface import HuggingFaceProvider
 from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
-from catena.executor.drivers.observed import Observed
+from catena.executor.drivers.observed import Observed, observe_routes
 from catena.executor.drivers.openai import OpenAiProvider
 from catena.executor.drivers.pipelines import SqlPipelines
 from catena.executor.drivers.plugins import able, load_providers
@@ -104,6 +104,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         runs = SqlRuns(chassis.store, chassis.outbox, records, world, event=wire.run_finished_event)
         core = Executor(parts=parts, runs=runs, archive=records)
         _background(chassis, config, catalogue, records, cache)
+        chassis.background(observe_routes(parts.routes, world.clock), "routes")
         chassis.background(follow_models(house, lambda models: catalogue.seed(seeds(models, config))), "models")
         stack.push_async_callback(_ended, asyncio.create_task(work_off(parts, runs, pace(config))))
         handlers = ExecutorHandlers(core)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from catena.executor.core.actions import Call
 from catena.executor.core.attempts import Limits as AttemptLimits
@@ -18,9 +19,10 @@ from catena.executor.core.hedging import ENOUGH, HedgeLimits, Hedges
 from catena.executor.core.routes import Routes, verdict_of
 from catena.executor.core.seams import LEAST_OVERLAP, Seam, can_go_on, going_on, overlap
 from catena.executor.core.throttle import LONGEST_REST_S, QUEUE, Rate, Throttle
-from catena.kit.clock import World
+from catena.executor.drivers.observed import observe_routes
+from catena.kit.clock import ManualClock, World
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Missing, Unavailable
-from catena.kit.testing import eventually
+from catena.kit.testing import eventually, running
 from catena.plan.model import Role, Shape
 from tests.unit.executor.fakes import Bed, Catalogue, bed, plan, stage
 
@@ -280,6 +282,30 @@ async def test_no_second_copy_is_sent_where_it_is_not_worth_it(change: dict[str,
     assert len(table.provider.asked) == calls + 1
 
 
+async def test_a_second_copy_outlives_the_failure_of_the_first() -> None:
+    table = bed(World(), outside="one")
+    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
+    for _ in range(ENOUGH):
+        await table.run(PLAN, no_cache=True)
+    table.provider.late = [0.1, 0.3]
+    table.provider.script["outside"] = [AWAY, "one two"]
+    finished, _ = await table.run(PLAN, no_cache=True)
+    assert finished.choices[0].text == "one two"
+    assert [one.attempt for one in finished.stages] == [1, 1], "it was no second attempt"
+
+
+async def test_two_copies_that_fail_are_one_failed_attempt() -> None:
+    table = bed(World(), outside="one")
+    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
+    for _ in range(ENOUGH):
+        await table.run(PLAN, no_cache=True)
+    table.provider.late = [0.1, 0.3]
+    table.provider.script["outside"] = [AWAY, AWAY, "three"]
+    finished, _ = await table.run(PLAN, no_cache=True)
+    assert finished.choices[0].text == "three"
+    assert [(one.attempt, one.outcome) for one in finished.stages] == [(1, "cancelled"), (1, "failed"), (2, "accepted")]
+
+
 async def test_a_leader_that_fails_midway_is_not_replaced_by_the_loser() -> None:
     table = bed(World(), outside="one two")
     table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
@@ -347,3 +373,25 @@ async def test_a_call_that_is_cancelled_while_it_probes_lets_the_next_one_probe(
     await asyncio.gather(probing, return_exceptions=True)
     finished, _ = await table.run(once, no_cache=True)
     assert finished.choices[0].text == "one"
+
+
+async def test_how_outside_models_fare_is_told_to_prometheus() -> None:
+    clock = ManualClock()
+    routes = Routes(breaking=BreakerLimits(failures=1))
+    route = routes.of(Model(name="watched", provider="openai"))
+    assert route is not None
+    route.throttle.waiting = 4
+    route.hedges.sent = 2
+
+    def told(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"catena_executor_{name}", {"model": "watched"})
+
+    async with running(observe_routes(routes, clock, every_s=0.01)):
+        await eventually(lambda: told("upstream_waiting") == 4)
+        assert (told("circuit_open"), told("second_copies_total")) == (0.0, 2.0)
+        route.settle(route.admit(clock.monotonic()), AWAY, 0.1, clock.monotonic())
+        route.hedges.sent = 3
+        await eventually(lambda: told("circuit_open") == 1.0)
+        clock.advance(1.0)
+        await eventually(lambda: told("circuit_open") == 0.5)
+    assert told("second_copies_total") == 3.0

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from catena.executor.core.actions import Call, Result
@@ -15,6 +15,7 @@ from catena.executor.core.events import StageResult, StageStarted
 from catena.executor.core.execution import Execution, too_late
 from catena.executor.core.hearing import Heard
 from catena.executor.core.ports import Ask
+from catena.executor.core.racing import Race
 from catena.executor.core.routes import Route
 from catena.executor.core.seams import Seam
 from catena.executor.core.throttle import Throttle
@@ -93,58 +94,30 @@ def _seam(tried: Attempt) -> Seam | None:
 async def _listen_or_hedge(
     run: Execution, tried: Attempt, model: Model, route: Route | None, copies: list[Heard]
 ) -> None:
-    """Hear the answer; where the model keeps silent for unusually long, send the call once more. Fills `copies`."""
+    """Hear the answer; where the model keeps silent for unusually long, send the call once more. Fills `copies`.
+
+    The first copy runs in this very task: most calls are answered in time, and nothing is to be paid for the others.
+    """
     after_s = _hedge_after_s(run, tried, route)
     if after_s is None or route is None:
         await _listen(run, tried, model, route, copies[0])
         return
     race = Race()
-    tasks = [asyncio.create_task(_listen(run, tried, model, route, copies[0], race))]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=after_s)
+
+    def send_again() -> None:
         at_ease = route.throttle.at_ease(run.world.clock.monotonic())
-        if not done and race.leader is None and at_ease and route.hedges.spend():
+        if race.leader is None and at_ease and route.hedges.spend():
             copies.append(Heard(started_s=run.world.clock.monotonic(), seam=_seam(tried)))
-            tasks.append(asyncio.create_task(_listen(run, tried, model, route, copies[1], race)))
-        await _finish(race, tasks, copies)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            race.second = asyncio.create_task(_listen(run, tried, model, route, copies[1], race))
 
-
-@dataclass(slots=True)
-class Race:
-    """Copies of one call; the first that says a word is the answer."""
-
-    leader: Heard | None = None
-    decided: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def claim(self, heard: Heard) -> bool:
-        """Whether `heard` leads, now that it has spoken."""
-        if self.leader is None:
-            self.leader, heard.leads = heard, True
-            self.decided.set()
-        return self.leader is heard
-
-
-async def _finish(race: Race, tasks: list[asyncio.Task[None]], copies: list[Heard]) -> None:
-    """Wait for the leader's end, and for a leader before. Raises the first copy's error if none came to lead."""
-    deciding = asyncio.create_task(race.decided.wait())
+    timer = asyncio.get_running_loop().call_later(after_s, send_again)
     try:
-        waiting: set[asyncio.Task[Any]] = {*tasks, deciding}
-        while race.leader is None and waiting - {deciding}:
-            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await race.first(lambda: _listen(run, tried, model, route, copies[0], race), copies[0])
     finally:
-        deciding.cancel()
-    if race.leader is None:
-        tasks[0].result()
-        return
-    place = next(place for place, heard in enumerate(copies) if heard is race.leader)
-    for other, task in enumerate(tasks):
-        if other != place:
-            task.cancel()
-    await tasks[place]
+        timer.cancel()
+        if race.second is not None:
+            race.second.cancel()
+            await asyncio.gather(race.second, return_exceptions=True)
 
 
 def _hedge_after_s(run: Execution, tried: Attempt, route: Route | None) -> float | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 WINDOW = 200
 ENOUGH = 20
 """Calls before a percentile means anything."""
+EVERY = 5
+"""Calls after which it is reckoned anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,27 +24,32 @@ class HedgeLimits:
 
 @dataclass(slots=True)
 class Hedges:
-    """Times to the first word of one model's recent calls, and what copies they have earned."""
+    """Times to the first word of one model's recent calls, what copies they have earned, and how many were `sent`."""
 
     limits: HedgeLimits
+    sent: int = 0
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _earned: float = 0.0
+    _heard: int = 0
+    _after_s: float | None = None
 
     def heard(self, first_word_s: float) -> None:
         """A call spoke after so many seconds."""
         self._seconds.append(first_word_s)
+        self._heard += 1
+        if self._heard >= ENOUGH and self._heard % EVERY == 0:
+            ranked = sorted(self._seconds)
+            self._after_s = ranked[min(len(ranked) - 1, int(len(ranked) * self.limits.quantile))]
         self._earned = min(self.limits.burst, self._earned + self.limits.share)
 
     def after_s(self) -> float | None:
         """Seconds after which a copy may be sent; None: too little is known, or none is left to send."""
-        if len(self._seconds) < ENOUGH or self._earned < 1.0:
-            return None
-        ranked = sorted(self._seconds)
-        return ranked[min(len(ranked) - 1, int(len(ranked) * self.limits.quantile))]
+        return self._after_s if self._earned >= 1.0 else None
 
     def spend(self) -> bool:
         """Take what one copy costs; False: there is not enough."""
         if self._earned < 1.0:
             return False
         self._earned -= 1.0
+        self.sent += 1
         return True

@@ -3,6 +3,7 @@
 The adapters room is no such route: it is one hop away, queues by itself, and says at once when it is not there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -74,6 +75,10 @@ class Routes:
     breaking: BreakerLimits = field(default_factory=BreakerLimits)
     hedging: HedgeLimits = field(default_factory=HedgeLimits)
     _by_model: dict[str, Route] = field(default_factory=dict)
+
+    def known(self) -> Sequence[Route]:
+        """The routes that were asked for so far."""
+        return tuple(self._by_model.values())
 
     def of(self, model: Model) -> Route | None:
         """The model's route; None for local ones."""

@@ -2,20 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
 from opentelemetry.trace import Span, SpanKind
 
+from catena.executor.core.breaker import State
 from catena.executor.core.catalogue import LOCAL, base_of
 from catena.executor.core.chat import NOTHING_USED
 from catena.executor.core.ports import Ask, Ended, Piece, Provider
+from catena.executor.core.routes import Routes
 from catena.kit import genai
+from catena.kit.clock import Clock
 from catena.kit.errors import CatenaError
-from catena.kit.telemetry import counter, histogram, span
+from catena.kit.telemetry import counter, gauge, histogram, span
 
 ROOM = "executor"
+OBSERVE_EVERY_S = 5.0
+OPENNESS: Mapping[State, float] = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
 ALORA_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -52,6 +57,7 @@ class Observed:
                             outcome = "ok"
                             self._note(here, name, piece.ended)
                         yield piece
+                outcome = "stream_cut" if outcome == "cancelled" else outcome
         except CatenaError as error:
             outcome = error.code
             raise
@@ -77,3 +83,18 @@ class Observed:
             here.set_attribute(genai.INPUT_TOKENS, usage.input_tokens)
             here.set_attribute(genai.OUTPUT_TOKENS, usage.output_tokens)
             here.set_attribute(genai.CACHE_READ_TOKENS, usage.cached_input_tokens)
+
+
+async def observe_routes(routes: Routes, clock: Clock, *, every_s: float = OBSERVE_EVERY_S) -> None:
+    """Tell how outside models are faring, until cancelled: their circuits, queues and second copies."""
+    circuit = gauge(ROOM, "circuit_open", "1 while the model is left alone, 0.5 while it is tried again", ["model"])
+    waiting = gauge(ROOM, "upstream_waiting", "Calls that wait for the model's rate to allow them", ["model"])
+    copies = counter(ROOM, "second_copies_total", "Calls that were sent twice", ["model"])
+    told: dict[str, int] = {}
+    while True:
+        for route in routes.known():
+            circuit.labels(route.model).set(OPENNESS[route.breaker.state(clock.monotonic())])
+            waiting.labels(route.model).set(route.throttle.waiting)
+            copies.labels(route.model).inc(route.hedges.sent - told.get(route.model, 0))
+            told[route.model] = route.hedges.sent
+        await asyncio.sleep(every_s)
