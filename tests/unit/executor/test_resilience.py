@@ -12,11 +12,14 @@ from catena.executor.core.actions import Call
 from catena.executor.core.attempts import Limits as AttemptLimits
 from catena.executor.core.attempts import Tried, next_step, patience, pause_s
 from catena.executor.core.breaker import BreakerLimits
-from catena.executor.core.catalogue import Model, check_fallbacks, cost_usd, instead_of
-from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Tool, Usage
+from catena.executor.core.catalogue import Model, check_fallbacks, cost_usd, instead_of, needs_of
+from catena.executor.core.chat import ChatRequest, Context, Delta, Image, Message, Sampling, Tool, Usage
 from catena.executor.core.estimates import Paces, impossible
 from catena.executor.core.hedging import ENOUGH, HedgeLimits, Hedges
+from catena.executor.core.parts import Settings
+from catena.executor.core.ports import NoJournal
 from catena.executor.core.routes import Routes, verdict_of
+from catena.executor.core.running import carry_out
 from catena.executor.core.seams import LEAST_OVERLAP, Seam, can_go_on, going_on, overlap
 from catena.executor.core.throttle import LONGEST_REST_S, QUEUE, Rate, Throttle
 from catena.executor.drivers.observed import observe_routes
@@ -24,7 +27,7 @@ from catena.kit.clock import ManualClock, World
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Missing, Unavailable
 from catena.kit.testing import eventually, running
 from catena.plan.model import Role, Shape
-from tests.unit.executor.fakes import Bed, Catalogue, bed, plan, stage
+from tests.unit.executor.fakes import Bed, Catalogue, bed, errand, plan, stage
 
 PLAN = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "outside"))
 AWAY = Unavailable("away", code="provider_gone")
@@ -84,6 +87,20 @@ def test_only_models_that_can_be_asked_stand_in() -> None:
     }
     assert instead_of(models, "a") == ["b", "c"]
     assert instead_of(models, "b@adapter") == []
+
+
+def test_a_request_goes_only_to_models_that_understand_it() -> None:
+    models = {
+        "a": Model(name="a", fallbacks=("plain", "able", "untold")),
+        "plain": Model(name="plain", capabilities=("json",)),
+        "able": Model(name="able", capabilities=("tools", "vision")),
+        "untold": Model(name="untold"),
+    }
+    seen = Message(role="user", content="look", images=(Image(url="https://example.org/a.png"),))
+    needs = needs_of(ChatRequest(messages=(seen,), tools=(Tool(name="f"),)))
+    assert needs == {"tools", "vision"}
+    assert instead_of(models, "a", needs) == ["able", "untold"]
+    assert instead_of(models, "a", needs_of(ChatRequest(prompt="hi"))) == ["plain", "able", "untold"]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +320,8 @@ async def test_two_copies_that_fail_are_one_failed_attempt() -> None:
     table.provider.script["outside"] = [AWAY, AWAY, "three"]
     finished, _ = await table.run(PLAN, no_cache=True)
     assert finished.choices[0].text == "three"
-    assert [(one.attempt, one.outcome) for one in finished.stages] == [(1, "cancelled"), (1, "failed"), (2, "accepted")]
+    assert [(one.attempt, one.outcome) for one in finished.stages] == [(1, "failed"), (1, "failed"), (2, "accepted")]
+    assert finished.stages[0].usage == finished.stages[1].usage == Usage(), "who was away read nothing"
 
 
 async def test_a_leader_that_fails_midway_is_not_replaced_by_the_loser() -> None:
@@ -316,6 +334,19 @@ async def test_a_leader_that_fails_midway_is_not_replaced_by_the_loser() -> None
     with pytest.raises(Unavailable) as caught:
         await table.run(PLAN, stream=True, no_cache=True)
     assert caught.value.code == "stream_cut"
+
+
+async def test_a_slow_client_is_no_silence_of_the_model() -> None:
+    table = bed(World(), outside="one two three")
+    outside(table, fallbacks=("large",))
+    table.parts = replace(table.parts, settings=Settings(limits=AttemptLimits(stall_s=0.05)))
+
+    async def emit(event: Any) -> None:
+        if isinstance(event, Delta):
+            await asyncio.sleep(0.15)
+
+    finished = await carry_out(table.parts, errand(PLAN, stream=True), emit, NoJournal())
+    assert [one.error_code for one in finished.stages] == [""]
 
 
 async def test_calls_at_once_are_limited_and_the_rest_wait_their_turn() -> None:

@@ -82,7 +82,8 @@ async def attempt(run: Execution, tried: Attempt, ended: list[StageResult]) -> A
     for heard in copies:
         if heard is not main:
             heard.lost(clock.monotonic())
-            stages += stages_of(run, asked, heard, tried.number, why="another copy was faster")
+            failed = Result(model=asked.stage.model, error=heard.error) if heard.error else None
+            stages += stages_of(run, asked, heard, tried.number, result=failed, why="another copy was faster")
     stages += stages_of(run, asked, main, tried.number, result=result, why=tried.why)
     return Attempted(result=result, stages=run.bill(stages), said=said if result.streamed else ())
 
@@ -171,28 +172,29 @@ async def _take_turn(run: Execution, throttle: Throttle, wait_s: float) -> None:
 async def _hear(run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None) -> None:
     patience = tried.patience
     heard.asked_s = run.world.clock.monotonic()
-    if patience is None:
-        await _read(run, tried, model, heard, race, None)
-        return
-    silence = asyncio.timeout(patience.first_word_s)
+    silence = asyncio.timeout(patience.first_word_s if patience else None)
     try:
         async with silence:
             await _read(run, tried, model, heard, race, silence)
     except TimeoutError:
+        if patience is None:
+            raise
         waited_s = patience.stall_s if heard.spoke else patience.first_word_s
-        raise Late(
-            f"{model.name} said nothing for {waited_s:.1f} s; another is asked", code="provider_silent"
-        ) from None
+        heard.error = Late(f"{model.name} was silent for {waited_s:.1f} s; another is asked", code="provider_silent")
+        raise heard.error from None
+    except CatenaError as error:
+        heard.error = error
+        raise
 
 
 async def _read(
-    run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None, silence: asyncio.Timeout | None
+    run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None, silence: asyncio.Timeout
 ) -> None:
     provider = run.providers.get(model.provider)
     if provider is None:
         known = ", ".join(sorted(run.providers))
         raise Unavailable(f"no provider {model.provider!r} for {model.name!r}; known: {known}", code="no_provider")
-    asked, stalls_s = tried.asked, tried.patience.stall_s if tried.patience else 0.0
+    asked = tried.asked
     ask = Ask(
         model=model,
         request=_within_budget(run, asked, model),
@@ -206,16 +208,19 @@ async def _read(
             fresh = heard.take(piece, run.world.clock.monotonic())
             if race is not None and (heard.spoke or heard.ended) and not race.claim(heard):
                 return
-            if silence is not None and heard.spoke:
-                silence.reschedule(asyncio.get_running_loop().time() + stalls_s)
             if heard.ended is not None and not heard.spoke:
                 _check_empty(asked, model, heard)
                 fresh = heard.release()
-            for delta in fresh if asked.stream and run.streams else ():
+            if asked.stream and run.streams and fresh:
+                # A slow client is no silence of the model's.
+                silence.reschedule(None)
                 heard.streamed = True
-                await run.emit(delta)
+                for delta in fresh:
+                    await run.emit(delta)
             if heard.ended is not None:
                 return
+            if tried.patience is not None and heard.spoke:
+                silence.reschedule(asyncio.get_running_loop().time() + tried.patience.stall_s)
     raise Unavailable(f"{model.name}: the answer broke off before its end; try again", code="stream_cut")
 
 

@@ -8,7 +8,7 @@ import msgspec
 from catena.executor.core import attempts as policy
 from catena.executor.core.actions import Call, Result
 from catena.executor.core.attempting import Attempt, Attempted, attempt
-from catena.executor.core.catalogue import instead_of
+from catena.executor.core.catalogue import instead_of, needs_of
 from catena.executor.core.chat import Choice, Delta
 from catena.executor.core.events import StageResult
 from catena.executor.core.execution import Execution
@@ -61,7 +61,7 @@ async def _tried(run: Execution, asked: Call, ended: list[StageResult]) -> Attem
     clock, limits = run.world.clock, run.limits
     due_s = min(run.due_s, clock.monotonic() + policy.timeout_s(asked.stage, limits))
     limit = policy.attempts(asked.stage, limits, critical=run.context.critical)
-    others = instead_of(run.models, asked.stage.model)
+    others = instead_of(run.models, asked.stage.model, needs_of(asked.request))
     said: tuple[Delta, ...] = ()
     now, number, tries, why = asked, 0, 0, ""
     while True:

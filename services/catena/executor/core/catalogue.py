@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from catena.executor.core.chat import Usage
+from catena.executor.core.chat import ChatRequest, Usage
 from catena.kit.config import ModelType
 from catena.kit.errors import Invalid, Missing, Unavailable
 
@@ -86,11 +86,28 @@ def check_fallbacks(model: Model, known: Collection[str]) -> None:
             raise Invalid(f"fallback {name!r} of {model.name!r} {why}", code="bad_model")
 
 
-def instead_of(models: Mapping[str, Model], name: str) -> list[str]:
-    """The fallbacks of `name` that may be asked: known, active, chatting, each once."""
+def needs_of(request: ChatRequest) -> frozenset[str]:
+    """The capabilities without which a request makes no sense."""
+    seen = any(turn.images for turn in request.messages)
+    return frozenset(name for name, needed in (("tools", bool(request.tools)), ("vision", seen)) if needed)
+
+
+def instead_of(models: Mapping[str, Model], name: str, needs: Collection[str] = ()) -> list[str]:
+    """The fallbacks of `name` that may be asked: known, active, chatting, each once, with all that is needed.
+
+    A model that tells no capabilities is taken to have them.
+    """
     model = models.get(name)
     found = [models.get(other) for other in dict.fromkeys(model.fallbacks)] if model else []
-    return [one.name for one in found if one and one.name != name and one.type == "chat" and one.status == "active"]
+    return [
+        one.name
+        for one in found
+        if one
+        and one.name != name
+        and one.type == "chat"
+        and one.status == "active"
+        and (not one.capabilities or set(needs) <= set(one.capabilities))
+    ]
 
 
 def problem_of(

@@ -15,6 +15,7 @@ class Heard:
     """Times are of the world's monotonic clock; `asked_s` 0: the provider was never asked; `first_s` 0: no word came.
 
     `seam` joins the words to those of an answer that broke off. `leads`: of several copies, this is the answer.
+    `error` is what the provider failed with.
     """
 
     started_s: float
@@ -26,6 +27,7 @@ class Heard:
     spoke: bool = False
     leads: bool = False
     streamed: bool = False
+    error: CatenaError | None = None
     _held: list[Delta] = field(default_factory=list)
     _route: Route | None = None
     _permit: Permit | None = None
@@ -65,7 +67,7 @@ class Heard:
         """Another copy was faster; that this one took at least so long counts as well."""
         if self._route is not None and self.asked_s and not self.spoke:
             self._route.hedges.heard(now_s - self.asked_s)
-        self.settle(None, now_s)
+        self.settle(self.error, now_s)
 
     def settle(self, error: CatenaError | None, now_s: float) -> None:
         """It has ended, well or with an error; one that was never asked or was given up tells nothing of the model."""
