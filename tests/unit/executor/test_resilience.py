@@ -26,7 +26,7 @@ from catena.executor.drivers.observed import observe_routes
 from catena.kit.clock import ManualClock, World
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Missing, Unavailable
 from catena.kit.testing import eventually, running
-from catena.plan.model import Role, Shape
+from catena.plan.model import Plan, Role, Shape
 from tests.unit.executor.fakes import Bed, Catalogue, bed, errand, plan, stage
 
 PLAN = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "outside"))
@@ -263,12 +263,17 @@ def outside(table: Bed, **figures: Any) -> None:
     table.parts = replace(table.parts, catalogue=Catalogue(model, *others))
 
 
+async def warmed(table: Bed, question: Plan = PLAN, share: float = 1.0) -> None:
+    """Ask until enough is known of the model to send second copies."""
+    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=share)))
+    for _ in range(ENOUGH):
+        await table.run(question, no_cache=True)
+
+
 async def test_a_late_first_word_is_asked_for_twice_and_both_are_billed() -> None:
     table = bed(World(), outside="one two three")
     outside(table, price_input=10.0, price_output=10.0)
-    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=0.1)))
-    for _ in range(ENOUGH):
-        await table.run(PLAN, no_cache=True)
+    await warmed(table, share=0.1)
     calls = len(table.provider.asked)
     table.provider.late = [30.0, 0.0]
     finished, events = await table.run(PLAN, stream=True, no_cache=True)
@@ -290,9 +295,7 @@ async def test_a_late_first_word_is_asked_for_twice_and_both_are_billed() -> Non
 )
 async def test_no_second_copy_is_sent_where_it_is_not_worth_it(change: dict[str, Any]) -> None:
     table = bed(World(), outside="one", large="one")
-    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
-    for _ in range(ENOUGH):
-        await table.run(change.get("plan", PLAN), no_cache=True)
+    await warmed(table, change.get("plan", PLAN))
     calls = len(table.provider.asked)
     table.provider.late = [0.3]
     await table.run(change.get("plan", PLAN), no_cache=True, **{k: v for k, v in change.items() if k != "plan"})
@@ -301,9 +304,7 @@ async def test_no_second_copy_is_sent_where_it_is_not_worth_it(change: dict[str,
 
 async def test_a_second_copy_outlives_the_failure_of_the_first() -> None:
     table = bed(World(), outside="one")
-    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
-    for _ in range(ENOUGH):
-        await table.run(PLAN, no_cache=True)
+    await warmed(table)
     table.provider.late = [0.1, 0.3]
     table.provider.script["outside"] = [AWAY, "one two"]
     finished, _ = await table.run(PLAN, no_cache=True)
@@ -313,9 +314,7 @@ async def test_a_second_copy_outlives_the_failure_of_the_first() -> None:
 
 async def test_two_copies_that_fail_are_one_failed_attempt() -> None:
     table = bed(World(), outside="one")
-    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
-    for _ in range(ENOUGH):
-        await table.run(PLAN, no_cache=True)
+    await warmed(table)
     table.provider.late = [0.1, 0.3]
     table.provider.script["outside"] = [AWAY, AWAY, "three"]
     finished, _ = await table.run(PLAN, no_cache=True)
@@ -326,9 +325,7 @@ async def test_two_copies_that_fail_are_one_failed_attempt() -> None:
 
 async def test_a_leader_that_fails_midway_is_not_replaced_by_the_loser() -> None:
     table = bed(World(), outside="one two")
-    table.parts = replace(table.parts, routes=Routes(hedging=HedgeLimits(share=1.0)))
-    for _ in range(ENOUGH):
-        await table.run(PLAN, no_cache=True)
+    await warmed(table)
     table.provider.late = [30.0, 0.0]
     table.provider.cut.add("outside")
     with pytest.raises(Unavailable) as caught:

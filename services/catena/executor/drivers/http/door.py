@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -29,6 +30,17 @@ async def open_session(*, connections: int = 100) -> AsyncIterator[aiohttp.Clien
         yield session
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """What is sent where; `server` names the other side in messages."""
+
+    server: str
+    url: str
+    body: Any
+    headers: Mapping[str, str]
+    timeout_s: float
+
+
 class Door:
     """Posts JSON to providers; shared by all of them."""
 
@@ -51,19 +63,17 @@ class Door:
         return key
 
     @asynccontextmanager
-    async def posted(
-        self, server: str, url: str, body: Any, *, headers: Mapping[str, str], timeout_s: float
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def posted(self, post: Post) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with status 200; its connection is dropped if the block is left before the answer's end.
 
-        Raises Late, Unavailable, and what `refusal` makes of another status; `server` names the other side in messages.
+        Raises Late, Unavailable, and what `refusal` makes of another status.
         """
+        server, timeout_s = post.server, post.timeout_s
         limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
-        told = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json", **headers}
+        told = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json", **post.headers}
+        body = msgspec.json.encode(post.body)
         try:
-            async with self._session.post(
-                url, data=msgspec.json.encode(body), headers=told, timeout=limits
-            ) as response:
+            async with self._session.post(post.url, data=body, headers=told, timeout=limits) as response:
                 if response.status != 200:
                     found = await whole_body(response, server)
                     now_s = self._clock.now()

@@ -1,13 +1,14 @@
-"""Server-sent events (WHATWG HTML, section 9.2), and the JSON in them."""
+"""Answers as JSON: in server-sent events (WHATWG HTML, section 9.2), or whole."""
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from catena.executor.drivers.http.door import MOST_LINE_BYTES
+from catena.executor.drivers.http.door import MOST_LINE_BYTES, Door, Post, whole_body
 from catena.kit.errors import Unavailable
 
 Form = TypeVar("Form")
@@ -38,6 +39,24 @@ async def events_of(response: aiohttp.ClientResponse, server: str) -> AsyncGener
         raise Unavailable(f"{server} sent a line longer than {MOST_LINE_BYTES} bytes", code="bad_reply") from error
     if data:
         yield b"\n".join(data)
+
+
+async def replies_of(
+    door: Door, post: Post, decoder: msgspec.json.Decoder[Form], form: str, *, last: bytes = b""
+) -> AsyncGenerator[Form, None]:
+    """What the server answers: each event of its stream up to `last`, or the one body of a server that answers whole.
+
+    Raises as `Door.posted`, `events_of` and `read_json` do.
+    """
+    async with door.posted(post) as response:
+        if not response.content_type.startswith("text/event-stream"):
+            yield read_json(decoder, await whole_body(response, post.server), post.server, form)
+            return
+        async with aclosing(events_of(response, post.server)) as events:
+            async for data in events:
+                if last and data == last:
+                    return
+                yield read_json(decoder, data, post.server, form)
 
 
 def read_json(decoder: msgspec.json.Decoder[Form], data: bytes, server: str, form: str) -> Form:

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from catena.executor.core.chat import Delta, TokenLogprob, ToolCall, Usage
-from catena.executor.drivers.http import read_json
 from catena.kit.errors import CatenaError, Unavailable
 
 
@@ -88,12 +87,7 @@ class Reply(msgspec.Struct):
     error: Any = None
 
 
-_DECODER = msgspec.json.Decoder(Reply)
-
-
-def read_reply(data: bytes, server: str) -> Reply:
-    """The reply in a body or an SSE event. Raises Unavailable (`bad_reply`) when it is none."""
-    return read_json(_DECODER, data, server, "OpenAI")
+DECODER = msgspec.json.Decoder(Reply)
 
 
 def deltas_of(reply: Reply) -> tuple[Delta, ...]:

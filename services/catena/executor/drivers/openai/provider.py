@@ -1,6 +1,6 @@
 """Calls an OpenAI-compatible server over HTTP, always streamed, because only a stream can be cancelled midway."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -9,9 +9,9 @@ import msgspec
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import Delta, Usage
 from catena.executor.core.ports import Ask, Ended, Piece, Vectors
-from catena.executor.drivers.http import Door, events_of, server_of, whole_body
+from catena.executor.drivers.http import Door, Post, replies_of, server_of, whole_body
 from catena.executor.drivers.openai.body import Constrain, chat_body
-from catena.executor.drivers.openai.chunks import Reply, confidence_of, deltas_of, error_of, read_reply, usage_of
+from catena.executor.drivers.openai.chunks import DECODER, confidence_of, deltas_of, error_of, usage_of
 from catena.kit.errors import Unavailable
 
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -36,7 +36,9 @@ class OpenAiProvider:
         closed: set[int] = set()
         usage: Usage | None = None
         model = ask.model.upstream
-        async with aclosing(self._replies(ask)) as replies:
+        body = chat_body(ask, stream=True, constrain=self._constrain)
+        post = self._post(ask.model, "completions" if ask.request.prompt else "chat/completions", body, ask.timeout_s)
+        async with aclosing(replies_of(self._door, post, DECODER, "OpenAI", last=b"[DONE]")) as replies:
             async for reply in replies:
                 problem = error_of(reply)
                 if problem is not None:
@@ -54,9 +56,9 @@ class OpenAiProvider:
     async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
         """One call for all texts; whether too long ones are cut is the server's own decision."""
         body = {"model": model.upstream, "input": list(texts), "encoding_format": "float"}
-        server = server_of(model, self._default_url)
-        url, headers = self._url(model, "embeddings"), self._headers(model)
-        async with self._door.posted(server, url, body, headers=headers, timeout_s=timeout_s) as response:
+        post = self._post(model, "embeddings", body, timeout_s)
+        server = post.server
+        async with self._door.posted(post) as response:
             found = await whole_body(response, server)
         try:
             told = msgspec.json.decode(found, type=Embedded)
@@ -68,23 +70,14 @@ class OpenAiProvider:
         tokens = told.usage.prompt_tokens if told.usage else 0
         return Vectors(vectors=rows, usage=Usage(input_tokens=tokens))
 
-    async def _replies(self, ask: Ask) -> AsyncGenerator[Reply, None]:
-        model, server = ask.model, server_of(ask.model, self._default_url)
-        body: dict[str, Any] = chat_body(ask, stream=True, constrain=self._constrain)
-        url = self._url(model, "completions" if ask.request.prompt else "chat/completions")
-        posted = self._door.posted(server, url, body, headers=self._headers(model), timeout_s=ask.timeout_s)
-        async with posted as response:
-            if not response.content_type.startswith("text/event-stream"):
-                yield read_reply(await whole_body(response, server), server)
-                return
-            async with aclosing(events_of(response, server)) as events:
-                async for event in events:
-                    if event == b"[DONE]":
-                        return
-                    yield read_reply(event, server)
-
-    def _url(self, model: Model, verb: str) -> str:
-        return f"{(model.base_url or self._default_url).rstrip('/')}/{verb}"
+    def _post(self, model: Model, verb: str, body: Any, timeout_s: float) -> Post:
+        return Post(
+            server=server_of(model, self._default_url),
+            url=f"{(model.base_url or self._default_url).rstrip('/')}/{verb}",
+            body=body,
+            headers=self._headers(model),
+            timeout_s=timeout_s,
+        )
 
     def _headers(self, model: Model) -> dict[str, str]:
         key = self._door.key_of(model)

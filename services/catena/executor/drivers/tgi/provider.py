@@ -1,16 +1,15 @@
 """Calls TGI: conversations by its OpenAI-compatible route, which knows the model's template; prompts by its own."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
 from catena.executor.core.catalogue import Model
 from catena.executor.core.ports import Ask, Ended, Piece
-from catena.executor.drivers.http import Door, events_of, read_json, server_of, whole_body
+from catena.executor.drivers.http import Door, Post, replies_of, server_of
 from catena.executor.drivers.openai import OpenAiProvider
 from catena.executor.drivers.tgi.words import (
     DECODER,
-    Said,
     delta_of,
     generate_body,
     least_probability,
@@ -38,7 +37,7 @@ class TgiProvider:
                     yield piece
             return
         logprobs: list[float] = []
-        async with aclosing(self._events(ask, root)) as events:
+        async with aclosing(replies_of(self._door, self._post(ask, root), DECODER, "TGI")) as events:
             async for said in events:
                 if said.error is not None:
                     raise fault_of(said.error, said.error_type)
@@ -50,20 +49,15 @@ class TgiProvider:
                     yield Piece(ended=Ended(usage=usage, resolved_model=ask.model.upstream, confidence=sure))
                     return
 
-    async def _events(self, ask: Ask, root: str) -> AsyncGenerator[Said, None]:
-        server = server_of(ask.model, root)
+    def _post(self, ask: Ask, root: str) -> Post:
         key = self._door.key_of(ask.model)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        posted = self._door.posted(
-            server, f"{root}/generate_stream", generate_body(ask), headers=headers, timeout_s=ask.timeout_s
+        return Post(
+            server=server_of(ask.model, root),
+            url=f"{root}/generate_stream",
+            body=generate_body(ask),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout_s=ask.timeout_s,
         )
-        async with posted as response:
-            if not response.content_type.startswith("text/event-stream"):
-                yield read_json(DECODER, await whole_body(response, server), server, "TGI")
-                return
-            async with aclosing(events_of(response, server)) as events:
-                async for data in events:
-                    yield read_json(DECODER, data, server, "TGI")
 
 
 def _root(model: Model) -> str:
