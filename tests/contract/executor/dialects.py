@@ -32,6 +32,7 @@ class Dialect:
     error_inside: bytes
     refusal: Callable[[int, str, str], Any]
     too_long: str
+    thought: bytes = b""
     done: bytes = b""
     cached: bool = True
     reasoning: bool = True
@@ -102,6 +103,7 @@ OPENAI = Dialect(
     error_inside=sse({"error": {"message": "overloaded"}}),
     refusal=lambda status, code, message: {"error": {"message": message, "type": "some_error", "code": code}},
     too_long="This model's maximum context length is 10 tokens",
+    thought=_openai_chunk({"reasoning_content": "hm"}),
     done=b"data: [DONE]\n\n",
 )
 
@@ -193,6 +195,9 @@ ANTHROPIC = Dialect(
     error_inside=_anthropic({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
     refusal=lambda status, code, message: {"type": "error", "error": {"type": code, "message": message}},
     too_long="prompt is too long: 210000 tokens > 200000 maximum",
+    thought=_anthropic(
+        {"type": "content_block_delta", "index": 7, "delta": {"type": "thinking_delta", "thinking": "hm"}}
+    ),
     done=_anthropic({"type": "message_stop"}),
     reasoning=False,
 )
@@ -223,10 +228,7 @@ GEMINI = Dialect(
     provider="gemini",
     root="/v1beta",
     paths=("/v1beta/models/{call}",),
-    words=lambda words, _: [
-        _gemini_chunk([{"text": "hm", "thought": True}]),
-        *(_gemini_chunk([{"text": word}]) for word in words),
-    ],
+    words=lambda words, _: [_gemini_chunk([{"text": word}]) for word in words],
     ending=lambda counts: [_gemini_chunk([{"text": ""}], "STOP", counts)],
     whole=lambda: {
         "candidates": [{"content": {"parts": [{"text": ANSWER}]}, "finishReason": "STOP", "index": 0}],
@@ -242,6 +244,7 @@ GEMINI = Dialect(
     error_inside=sse({"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}),
     refusal=lambda status, code, message: {"error": {"code": status, "message": message, "status": code.upper()}},
     too_long="The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+    thought=_gemini_chunk([{"text": "hm", "thought": True}]),
 )
 
 

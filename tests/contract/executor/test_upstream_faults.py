@@ -252,6 +252,15 @@ async def test_a_slow_first_token_is_waited_for_unless_another_model_can_be_aske
     assert finished.lossy is False
 
 
+@chatting
+async def test_a_model_that_thinks_is_not_silent_and_its_thoughts_are_not_said(dialect: Dialect) -> None:
+    async with far(dialect, "thinks", spare=True) as it:
+        it.server.slow_s = 2.5
+        finished, words = await it.ask(stream=True, timeout_s=4.0)
+    assert finished.model == "far", "half of its time is over, but it was at work"
+    assert words == ANSWER
+
+
 @every
 async def test_a_stall_without_a_fallback_ends_with_its_stage_and_never_as_an_answer(dialect: Dialect) -> None:
     async with far(dialect, "stall") as it:

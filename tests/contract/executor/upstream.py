@@ -89,6 +89,10 @@ class Upstream:
         await response.write(b": keep-alive\n\n")
         if how == "slow first token":
             await self._wait(self.slow_s)
+        if how == "thinks":
+            for _ in range(10):
+                await response.write(self.dialect.thought)
+                await self._wait(self.slow_s / 10)
         frames = self._frames(how)
         for place, frame in enumerate(frames):
             if place == _middle(frames) and how in ("cut", "stall", "garbage", "error inside", "ended early"):

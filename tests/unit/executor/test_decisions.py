@@ -1,13 +1,11 @@
 """Votes, checks, normal forms, retries, keys: the plain functions."""
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from catena.executor.core.actions import Result
-from catena.executor.core.attempts import Limits, attempts, may_repeat, pause_s, timeout_s
+from catena.executor.core.attempts import Limits, attempts, may_repeat, timeout_s
 from catena.executor.core.catalogue import Model, find, may_draft
 from catena.executor.core.chat import ChatRequest, Choice, Delta, Message, Sampling, ToolCall, Usage, gather
 from catena.executor.core.checks import doubt, fits_schema, is_refusal
@@ -189,13 +187,6 @@ def test_attempts_and_timeouts_follow_role_and_importance() -> None:
     assert [attempts(plain, limits, critical=critical) for critical in (False, True)] == [2, 3]
     assert attempts(optional, limits, critical=True) == 1
     assert (timeout_s(plain, limits), timeout_s(optional, limits)) == (2.0, 30.0)
-
-
-def test_pauses_double_with_jitter_unless_the_provider_asks_for_another() -> None:
-    rng = random.Random(1)
-    assert 0.05 <= pause_s(1, Unavailable("x"), rng) <= 0.15
-    assert 0.1 <= pause_s(2, Unavailable("x"), rng) <= 0.3
-    assert pause_s(1, Exhausted("x", retry_after_s=7), rng) == 7
 
 
 @pytest.mark.parametrize(

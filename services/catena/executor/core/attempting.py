@@ -179,7 +179,7 @@ async def _hear(run: Execution, tried: Attempt, model: Model, heard: Heard, race
     except TimeoutError:
         if patience is None:
             raise
-        waited_s = patience.stall_s if heard.spoke else patience.first_word_s
+        waited_s = patience.stall_s if heard.alive else patience.first_word_s
         heard.error = Late(f"{model.name} was silent for {waited_s:.1f} s; another is asked", code="provider_silent")
         raise heard.error from None
     except CatenaError as error:
@@ -206,7 +206,7 @@ async def _read(
     async with aclosing(cast(Any, provider.generate(ask))) as pieces:
         async for piece in pieces:
             fresh = heard.take(piece, run.world.clock.monotonic())
-            if race is not None and (heard.spoke or heard.ended) and not race.claim(heard):
+            if race is not None and (heard.alive or heard.ended) and not race.claim(heard):
                 return
             if heard.ended is not None and not heard.spoke:
                 _check_empty(asked, model, heard)
@@ -219,7 +219,7 @@ async def _read(
                     await run.emit(delta)
             if heard.ended is not None:
                 return
-            if tried.patience is not None and heard.spoke:
+            if tried.patience is not None and (heard.spoke or piece.thinking):
                 silence.reschedule(asyncio.get_running_loop().time() + tried.patience.stall_s)
     raise Unavailable(f"{model.name}: the answer broke off before its end; try again", code="stream_cut")
 

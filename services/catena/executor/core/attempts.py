@@ -101,14 +101,20 @@ class Tried:
 def next_step(tried: Tried, *, pause_s: float, left_s: float) -> Step:
     """What to do about a failure: `again` on the same model after `pause_s`, `onward` to the next one, or `end`."""
     onward = tried.others and left_s > 0 and may_move_on(tried.error) and (tried.can_go_on or not tried.streamed)
+    is_open = tried.error.code == "circuit_open"
     again = tried.tries < tried.limit and may_repeat(tried.error, streamed=tried.streamed) and pause_s < left_s
-    if onward and (not again or pause_s > WORTH_A_WAIT_S or tried.error.code == "circuit_open"):
+    if onward and (not again or pause_s > WORTH_A_WAIT_S or is_open):
         return "onward"
+    if is_open and pause_s > WORTH_A_WAIT_S:
+        return "end"
     return "again" if again else "end"
 
 
 def pause_s(attempt: int, error: CatenaError, rng: random.Random) -> float:
-    """Seconds to wait after the failed `attempt` (from 1): what the provider asks for, else doubling with jitter."""
+    """Seconds to wait after the failed `attempt` (from 1): what the provider asks for, else doubling; with jitter.
+
+    Never less than the provider asks for; up to a tenth more, so that those who met it together come back apart.
+    """
     if error.retry_after_s > 0:
-        return error.retry_after_s
+        return error.retry_after_s * rng.uniform(1.0, 1.1)
     return float(min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * rng.uniform(0.5, 1.5))

@@ -15,7 +15,7 @@ class Heard:
     """Times are of the world's monotonic clock; `asked_s` 0: the provider was never asked; `first_s` 0: no word came.
 
     `seam` joins the words to those of an answer that broke off. `leads`: of several copies, this is the answer.
-    `error` is what the provider failed with.
+    `alive`: it has thought or spoken. `error` is what the provider failed with.
     """
 
     started_s: float
@@ -24,6 +24,7 @@ class Heard:
     first_s: float = 0.0
     deltas: list[Delta] = field(default_factory=list)
     ended: Ended | None = None
+    alive: bool = False
     spoke: bool = False
     leads: bool = False
     streamed: bool = False
@@ -51,6 +52,8 @@ class Heard:
             self.ended = piece.ended
         if not self.spoke and any(map(_says, piece.deltas)):
             self.spoke, self.first_s = True, now_s
+        if not self.alive and (self.spoke or piece.thinking):
+            self.alive = True
             if self._route is not None:
                 self._route.hedges.heard(now_s - self.asked_s)
         fresh = [self.seam.join(delta) if self.seam else delta for delta in piece.deltas]
@@ -65,7 +68,7 @@ class Heard:
 
     def lost(self, now_s: float) -> None:
         """Another copy was faster; that this one took at least so long counts as well."""
-        if self._route is not None and self.asked_s and not self.spoke:
+        if self._route is not None and self.asked_s and not self.alive:
             self._route.hedges.heard(now_s - self.asked_s)
         self.settle(self.error, now_s)
 

@@ -44,10 +44,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Part of an answer as it comes; the last one, and only it, carries `ended`."""
+    """Part of an answer as it comes; the last one, and only it, carries `ended`.
+
+    `thinking`: the model is at work on what is no part of the answer.
+    """
 
     deltas: tuple[Delta, ...] = ()
     ended: Ended | None = None
+    thinking: bool = False
 
 
 class Provider(Protocol):

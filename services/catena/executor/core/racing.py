@@ -1,4 +1,4 @@
-"""Two copies of one call: the first that says a word is the answer, the other is given up."""
+"""Two copies of one call: the first that shows life is the answer, the other is given up."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ class Race:
     _way_out: asyncio.Timeout | None = None
 
     def claim(self, heard: Heard) -> bool:
-        """Whether `heard` leads, now that it has spoken; a first copy that is behind is called off."""
+        """Whether `heard` leads, now that it shows life; a first copy that is behind is called off."""
         if self.leader is None:
             self.leader, heard.leads = heard, True
             if self._way_out is not None and asyncio.current_task() is self.second:
@@ -27,7 +27,7 @@ class Race:
     async def first(self, listen: Callable[[], Awaitable[None]], heard: Heard) -> None:
         """Hear the first copy, or, where the second overtakes it or outlives its failure, the second.
 
-        Raises what ended the leader, and what ended the first where neither spoke.
+        Raises what ended the leader, and what ended the first where neither did.
         """
         way_out = asyncio.timeout(None)
         try:

@@ -82,6 +82,11 @@ class Event(msgspec.Struct):
 DECODER = msgspec.json.Decoder(Event)
 
 
+def thinks(event: Event) -> bool:
+    """Whether the event is of a thought, which is no part of the answer."""
+    return event.delta is not None and event.delta.type in ("thinking_delta", "signature_delta")
+
+
 @dataclass(slots=True)
 class Reading:
     """What has been read of one answer. `finished`: it has said why it ended."""

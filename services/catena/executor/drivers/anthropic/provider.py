@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from catena.executor.core.ports import Ask, Ended, Piece
 from catena.executor.drivers.anthropic.body import messages_body
-from catena.executor.drivers.anthropic.events import DECODER, Reading
+from catena.executor.drivers.anthropic.events import DECODER, Reading, thinks
 from catena.executor.drivers.http import Door, Post, replies_of, server_of
 
 DEFAULT_URL = "https://api.anthropic.com/v1"
@@ -27,8 +27,8 @@ class AnthropicProvider:
                 if event.type == "message_stop":
                     break
                 deltas = tuple(reading.read(event))
-                if deltas:
-                    yield Piece(deltas=deltas)
+                if deltas or thinks(event):
+                    yield Piece(deltas=deltas, thinking=thinks(event))
         if reading.finished:
             yield Piece(ended=Ended(usage=reading.usage, resolved_model=reading.model))
 

@@ -82,6 +82,11 @@ class Reply(msgspec.Struct, rename="camel"):
 DECODER = msgspec.json.Decoder(Reply)
 
 
+def thinks(reply: Reply) -> bool:
+    """Whether the chunk has thoughts, which are no part of the answer."""
+    return any(part.thought for one in reply.candidates if one.content for part in one.content.parts)
+
+
 @dataclass(slots=True)
 class Reading:
     """What has been read of one call."""

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from catena.executor.core.ports import Ask, Ended, Piece
 from catena.executor.drivers.gemini.body import generate_body
-from catena.executor.drivers.gemini.chunks import DECODER, Reading
+from catena.executor.drivers.gemini.chunks import DECODER, Reading, thinks
 from catena.executor.drivers.http import Door, Post, replies_of, server_of
 
 DEFAULT_URL = "https://generativelanguage.googleapis.com/v1beta"
@@ -24,8 +24,8 @@ class GeminiProvider:
         async with aclosing(replies_of(self._door, self._post(ask), DECODER, "Gemini")) as replies:
             async for reply in replies:
                 deltas = tuple(reading.read(reply))
-                if deltas:
-                    yield Piece(deltas=deltas)
+                if deltas or thinks(reply):
+                    yield Piece(deltas=deltas, thinking=thinks(reply))
         if reading.finished:
             yield Piece(ended=Ended(usage=reading.usage, resolved_model=reading.model))
 

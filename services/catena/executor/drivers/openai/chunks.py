@@ -25,9 +25,11 @@ class Called(msgspec.Struct):
 
 
 class Said(msgspec.Struct):
-    """`message` of a whole answer, `delta` of a chunk."""
+    """`message` of a whole answer, `delta` of a chunk. Thoughts have two names (vLLM and DeepSeek, OpenRouter)."""
 
     content: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
     refusal: str | None = None
     tool_calls: list[Called] | None = None
 
@@ -93,6 +95,11 @@ DECODER = msgspec.json.Decoder(Reply)
 def deltas_of(reply: Reply) -> tuple[Delta, ...]:
     """What the reply adds to the answers."""
     return tuple(_delta(option) for option in reply.choices)
+
+
+def thinks(reply: Reply) -> bool:
+    """Whether the reply has thoughts, which are no part of the answer."""
+    return any(option.delta and (option.delta.reasoning_content or option.delta.reasoning) for option in reply.choices)
 
 
 def usage_of(reply: Reply) -> Usage | None:

@@ -11,7 +11,7 @@ from catena.executor.core.chat import Delta, Usage
 from catena.executor.core.ports import Ask, Ended, Piece, Vectors
 from catena.executor.drivers.http import Door, Post, replies_of, server_of, whole_body
 from catena.executor.drivers.openai.body import Constrain, chat_body
-from catena.executor.drivers.openai.chunks import DECODER, confidence_of, deltas_of, error_of, usage_of
+from catena.executor.drivers.openai.chunks import DECODER, confidence_of, deltas_of, error_of, thinks, usage_of
 from catena.kit.errors import Unavailable
 
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -49,7 +49,7 @@ class OpenAiProvider:
                 closed |= {delta.index for delta in deltas if delta.finish_reason}
                 heard.extend(deltas)
                 if deltas:
-                    yield Piece(deltas=deltas)
+                    yield Piece(deltas=deltas, thinking=thinks(reply))
         if heard and {delta.index for delta in heard} <= closed:
             yield Piece(ended=Ended(usage=usage, resolved_model=model, confidence=confidence_of(heard)))
 
