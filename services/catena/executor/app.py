@@ -253,4 +253,4 @@ def capabilities(model: ModelConfig) -> tuple[str, ...]:
         return tuple(model.capabilities)
     if model.type != "chat":
         return ()
-    return ("json", "logprobs", "stream") if model.provider == LOCAL else ("tools", "vision", "json", "stream")
+    return ("tools", "json", "logprobs", "stream") if model.provider == LOCAL else ("tools", "vision", "json", "stream")
