@@ -97,7 +97,9 @@ def verify(folder: Path, keys: Mapping[str, Path], kind: Kind = "adapter") -> st
         verifier.use_elliptic_key_verifier(public_key=keys[who]).verify(folder, path)
         signed = _signed_names(bundle.dsse_envelope.payload)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, InvalidSignature) as error:
-        why = str(error)[:300] or "the signature does not fit its own content"
+        # The library tells of an altered file by the bytes of both digests; its name is what helps.
+        altered = [name for name in list_files(folder, kind) if name in str(error)]
+        why = ", ".join(altered) or str(error)[:300] or "the signature does not fit its own content"
         raise untrusted(
             kind, "tampered", f"{folder.name} is not what {who} signed: {why}; restore or import it again"
         ) from error

@@ -347,7 +347,7 @@ async def test_a_stored_adapter_that_was_tampered_with_is_never_loaded(room: Roo
     refused = await refusal(room, question("demo-large@victim:1"))
 
     assert refused.code == "adapter_tampered"
-    assert "is not what trainer signed" in refused.message
+    assert "is not what trainer signed: adapter_model.safetensors;" in refused.message
 
 
 def flip_a_byte(folder: Path) -> None:
