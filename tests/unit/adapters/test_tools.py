@@ -58,7 +58,7 @@ def test_calls_are_read_out_of_what_was_written_however_it_comes(
 
 def test_arguments_are_as_the_model_wrote_them() -> None:
     (call,) = read([PARIS])[1]
-    assert call == Call(id="id1", name="weather", arguments='{"city": "Paris \\u00e9"}')
+    assert call == Call(id="call_id1", name="weather", arguments='{"city": "Paris \\u00e9"}')
     (quoted,) = read([called("weather", json.dumps('{"city": 1}'))])[1]
     assert quoted.arguments == '{"city": 1}'
 

@@ -134,7 +134,7 @@ class CallReader:
             # Some models write the arguments as a text that holds the JSON.
             arguments = msgspec.json.decode(arguments, type=str)
         self.found += 1
-        return Call(id=self._new_id(), name=written.name, arguments=arguments)
+        return Call(id=f"call_{self._new_id().replace('-', '')}", name=written.name, arguments=arguments)
 
 
 class Calls:
