@@ -77,7 +77,7 @@ def expect(plan: Plan, calls: Sequence[Call], *, gate: Gate | None = None, bonds
     """
     match plan.shape:
         case Shape.CASCADE:
-            return _cascade(calls[0], calls[1], gate or _blind_gate(calls[0].quality.mean), bonds)
+            return _cascade(_first(plan, calls), calls[_main(plan)], gate or _blind_gate(calls[0].quality.mean), bonds)
         case Shape.DRAFT_REFINE:
             return _series(calls, _refined(calls[0], calls[1], bonds))
         case Shape.CONSENSUS:
@@ -140,6 +140,30 @@ def _series(calls: Sequence[Call], quality: Amount) -> Prediction:
         quality=share(quality),
         cost_usd=interval(total([call.cost_usd for call in calls])),
         latency_ms=interval(total([call.latency_ms for call in calls])),
+    )
+
+
+def _main(plan: Plan) -> int:
+    """The place of the main stage."""
+    return next(place for place, stage in enumerate(plan.stages) if stage.role is Role.MAIN)
+
+
+def _first(plan: Plan, calls: Sequence[Call]) -> Call:
+    """All that a cascade does before its main stage as one call: samples, further fast stages, a verifier.
+
+    Fast stages that are asked in turn count in full, because the later ones are rarely spared.
+    """
+    paired = list(zip(plan.stages, calls, strict=True))
+    fast = [call for stage, call in paired if stage.role is Role.FAST]
+    judges = [c for s, c in paired if s.role is Role.JUDGE] if "verifier" in plan.settings.checks else []
+    agree = "agreement" in plan.settings.checks
+    asked = fast * plan.settings.samples if agree and len(fast) == 1 else fast
+    slowest = max((call.latency_ms for call in fast), key=lambda amount: amount.mean)
+    times = [slowest] if agree else [call.latency_ms for call in fast]
+    return Call(
+        quality=fast[0].quality,
+        cost_usd=total([call.cost_usd for call in (*asked, *judges)]),
+        latency_ms=total([*times, *(judge.latency_ms for judge in judges)]),
     )
 
 

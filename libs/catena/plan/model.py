@@ -81,6 +81,9 @@ class Settings:
     n_results: int = 3
     collection: str = ""
     result_format: str = "{text}"
+    samples: int = 3
+    answer: str = "auto"
+    context_tag: str = "context"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +121,14 @@ class Plan:
 
     @property
     def configuration_id(self) -> str:
-        """The same for the same shape, models and settings, whatever the request; outcomes are learned by it."""
+        """The same for the same shape, models and settings, whatever the request; outcomes are learned by it.
+
+        The weights of a vote are left out: they follow what is learned, and would make each lesson a new configuration.
+        """
         if self.pipeline:
             return f"pipeline:{self.pipeline}"
-        parts = [self.shape, [asdict(stage) for stage in self.stages], asdict(self.settings)]
+        settings = asdict(replace(self.settings, weights={}))
+        parts = [self.shape, [asdict(stage) for stage in self.stages], settings]
         told = msgspec.json.encode(parts, order="sorted")
         return f"{self.shape}-{hashlib.sha256(told).hexdigest()[:12]}"
 

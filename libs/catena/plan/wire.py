@@ -94,6 +94,9 @@ def settings_from_proto(message: types_pb2.PlanSettings) -> Settings:
         n_results=message.n_results or 3,
         collection=message.collection,
         result_format=message.result_format or "{text}",
+        samples=message.samples or 3,
+        answer=message.answer or "auto",
+        context_tag=message.context_tag or "context",
     )
 
 

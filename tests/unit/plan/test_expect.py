@@ -139,3 +139,14 @@ def test_intervals_hold_their_mean_and_widen_with_the_deviation():
     assert wide.low < narrow.low < 10.0 < narrow.high < wide.high
     assert interval(Amount(0.0, 5.0)).high == 0.0
     assert share(Amount(0.95, 0.2)).high == 1.0
+
+
+def test_a_cascades_samples_and_verifier_are_paid_before_its_gate_and_its_models_run_side_by_side():
+    judged = ShapeConfig(fast="s", main="l", judge="v", checks=["agreement", "verifier"], samples=3)
+    plan, gate = build(Shape.CASCADE, judged), Gate(kept=1.0, right_if_kept=0.6)
+    told = expect(plan, [call(0.6, 1.0), call(0.9, 10.0), call(0.8, 5.0)], gate=gate)
+    assert told.cost_usd.mean == pytest.approx(3 * 1.0 + 5.0)
+    assert told.latency_ms.mean == pytest.approx(200.0)
+    two = build(Shape.CASCADE, ShapeConfig(fast=["a", "b"], main="l", checks=["agreement"]))
+    told = expect(two, [call(0.6, 1.0, 50.0), call(0.6, 2.0, 80.0), call(0.9, 10.0)], gate=gate)
+    assert (told.cost_usd.mean, told.latency_ms.mean) == (pytest.approx(3.0), pytest.approx(80.0))

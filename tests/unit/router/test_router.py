@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
-from catena.plan.build import build, sequential
+from catena.plan.build import ShapeConfig, build, sequential
 from catena.plan.model import Shape, describe
 from catena.router.core.catalogue import ModelCard
 from catena.router.core.domains import Domain
@@ -171,6 +171,20 @@ async def test_a_forced_shape_is_kept_and_a_named_model_leads_it():
         assert describe((await bench.recommend(shape=shape, model=SMALL)).plan) == f"sequential({SMALL})"
     alone = await bench.recommend(model=SMALL)
     assert (describe(alone.plan), alone.plan.propensity) == ("sequential(demo-small)", 1.0)
+
+
+async def test_votes_weigh_what_their_models_were_right_and_stay_one_configuration():
+    voters = ShapeConfig(members=[SMALL, LARGE, SMALL], vote="weighted", weights={"member-3": 0.5})
+    shapes = {**SHAPES, Shape.CONSENSUS: voters}
+    before = (await (await Bench(shapes=shapes).open()).recommend(shape=Shape.CONSENSUS)).plan
+    after = (await (await taught(shapes=shapes)).recommend(shape=Shape.CONSENSUS)).plan
+    weights = after.settings.weights
+    assert weights["member-2"] > weights["member-1"] > 0
+    assert weights["member-3"] == 0.5
+    assert weights != before.settings.weights
+    assert after.configuration_id == before.configuration_id
+    plain = (await (await taught()).recommend(shape=Shape.CONSENSUS)).plan
+    assert plain.settings.weights == {}
 
 
 async def test_a_shape_without_models_says_which_one_is_missing():

@@ -4,14 +4,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from catena.plan.build import sequential
-from catena.plan.model import Plan, Shape, describe
+from catena.plan.build import log_odds, sequential
+from catena.plan.model import Plan, Role, Shape, describe
 from catena.router.core.ask import AUTO, Ask
 from catena.router.core.candidates import with_collection
 from catena.router.core.choice import Candidate, Taste, by_rule, cautious, check_fit, explore, prefer, rank, reject
 from catena.router.core.domains import DomainScore
 from catena.router.core.experiments import Experiment, assign
 from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.observation import Mode
 
 HALF_EXPLORED = 50.0
 """Judged outcomes after which half as much is explored."""
@@ -117,6 +118,22 @@ def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Kn
     )
     words = f"arm {arm.name} of experiment {experiment.name or experiment.id}"
     return replace(decision, plan=with_collection(dressed, ask.collection), reason=words)
+
+
+def with_weights(decision: Decision, knowledge: Knowledge) -> Decision:
+    """The decision with a weighted vote's weights as log-odds of how often each member's model is right there.
+
+    Weights and accuracies that the configuration gives stay as they are.
+    """
+    plan, domain = decision.plan, decision.found.domain
+    if plan.shape is not Shape.CONSENSUS or plan.settings.vote != "weighted":
+        return decision
+    learned = {
+        stage.name: log_odds(knowledge.skill(stage.model, Mode.PLAIN, domain).quality.at(domain).mean)
+        for stage in plan.of(Role.MEMBER)
+    }
+    settings = replace(plan.settings, weights=learned | dict(plan.settings.weights))
+    return replace(decision, plan=replace(plan, settings=settings))
 
 
 def _settled(

@@ -128,7 +128,7 @@ def facts_of(observation: Observation) -> list[Fact]:
 
 def answer_of(shape: Shape, stages: Sequence[StageOutcome]) -> StageOutcome | None:
     """The stage whose words the answer is; None when that cannot be told."""
-    alive = [stage for stage in stages if not stage.failed]
+    alive = [stage for stage in stages if not stage.failed and stage.role is not Role.JUDGE]
     if shape is Shape.CONSENSUS:
         return _elected([stage for stage in alive if stage.role is Role.MEMBER])
     mains = [stage for stage in alive if stage.role is Role.MAIN]

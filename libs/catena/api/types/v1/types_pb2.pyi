@@ -77,7 +77,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_MEMBER: _Role.ValueType  # 4
     """Votes in a consensus."""
     ROLE_JUDGE: _Role.ValueType  # 5
-    """Breaks a tie in a consensus."""
+    """Breaks a tie in a consensus, verifies the fast answer of a cascade."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a stage is for within its shape."""
@@ -93,7 +93,7 @@ ROLE_FAST: Role.ValueType  # 3
 ROLE_MEMBER: Role.ValueType  # 4
 """Votes in a consensus."""
 ROLE_JUDGE: Role.ValueType  # 5
-"""Breaks a tie in a consensus."""
+"""Breaks a tie in a consensus, verifies the fast answer of a cascade."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -755,6 +755,9 @@ class PlanSettings(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     ACCEPTANCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    CONTEXT_TAG_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Cascade: confidence below which the strong model is asked, 0 to 1."""
     min_chars: _builtins.int
@@ -773,9 +776,20 @@ class PlanSettings(_message.Message):
     """Search: how one result is written, with `{text}`, `{title}`, `{file}`, `{name}`; empty: `{text}`."""
     acceptance_threshold: _builtins.float
     """Speculative without logits: share of the draft that must be accepted; 0: 0.8."""
+    samples: _builtins.int
+    """Cascade with check `agreement` and one fast stage: how often it is asked; 0: 3."""
+    answer: _builtins.str
+    """What of an answer is compared when answers vote or agree: `auto`, `text`, `number`, `json`, `code` or `choice`;
+    empty: auto, which takes what the request asks for, or what an answer marks as its result.
+    """
+    context_tag: _builtins.str
+    """Search: tag around what was found, `context` or `information`, as the model was trained; empty: context."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Cascade: checks to make, of `truncation`, `refusal`, `schema`, `confidence`; empty: all four."""
+        """Cascade: checks to make, of `truncation`, `refusal`, `schema`, `confidence`, and at the price of more calls
+        `agreement` (of several fast stages, or of samples of one) and `verifier` (a stage of role judge); empty: the first
+        four.
+        """
 
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -800,10 +814,13 @@ class PlanSettings(_message.Message):
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         acceptance_threshold: _builtins.float = ...,
         refusals: _abc.Iterable[_builtins.str] | None = ...,
+        samples: _builtins.int = ...,
+        answer: _builtins.str = ...,
+        context_tag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_threshold", b"acceptance_threshold", "checks", b"checks", "collection", b"collection", "draft_tokens", b"draft_tokens", "max_searches", b"max_searches", "min_chars", b"min_chars", "n_results", b"n_results", "refusals", b"refusals", "result_format", b"result_format", "threshold", b"threshold", "vote", b"vote", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_threshold", b"acceptance_threshold", "answer", b"answer", "checks", b"checks", "collection", b"collection", "context_tag", b"context_tag", "draft_tokens", b"draft_tokens", "max_searches", b"max_searches", "min_chars", b"min_chars", "n_results", b"n_results", "refusals", b"refusals", "result_format", b"result_format", "samples", b"samples", "threshold", b"threshold", "vote", b"vote", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
