@@ -92,7 +92,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     to be of its type.
     `draft_for` lists bases of the same tokenizer for which this one may draft in speculative decoding.
     `fallbacks` are asked instead, in this order, while this one fails. `version` is only shown. `capabilities` null:
-    what models of its provider usually can.
+    what models of its provider usually can; `prompt_logprobs` says that its server scores prompts and continues answers
+    as vLLM's does.
     """
 
     name: str

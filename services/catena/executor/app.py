@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 from catena.api.adapters.v1 import adapters_pb2_grpc
@@ -23,7 +23,7 @@ from catena.executor.core.ports import Provider
 from catena.executor.core.routes import Routes
 from catena.executor.core.verifiers import VERIFIERS
 from catena.executor.drivers.anthropic import AnthropicProvider
-from catena.executor.drivers.cache import LruCache
+from catena.executor.drivers.cache import Bounds, LruCache, MeaningCache
 from catena.executor.drivers.catalogue import SqlCatalogue
 from catena.executor.drivers.embedding import LocalEmbedding
 from catena.executor.drivers.encoders import LocalEncoders
@@ -34,12 +34,13 @@ from catena.executor.drivers.huggingface import HuggingFaceProvider
 from catena.executor.drivers.local import LocalProvider, list_served
 from catena.executor.drivers.lookups import RemoteFeatures, RemoteMemory
 from catena.executor.drivers.observed import Observed, observe_routes
-from catena.executor.drivers.openai import OpenAiProvider
+from catena.executor.drivers.openai import OpenAiProvider, VerifyingProvider
 from catena.executor.drivers.pipelines import SqlPipelines
 from catena.executor.drivers.plugins import able, load_providers
 from catena.executor.drivers.records import SqlRecords, forget_daily
-from catena.executor.drivers.runs import SqlRuns
+from catena.executor.drivers.runs import Announcements, SqlRuns
 from catena.executor.drivers.tables import METADATA, MIGRATIONS
+from catena.executor.drivers.templating import SandboxedTemplates
 from catena.executor.drivers.tgi import TgiProvider
 from catena.executor.handlers import ExecutorHandlers, wire
 from catena.executor.handlers.values import plain
@@ -53,6 +54,8 @@ from catena.plan.model import Role
 
 SERVICE = "catena.api.executor.v1.ExecutorService"
 FORGET_EVERY_S = 3600.0
+MEGABYTE = 1 << 20
+OF_RUNS = Announcements(submitted=wire.run_submitted_event, finished=wire.run_finished_event)
 
 
 @asynccontextmanager
@@ -64,7 +67,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
     ):
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
-        cache = LruCache(size=config.cache.size, ttl_s=config.cache.ttl_s, clock=world.clock)
+        cache, semantic = caches(config, world.clock)
         session = await stack.enter_async_context(open_session(connections=config.connections))
         outside = outside_providers(Door(session, secret=secret, clock=world.clock), world.clock)
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
@@ -79,6 +82,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             chassis.store, lambda: list_served(adapters), lambda model, bases: problem(model, bases=bases), world.clock
         )
         await catalogue.seed(seeds(house.models, config))
+        templates = await stack.enter_async_context(aclosing(SandboxedTemplates()))
         pipelines = SqlPipelines(chassis.store, world.clock)
         await pipelines.seed(EXAMPLES if config.examples else ())
         memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
@@ -95,15 +99,18 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
             pipelines=pipelines,
             records=records,
+            templates=templates,
             cache=cache,
+            semantic=semantic,
             world=world,
             settings=settings(config),
             shapes=read_shapes(house.pipelines),
             routes=routes(config),
         )
-        runs = SqlRuns(chassis.store, chassis.outbox, records, world, event=wire.run_finished_event)
+        runs = SqlRuns(chassis.store, chassis.outbox, records, world, events=OF_RUNS)
+        chassis.watch(["executor.run.*"], runs.wake)
         core = Executor(parts=parts, runs=runs, archive=records)
-        _background(chassis, config, catalogue, records, cache)
+        _background(chassis, config, catalogue, records, cache, *([semantic] if semantic else []))
         chassis.background(observe_routes(parts.routes, world.clock), "routes")
         chassis.background(follow_models(house, lambda models: catalogue.seed(seeds(models, config))), "models")
         stack.push_async_callback(_ended, asyncio.create_task(work_off(parts, runs, pace(config))))
@@ -117,7 +124,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
 def outside_providers(door: Door, clock: Clock) -> dict[str, Provider]:
     """The providers over HTTP that come with the house, by the name that models have them under."""
     return {
-        "openai": OpenAiProvider(door),
+        "openai": VerifyingProvider(OpenAiProvider(door)),
         "anthropic": AnthropicProvider(door),
         "gemini": GeminiProvider(door),
         "huggingface": HuggingFaceProvider(door, clock),
@@ -126,7 +133,11 @@ def outside_providers(door: Door, clock: Clock) -> dict[str, Provider]:
 
 
 def _background(
-    chassis: Chassis, config: ExecutorConfig, catalogue: SqlCatalogue, records: SqlRecords, cache: LruCache
+    chassis: Chassis,
+    config: ExecutorConfig,
+    catalogue: SqlCatalogue,
+    records: SqlRecords,
+    *forgetful: LruCache | MeaningCache,
 ) -> None:
     chassis.background(records.run(), "records")
     chassis.background(catalogue.run(), "catalogue")
@@ -136,7 +147,7 @@ def _background(
     chassis.background(forgetting, "retention")
     # Scores may come in any order.
     chassis.consume("executor-feedback", ["learner.feedback.recorded"], _scoring(records), in_flight=16)
-    chassis.watch(["adapters.adapter.*"], _forgetting(catalogue, cache))
+    chassis.watch(["adapters.adapter.*"], _forgetting(catalogue, forgetful))
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -154,19 +165,37 @@ def _scoring(records: SqlRecords) -> Callable[[Event], Awaitable[None]]:
     return score
 
 
-def _forgetting(catalogue: SqlCatalogue, cache: LruCache) -> Callable[[Event], Awaitable[None]]:
+def _forgetting(
+    catalogue: SqlCatalogue, caches: Sequence[LruCache | MeaningCache]
+) -> Callable[[Event], Awaitable[None]]:
     """An adapter that came, moved or went changes the list, and makes its remembered answers stale."""
 
     async def forget(event: Event) -> None:
         catalogue.forget_adapters()
         if event.type == "adapters.adapter.aliased":
             moved = events_pb2.AdapterAliased.FromString(event.data)
-            cache.forget(f"{moved.base}@{moved.name}")
+            stale = f"{moved.base}@{moved.name}"
         elif event.type == "adapters.adapter.withdrawn":
-            gone = events_pb2.AdapterWithdrawn.FromString(event.data)
-            cache.forget(gone.model.partition(":")[0])
+            stale = events_pb2.AdapterWithdrawn.FromString(event.data).model.partition(":")[0]
+        else:
+            return
+        for cache in caches:
+            cache.forget(stale)
 
     return forget
+
+
+def caches(config: ExecutorConfig, clock: Clock) -> tuple[LruCache, MeaningCache | None]:
+    """The exact cache, and the one by meaning where a threshold is set. Raises Invalid (`bad_config`)."""
+    told, alike = config.cache, config.cache.semantic
+    exact = LruCache(size=told.size, ttl_s=told.ttl_s, clock=clock, most_bytes=int(told.megabytes * MEGABYTE))
+    if not alike.threshold:
+        return exact, None
+    if not 0.0 < alike.threshold <= 1.0:
+        wanted = f"cache.semantic.threshold {alike.threshold:g} is no cosine; give 0 (off) to 1"
+        raise Invalid(wanted, code="bad_config")
+    bounds = Bounds(size=alike.size, most_bytes=int(alike.megabytes * MEGABYTE), ttl_s=alike.ttl_s)
+    return exact, MeaningCache(threshold=alike.threshold, bounds=bounds, clock=clock)
 
 
 def settings(config: ExecutorConfig) -> Settings:

@@ -18,11 +18,29 @@ class TimeoutsConfig(Section, frozen=True, kw_only=True):
     judge: float = 30.0
 
 
+class SemanticConfig(Section, frozen=True, kw_only=True):
+    """The cache by meaning, off unless a `threshold` is set: the least cosine at which two questions share an answer.
+
+    0.95 is cautious for sentences under the house's embedding model; each question that it looks at is embedded. At
+    most `size` results of `megabytes` in all, each for `ttl_s` seconds.
+    """
+
+    threshold: float = 0.0
+    size: int = 2000
+    megabytes: float = 64.0
+    ttl_s: float = 3600.0
+
+
 class CacheConfig(Section, frozen=True, kw_only=True):
-    """The exact result cache: at most `size` results (a few KB each; 0: off), each for `ttl_s` seconds (an hour)."""
+    """The exact result cache: at most `size` results (0: off) of `megabytes` in all, each for `ttl_s` seconds.
+
+    `semantic`: the one by meaning.
+    """
 
     size: int = 2000
+    megabytes: float = 64.0
     ttl_s: float = 3600.0
+    semantic: SemanticConfig = SemanticConfig()
 
 
 class BreakerConfig(Section, frozen=True, kw_only=True):

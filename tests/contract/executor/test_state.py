@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import Message, Score, Usage
+from catena.executor.core.chat import ChatRequest, Image, Message, Score, Usage
 from catena.executor.core.events import Record, StageResult
 from catena.executor.drivers import tables
 from catena.executor.drivers.catalogue import Served, SqlCatalogue
 from catena.executor.drivers.records import SqlRecords, Waiting
-from catena.executor.drivers.runs import SqlRuns
+from catena.executor.drivers.runs import Announcements, SqlRuns
 from catena.executor.drivers.tables import METADATA, MIGRATIONS
 from catena.executor.handlers import wire
 from catena.kit.clock import ManualClock, World, still_world
@@ -43,8 +43,9 @@ async def store(request: Any, tmp_path: Path) -> AsyncIterator[Store]:
 
 def state(store: Store) -> tuple[World, MemoryBus, SqlRecords, SqlRuns]:
     world, bus = still_world(), MemoryBus()
+    told = Announcements(submitted=wire.run_submitted_event, finished=wire.run_finished_event)
     records = SqlRecords(store, world, event=wire.completed_event)
-    runs = SqlRuns(store, Outbox(store, bus, world), records, world, event=wire.run_finished_event)
+    runs = SqlRuns(store, Outbox(store, bus, world), records, world, events=told)
     return world, bus, records, runs
 
 
@@ -104,11 +105,53 @@ async def test_only_the_holder_ends_a_run_and_only_once(store: Store) -> None:
     await runs.finish("two", "r", end)
     assert await runs.recall("r", "1") is None, "the log is not needed any more"
     async with running(Outbox(store, bus, world).run()):
-        await eventually(lambda: len(bus.events) >= 2)
-    assert sorted(event.type for event in bus.events) == ["executor.execution.completed", "executor.run.finished"]
+        await eventually(lambda: len(bus.events) >= 3)
+    assert sorted(event.type for event in bus.events) == [
+        "executor.execution.completed",
+        "executor.run.finished",
+        "executor.run.submitted",
+    ]
     kept = await records.get("acme", "r")
     assert kept is not None
     assert kept.outcome == "succeeded"
+
+
+async def test_large_parts_of_a_run_lie_beside_it_once_until_it_has_ended(store: Store) -> None:
+    _, _, _, runs = state(store)
+    picture, words = "data:image/png;base64," + "A" * 100_000, "w" * 20_000
+    turn = Message(role="user", content=words, images=(Image(url=picture), Image(url="https://x/y.png")))
+    asked = replace(errand(ANY), left_s=0.0, request=ChatRequest(messages=(turn, turn)))
+
+    async def sizes() -> tuple[int, list[int]]:
+        async with store.connect() as conn:
+            row = len((await conn.execute(sa.select(tables.runs.c.errand))).scalar_one())
+            beside = (await conn.execute(sa.select(tables.run_payloads.c.body))).scalars().all()
+        return row, sorted(len(body) for body in beside)
+
+    await runs.submit(replace(run("r"), errand=asked), "")
+    row, beside = await sizes()
+    assert row < 5000
+    assert beside == [len(words), len(picture)]
+    assert (await runs.claim("one", 1, 10.0))[0].errand == asked
+    await runs.finish("one", "r", RunEnd(state="failed", result=None, error="x: y", record=None))
+    assert (await sizes())[1] == []
+
+
+async def test_what_only_looks_like_a_reference_is_left_alone(store: Store) -> None:
+    _, _, _, runs = state(store)
+    told = replace(errand(ANY, "ref:sha256:abc"), left_s=0.0)
+    await runs.submit(replace(run("r"), errand=told), "")
+    assert (await runs.claim("one", 1, 10.0))[0].errand == told
+
+
+async def test_a_submitted_run_is_announced_once_with_what_was_stored(store: Store) -> None:
+    world, bus, _, runs = state(store)
+    await runs.submit(run("r"), "once")
+    await runs.submit(run("s"), "once")
+    async with running(Outbox(store, bus, world).run()):
+        await eventually(lambda: bool(bus.events), 30.0)
+    (told,) = bus.events
+    assert (told.type, told.subject, told.tenant) == ("executor.run.submitted", "r", "acme")
 
 
 async def test_a_request_id_makes_one_run_per_tenant(store: Store) -> None:
@@ -177,7 +220,7 @@ BEFORE = (
 async def test_a_database_from_before_keeps_its_scores_and_takes_more(tmp_path: Path, database: str) -> None:
     older = sa.MetaData()
     for table in METADATA.tables.values():
-        if table.name != "execution_scores":
+        if table.name not in ("execution_scores", "run_payloads"):
             table.to_metadata(older)
     async with AsyncExitStack() as stack:
         url = sqlite_url(tmp_path) if database == "sqlite" else await stack.enter_async_context(postgres())
@@ -186,6 +229,9 @@ async def test_a_database_from_before_keeps_its_scores_and_takes_more(tmp_path: 
                 await conn.execute(sa.text(statement))
         new = await stack.enter_async_context(open_store(url, METADATA, room="executor", migrations=MIGRATIONS))
         await state(new)[2].score("g", "acme", "nobody", 1.0)
+        asked = replace(errand(ANY, "w" * 20_000), left_s=0.0)
+        await state(new)[3].submit(replace(run("r"), errand=asked), "")
+        assert (await state(new)[3].claim("one", 1, 10.0))[0].errand == asked
         async with new.connect() as conn:
             rows = (await conn.execute(sa.select(tables.scores).order_by(tables.scores.c.number))).all()
     assert [(row.tenant, row.execution_id, row.value) for row in rows] == [("acme", "e", 0.25), ("acme", "nobody", 1.0)]

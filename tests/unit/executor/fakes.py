@@ -1,6 +1,7 @@
 """What the executor's unit tests run against: scripted models, memory, features, and stores in dictionaries."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -8,24 +9,37 @@ from typing import Any
 
 from catena.executor.core.admission import Errand
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Usage
+from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, ToolCall, Usage
 from catena.executor.core.events import Finished, Record, RunEvent
 from catena.executor.core.parts import Parts, Settings
-from catena.executor.core.ports import Ask, Ended, NoJournal, Piece, Prediction, Vectors
+from catena.executor.core.pipelines.soundness import check_pipeline
+from catena.executor.core.ports import Ask, Ended, NoJournal, Piece, Prediction, SemanticCache, Vectors
+from catena.executor.core.predicting import Inquiry, predict
 from catena.executor.core.running import carry_out
-from catena.executor.core.steps import Pipeline
+from catena.executor.core.steps import Pipeline, Predicted, Step
 from catena.executor.drivers.cache import LruCache
 from catena.kit.clock import World, still_world
 from catena.kit.errors import CatenaError
 from catena.plan.model import Plan, Role, Shape, Stage
 from catena.plan.model import Settings as PlanSettings
 
-Answer = str | CatenaError | Callable[[Ask], Any]
+
+@dataclass(frozen=True)
+class Tools:
+    """An answer that asks for tools at once, in fragments."""
+
+    calls: tuple[ToolCall, ...]
+
+
+Answer = str | Tools | CatenaError | Callable[[Ask], Any]
 
 
 @dataclass
 class Scripted:
-    """A provider that answers each model from its list; the last answer stays. Tokens are words."""
+    """A provider that answers each model from its list; the last answer stays. Tokens are words.
+
+    It stops before a text of `stop` and after `max_tokens` words, as servers do.
+    """
 
     script: dict[str, list[Answer]] = field(default_factory=dict)
     asked: list[Ask] = field(default_factory=list)
@@ -60,25 +74,31 @@ class Scripted:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, CatenaError):
             raise answer
-        text = answer if isinstance(answer, str) else answer(ask)
+        answer = answer if isinstance(answer, str | Tools) else answer(ask)
+        finish = self.finish.get(name, "stop")
+        if isinstance(answer, Tools):
+            pieces, finish = [Delta(tool_calls=(part,)) for part in fragments(answer)], "tool_calls"
+        else:
+            said, cut = stopped(answer, ask.request.sampling)
+            words, finish = said.split(" "), "length" if cut else finish
+            pieces = [Delta(text=word if place == 0 else f" {word}") for place, word in enumerate(words)]
         try:
-            words = text.split(" ")
-            for place, word in enumerate(words):
-                yield Piece(deltas=(Delta(text=word if place == 0 else f" {word}"),))
+            for delta in pieces:
+                yield Piece(deltas=(delta,))
                 if name in self.hang:
                     await asyncio.Event().wait()
                 if name in self.cut:
                     return
             reading = sum(len(turn.content.split()) for turn in ask.request.messages)
-            draft = Usage(input_tokens=reading, output_tokens=len(words)) if ask.draft_model else Usage()
+            draft = Usage(input_tokens=reading, output_tokens=len(pieces)) if ask.draft_model else Usage()
             ended = Ended(
-                usage=Usage(input_tokens=reading, output_tokens=len(words)),
+                usage=Usage(input_tokens=reading, output_tokens=len(pieces)),
                 resolved_model=f"{name}#sha",
                 confidence=self.confidence.get(name),
                 draft_usage=draft,
-                drafted_tokens=len(words) if ask.draft_model else 0,
+                drafted_tokens=len(pieces) if ask.draft_model else 0,
             )
-            yield Piece(deltas=(Delta(finish_reason=self.finish.get(name, "stop")),), ended=ended)
+            yield Piece(deltas=(Delta(finish_reason=finish),), ended=ended)
         finally:
             self.closed.append(name)
 
@@ -89,6 +109,22 @@ class Scripted:
         """What a model read in its `number`-th call, as one text."""
         asks = [ask for ask in self.asked if ask.model.name == name]
         return "\n".join(f"{turn.role}: {turn.content}" for turn in asks[number].request.messages)
+
+
+def stopped(text: str, sampling: Sampling) -> tuple[str, bool]:
+    """What is left of a text under `stop` and `max_tokens`, and whether it was cut."""
+    for stop in sampling.stop:
+        text = text.partition(stop)[0]
+    words = text.split(" ")
+    most = sampling.max_tokens or len(words)
+    return " ".join(words[:most]), len(words) > most
+
+
+def fragments(answer: Tools) -> list[ToolCall]:
+    """Each call in two pieces, those of different calls interleaved, as servers stream parallel calls."""
+    heads = [replace(call, arguments=call.arguments[:2], index=place) for place, call in enumerate(answer.calls)]
+    tails = [ToolCall(arguments=call.arguments[2:], index=place) for place, call in enumerate(answer.calls)]
+    return heads + tails
 
 
 class Catalogue:
@@ -170,6 +206,16 @@ class Pipelines:
         return self.stored.pop((tenant, name), None) is not None
 
 
+class Templates:
+    """Takes `{{ name }}` alone; what jinja2 makes of templates is the driver's contract."""
+
+    async def names(self, source: str) -> frozenset[str]:
+        return frozenset(re.findall(r"{{ *(\w+)", source))
+
+    async def render(self, source: str, scope: Mapping[str, Any]) -> str:
+        return re.sub(r"{{ *(\w+) *}}", lambda found: str(scope[found[1]]), source)
+
+
 class Records:
     def __init__(self) -> None:
         self.added: list[Record] = []
@@ -191,6 +237,7 @@ class DictJournal:
 
 SMALL = Model(name="small", price_input=1.0, price_output=4.0, draft_for=("large",))
 LARGE = Model(name="large", price_input=10.0, price_output=40.0)
+THIRD = Model(name="third", price_input=2.0, price_output=2.0)
 OUTSIDE = Model(name="outside", provider="openai", capabilities=("logprobs",))
 VECTORS = Model(name="vectors", type="embedding")
 MOOD = Model(name="mood", type="classification", price_input=3.0)
@@ -224,16 +271,20 @@ class Bed:
         return finished, events
 
 
-def bed(world: World | None = None, settings: Settings | None = None, **script: str | list[Any]) -> Bed:
+def bed(
+    world: World | None = None,
+    settings: Settings | None = None,
+    models: tuple[Model, ...] = (),
+    semantic: SemanticCache | None = None,
+    **script: str | Tools | list[Any],
+) -> Bed:
     """Models `small`, `large`, `third`, `outside` that say what the script has for them."""
     answers = {name: said if isinstance(said, list) else [said] for name, said in script.items()}
     provider, memory, features, records = Scripted(answers), Memory(), Features(), Records()
     embedding, predictor, pipelines = Embedding(), Predictor(), Pipelines()
     world = world or still_world()
     parts = Parts(
-        catalogue=Catalogue(
-            SMALL, LARGE, Model(name="third", price_input=2.0, price_output=2.0), OUTSIDE, VECTORS, *PREDICTED
-        ),
+        catalogue=Catalogue(*(models or (SMALL, LARGE, THIRD, OUTSIDE)), VECTORS, *PREDICTED),
         providers={"local": provider, "openai": provider},
         embeddings={"local": embedding},
         predictors={"local": predictor},
@@ -241,7 +292,9 @@ def bed(world: World | None = None, settings: Settings | None = None, **script: 
         features=features,
         pipelines=pipelines,
         records=records,
+        templates=Templates(),
         cache=LruCache(size=10, ttl_s=60, clock=world.clock),
+        semantic=semantic,
         world=world,
         settings=settings or Settings(),
         sleep=no_sleep,
@@ -284,3 +337,18 @@ async def first_events(events: Any, many: int) -> list[RunEvent]:
             if len(found) == many:
                 break
     return found
+
+
+def step(step_name: str, kind: str, /, on_error: str = "fail", default: Any = None, **config: Any) -> Step:
+    return Step(name=step_name, type=kind, config=config, on_error=on_error, default_output=default)
+
+
+def pipeline(*steps: Step, name: str = "p") -> Pipeline:
+    return Pipeline(name=name, steps=steps)
+
+
+async def predicted(table: Bed, *steps: Step, data: Any = "in", **more: Any) -> Predicted:
+    made = pipeline(*steps)
+    check_pipeline(made, table.parts.models)
+    await table.pipelines.put("acme", made)
+    return await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data=data, left_s=9.0, **more))

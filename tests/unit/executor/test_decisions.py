@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from catena.executor.core.actions import Result
 from catena.executor.core.attempts import Limits, attempts, may_repeat, timeout_s
 from catena.executor.core.catalogue import Model, find, may_draft
-from catena.executor.core.chat import ChatRequest, Choice, Delta, Message, Sampling, ToolCall, Usage, gather
+from catena.executor.core.chat import ChatRequest, Choice, Delta, Message, Sampling, Tool, ToolCall, Usage, gather
 from catena.executor.core.checks import doubt, fits_schema, is_refusal
 from catena.executor.core.estimates import Paces, affordable_tokens
 from catena.executor.core.normal import digest, normal
@@ -15,7 +15,7 @@ from catena.executor.core.remembering import cache_key, repeatable
 from catena.executor.core.strategies.search import final_answer, query_of
 from catena.executor.core.strategies.speculative import patch
 from catena.executor.core.texts import masked
-from catena.executor.core.voting import medoid, tally, unbeatable
+from catena.executor.core.voting import likeness, medoid, tally, unbeatable
 from catena.executor.drivers.cache import LruCache
 from catena.executor.drivers.http.refusals import retry_after_s
 from catena.kit.clock import ManualClock
@@ -69,7 +69,7 @@ def test_ties_go_to_the_first_and_are_told() -> None:
 
 
 def test_the_medoid_of_equals_is_the_first() -> None:
-    assert medoid(["a", "a", "zzz"], [1.0, 1.0, 1.0]) == 0
+    assert medoid(likeness(["a", "a", "zzz"]), [1.0, 1.0, 1.0]) == 0
 
 
 def answer(text: str, finish: str = "stop", confidence: float | None = None, **more: object) -> Result:
@@ -77,7 +77,8 @@ def answer(text: str, finish: str = "stop", confidence: float | None = None, **m
     return Result(choices=(Choice(message=message, finish_reason=finish),), confidence=confidence)
 
 
-ASKED = ChatRequest(messages=(Message(role="user", content="q"),))
+COUNT = Tool(name="f", parameters={"type": "object", "properties": {"n": {"type": "integer"}}})
+ASKED = ChatRequest(messages=(Message(role="user", content="q"),), tools=(COUNT,))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,9 @@ ASKED = ChatRequest(messages=(Message(role="user", content="q"),))
         (answer("x" * 60, confidence=0.49), "confidence"),
         (answer("x" * 60, confidence=0.5), None),
         (answer("", "tool_calls", tool_calls=(ToolCall(id="1", name="f"),)), None),
+        (answer("", "tool_calls", tool_calls=(ToolCall(id="1", name="f", arguments='{"n": "x"}'),)), "schema"),
+        (answer("", "tool_calls", tool_calls=(ToolCall(id="1", name="f", arguments='{"n": 1'),)), "schema"),
+        (answer("", "tool_calls", tool_calls=(ToolCall(id="1", name="g"),)), "schema"),
         (Result(error=Late("slow", code="stage_timeout")), "error"),
         (Result(), "empty"),
     ],

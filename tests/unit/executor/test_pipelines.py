@@ -1,6 +1,5 @@
 """Templates, operations, soundness, and steps run over fakes."""
 
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -16,11 +15,10 @@ from catena.executor.core.pipelines.soundness import check_pipeline
 from catena.executor.core.pipelines.templates import fill, reach
 from catena.executor.core.pipelining import check_nesting
 from catena.executor.core.predicting import Inquiry, predict, predict_many
-from catena.executor.core.steps import Pipeline, Predicted, Step
-from catena.kit.clock import World
+from catena.executor.core.steps import Pipeline, Step
 from catena.kit.errors import Invalid, Late, Missing, Unavailable
 from catena.plan.build import sequential
-from tests.unit.executor.fakes import Bed, bed, errand
+from tests.unit.executor.fakes import bed, errand, pipeline, predicted, step
 
 SCOPE = {"data": {"a": [1, {"b": "x"}], "n": 2}, "input": "text"}
 
@@ -99,14 +97,6 @@ def test_paths_reach_into_lists_and_mappings() -> None:
     assert reach({"a": [{"b": 1}]}, "a.0.b") == 1
 
 
-def step(step_name: str, kind: str, /, on_error: str = "fail", default: Any = None, **config: Any) -> Step:
-    return Step(name=step_name, type=kind, config=config, on_error=on_error, default_output=default)
-
-
-def pipeline(*steps: Step, name: str = "p") -> Pipeline:
-    return Pipeline(name=name, steps=steps)
-
-
 ECHO = step("say", "model", model="small")
 
 
@@ -153,13 +143,6 @@ async def test_pipelines_that_call_each_other_in_a_circle_are_refused() -> None:
     await table.pipelines.put("acme", pipeline(step("a", "pipeline", name="one"), name="two"))
     with pytest.raises(Invalid, match="one > two > one"):
         await check_nesting(table.parts, "acme", pipeline(step("a", "pipeline", name="two"), name="one"))
-
-
-async def predicted(table: Bed, *steps: Step, data: Any = "in", **more: Any) -> Predicted:
-    made = pipeline(*steps)
-    check_pipeline(made, table.parts.models)
-    await table.pipelines.put("acme", made)
-    return await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data=data, left_s=9.0, **more))
 
 
 async def test_steps_see_data_parameters_and_each_other() -> None:
@@ -216,24 +199,6 @@ async def test_features_and_memory_feed_the_model() -> None:
     assert found.result == "ok"
     assert table.memory.asked == [("docs", "gold", 2)]
     assert table.provider.said_to("small") == "user: first\nsecond"
-
-
-async def test_a_batch_maps_in_order_at_most_so_many_at_once() -> None:
-    table = bed(small=[lambda ask: f"<{ask.request.messages[-1].content}>"])
-    found = await predicted(
-        table,
-        step("all", "batch", items="{data}", concurrency=2, step={"type": "model", "config": {"model": "small"}}),
-        data=["a", "b", "c"],
-    )
-    assert found.result == ["<a>", "<b>", "<c>"]
-
-
-async def test_a_batch_in_chunks_asks_an_embedding_model_once_a_chunk() -> None:
-    table = bed()
-    inner = {"type": "model", "config": {"kind": "embedding", "model": "vectors", "input": "{item}"}}
-    found = await predicted(table, step("all", "batch", size=10, step=inner), data=["good"] * 25)
-    assert len(found.result) == 25
-    assert table.embedding.calls == 3
 
 
 async def test_nested_pipelines_run_as_a_step() -> None:
@@ -404,14 +369,3 @@ async def test_a_budget_holds_over_all_steps_of_a_pipeline() -> None:
             step("two", "model", model="large"),
             context=Context(max_cost_usd=0.0002),
         )
-
-
-@pytest.mark.timed
-async def test_a_step_costs_less_than_a_millisecond() -> None:
-    table = bed(World())
-    steps = [step(f"s{number}", "transform", value={"a": "{input}", "n": "{data}"}) for number in range(50)]
-    await predicted(table, *steps[:1])
-    await table.pipelines.put("acme", pipeline(*[step(one.name, "transform", value="x {data}") for one in steps]))
-    started = time.perf_counter()
-    await predict(table.parts, Inquiry(tenant="acme", model_id="pipeline:p", data="in", left_s=9.0, no_cache=True))
-    assert (time.perf_counter() - started) / 50 < 0.001

@@ -1,15 +1,21 @@
 """Every shape, run by the one executor over scripted models."""
 
 import asyncio
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from catena.executor.core.chat import Context, Delta
+from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Tool, ToolCall
 from catena.executor.core.events import StageResult
+from catena.executor.core.parts import Settings
+from catena.executor.core.strategies.search import final_answer, sifting
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.testing import eventually
 from catena.plan.model import Role, Shape
-from tests.unit.executor.fakes import bed, members, plan, stage
+from tests.unit.executor.fakes import Tools, bed, members, plan, stage
 
 SEQUENTIAL = plan(Shape.SEQUENTIAL, stage(Role.MAIN, "large"))
 CASCADE = plan(Shape.CASCADE, stage(Role.FAST, "small"), stage(Role.MAIN, "large"), threshold=0.5)
@@ -266,9 +272,52 @@ async def test_search_ends_after_the_allowed_searches() -> None:
 
 async def test_a_search_that_is_only_thought_of_is_not_made() -> None:
     table = bed(large="<think>maybe <search>x</search></think>plain")
-    finished, _ = await table.run(SEARCH)
+    finished, _ = await table.run(SEARCH, sampling=Sampling(stop=("a\n", "b\n", "c\n", "d\n")))
     assert finished.queries == ()
     assert finished.choices[0].text == "plain"
+
+
+async def test_a_thought_that_the_stop_text_ends_at_a_query_is_asked() -> None:
+    table = bed(large=["<think>maybe <search>x</search></think>never written", "plain"])
+    finished, _ = await table.run(SEARCH)
+    assert finished.queries == ("x",)
+    assert finished.choices[0].text == "plain"
+
+
+async def test_an_answer_ends_the_search_whatever_follows_it() -> None:
+    table = bed(large="<answer>Z</answer> <search>more</search>")
+    finished, _ = await table.run(SEARCH)
+    assert (finished.queries, finished.choices[0].text) == ((), "Z")
+
+
+async def test_an_answer_that_misses_the_schema_is_asked_for_once_more_under_it() -> None:
+    table = bed(large=["<search>k</search>", "it is one", '{"x":1}'])
+    table.memory.facts["k"] = ["one"]
+    finished, events = await table.run(SEARCH, json_schema={"type": "object"}, stream=True)
+    assert [ask.request.json_schema for ask in table.provider.asked] == [None, None, {"type": "object"}]
+    assert finished.choices[0].text == '{"x":1}'
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == '{"x":1}'
+    assert "<context>one</context>" in table.provider.said_to("large", 2)
+
+
+async def test_what_is_found_is_tagged_as_the_model_was_trained() -> None:
+    trained = replace(SEARCH, settings=replace(SEARCH.settings, context_tag="information"))
+    table = bed(large=["<search>k</search>", "done"])
+    table.memory.facts["k"] = ["v"]
+    await table.run(trained)
+    assert table.provider.said_to("large", 1).endswith("user: <information>v</information>")
+
+
+@given(st.text(alphabet="ab <>/answerthik\n", max_size=80), st.data())
+def test_what_streams_of_an_answer_is_its_beginning(text: str, data: st.DataObject) -> None:
+    said = "<think>hm <answer>no</answer></think> so <answer>" + text
+    sift, shown = sifting(), ""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=12)))
+    for start, end in pairwise([0, *cuts, len(said)]):
+        shown += "".join(delta.text for delta in sift([Delta(text=said[start:end])]))
+        assert final_answer(said).startswith(shown)
+    shown += "".join(delta.text for delta in sift([Delta(finish_reason="stop")]))
+    assert shown == final_answer(said)
 
 
 async def test_memory_that_a_plain_model_call_names_goes_before_the_question() -> None:
@@ -319,3 +368,47 @@ async def test_cancelling_a_run_closes_the_model_and_records_it() -> None:
     record = table.records.added[0]
     assert (record.outcome, record.stages[0].outcome) == ("cancelled", "cancelled")
     assert record.cost_usd > 0
+
+
+async def test_consensus_compares_results_not_words() -> None:
+    voters = plan(Shape.CONSENSUS, *members("small", "large", "third"), answer="number")
+    finished, _ = await bed(small="I count 5.", large="so 3+1 gives 4", third="that is 4 apples").run(voters)
+    assert finished.choices[0].text == "so 3+1 gives 4"
+    assert finished.stages[1].answer_digest == finished.stages[2].answer_digest != ""
+
+
+async def test_a_vote_that_breaks_the_schema_does_not_count() -> None:
+    voters = plan(Shape.CONSENSUS, *members("small", "third", "large"))
+    finished, _ = await bed(small="{}", third="{}", large='{"a":1}').run(voters, json_schema={"required": ["a"]})
+    assert finished.choices[0].text == '{"a":1}'
+
+
+async def test_a_medoid_is_found_by_meaning_where_there_is_an_embedding_model() -> None:
+    voters = plan(Shape.CONSENSUS, *members("small", "large", "third"), vote="medoid")
+    table = bed(
+        settings=Settings(embedding_model="vectors"), small="good good", large="xx good", third="a bad bad thing"
+    )
+    finished, _ = await table.run(voters)
+    assert table.embedding.calls == 1
+    assert finished.choices[0].text == "xx good"
+    assert "embed" in [one.name for one in finished.stages], "and it is billed"
+
+
+async def test_a_judge_reads_the_conversation_and_the_tools_that_answers_ask_for() -> None:
+    voters = plan(Shape.CONSENSUS, *members("small", "third"), stage(Role.JUDGE, "large"))
+    table = bed(small=Tools((ToolCall(id="1", name="f", arguments="{}"),)), third="blue", large="1")
+    turns = tuple(Message(role=role, content=role) for role in ("system", "user", "assistant", "user"))
+    finished, _ = await table.run(voters, request=ChatRequest(messages=turns, tools=(Tool(name="f"),)))
+    assert finished.choices[0].message.tool_calls
+    assert table.provider.said_to("large").endswith(
+        "user: user\nassistant: assistant\nuser: user\n\n1. call f({})\n2. blue"
+    )
+
+
+async def test_members_share_the_budget_by_price() -> None:
+    voters = plan(Shape.CONSENSUS, *members("small", "large"))
+    table = bed(small="a", large="b")
+    await table.run(voters, context=Context(max_cost_usd=0.0055))
+    allowed = {ask.model.name: ask.request.sampling.max_tokens for ask in table.provider.asked}
+    assert allowed["small"] * 4 + allowed["large"] * 40 <= 5500
+    assert allowed["small"] == pytest.approx(allowed["large"], rel=0.05)

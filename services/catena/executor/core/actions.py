@@ -8,9 +8,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from catena.executor.core.chat import ChatRequest, Choice, Message, Score
+from catena.executor.core.chat import ChatRequest, Choice, Delta, Message, Score
 from catena.kit.errors import CatenaError
 from catena.plan.model import Stage
+
+Sift = Callable[[Sequence[Delta]], Sequence[Delta]]
+"""Sees the pieces of an answer as they come and gives those that the client may have by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +49,21 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Ask a model. `stream`: its words go to the client as they come. `draft`: speculate losslessly with that stage."""
+    """Ask a model. `stream`: its words go to the client as they come. `draft`: speculate losslessly with that stage.
+
+    `drafted`: a draft of the answer, of which the model keeps what it would have written itself.
+    `sift` makes what picks out of the pieces those that go to the client; None: all. `purse_usd`: the most that the
+    call may cost, where it shares the budget with others; None: whatever is left.
+    """
 
     stage: Stage
     request: ChatRequest
     stream: bool = False
+    sift: Callable[[], Sift] | None = None
+    purse_usd: float | None = None
     draft: Stage | None = None
     draft_tokens: int = 0
+    drafted: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +85,24 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Make vectors of texts; the reply has one a text, or is None where there is no embedding model to be had."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Judge a stage that has ended: its `outcome` (`accepted`, `rejected`), why, and the confidence in it."""
+    """Judge a stage that has ended: its `outcome` (`accepted`, `rejected`), why, and the confidence in it.
+
+    `form`: what its answer came to when answers were compared; empty: its words as they are.
+    """
 
     name: str
     outcome: str
     reason: str = ""
     confidence: float = 0.0
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +119,7 @@ class Decision:
     scores: tuple[Score, ...] = ()
 
 
-Action = Call | Together | Lookup | Mark
+Action = Call | Together | Lookup | Embed | Mark
 Strategy = Generator[Action, Any, Decision]
 
 

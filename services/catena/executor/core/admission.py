@@ -9,6 +9,7 @@ from catena.executor.core.chat import ChatRequest, Context, Sampling
 from catena.executor.core.checks import check_schema
 from catena.executor.core.strategies import check_roles
 from catena.kit.errors import Invalid
+from catena.plan.build import ANSWERS, CONTEXT_TAGS, LEAST_SAMPLES, MOST_SAMPLES
 from catena.plan.model import Plan
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -61,6 +62,13 @@ def check_plan(plan: Plan, models: Mapping[str, Model]) -> None:
             raise Invalid(f"{where}{model.name!r} is of type {model.type}; name a chat model", code="wrong_model_type")
     _within("settings.threshold", plan.settings.threshold, 0.0, 1.0)
     _within("settings.acceptance_threshold", plan.settings.acceptance_threshold, 0.0, 1.0)
+    _within("settings.samples", plan.settings.samples, float(LEAST_SAMPLES), float(MOST_SAMPLES))
+    for name, word, known in (
+        ("answer", plan.settings.answer, ANSWERS),
+        ("context_tag", plan.settings.context_tag, CONTEXT_TAGS),
+    ):
+        if word not in known:
+            raise Invalid(f"settings.{name} is {word!r}; use one of {', '.join(known)}", code="bad_plan")
     for name, weight in plan.settings.weights.items():
         _within(f"settings.weights[{name!r}]", weight, 0.0, 1e9)
 

@@ -10,7 +10,7 @@ from catena.executor.core.attempts import Patience
 from catena.executor.core.billing import stages_of
 from catena.executor.core.catalogue import LOCAL, Model, find
 from catena.executor.core.chat import ChatRequest, Delta, gather
-from catena.executor.core.estimates import affordable_tokens
+from catena.executor.core.estimates import affordable_tokens, drafted_by, read_with
 from catena.executor.core.events import StageResult, StageStarted
 from catena.executor.core.execution import Execution, too_late
 from catena.executor.core.hearing import Heard
@@ -201,8 +201,10 @@ async def _read(
         timeout_s=max(0.001, tried.due_s - heard.asked_s),
         draft_model=asked.draft.model if asked.draft else "",
         draft_tokens=asked.draft_tokens,
+        drafted=asked.drafted,
         context=run.context,
     )
+    sift = asked.sift() if asked.sift else tuple
     async with aclosing(cast(Any, provider.generate(ask))) as pieces:
         async for piece in pieces:
             fresh = heard.take(piece, run.world.clock.monotonic())
@@ -211,11 +213,12 @@ async def _read(
             if heard.ended is not None and not heard.spoke:
                 _check_empty(asked, model, heard)
                 fresh = heard.release()
-            if asked.stream and run.streams and fresh:
+            shown = sift(fresh) if asked.stream and run.streams else ()
+            if shown:
                 # A slow client is no silence of the model's.
                 silence.reschedule(None)
                 heard.streamed = True
-                for delta in fresh:
+                for delta in shown:
                     await run.emit(delta)
             if heard.ended is not None:
                 return
@@ -237,7 +240,10 @@ def _within_budget(run: Execution, asked: Call, model: Model) -> ChatRequest:
     request = asked.request
     if not cap:
         return request
-    most = affordable_tokens(model, request, cap - run.spent_usd, run.paces)
+    left = cap - run.spent_usd if asked.purse_usd is None else min(asked.purse_usd, cap - run.spent_usd)
+    drafting = find(run.models, asked.draft.model) if asked.draft else None
+    priced = drafted_by(model, drafting, asked.draft_tokens)
+    most = affordable_tokens(priced, read_with(request, asked.drafted), left, run.paces)
     if most is None:
         return request
     if most < 1:

@@ -144,15 +144,20 @@ class Bay:
 
 
 async def work_off(parts: Parts, runs: Runs, pace: Pace) -> None:
-    """Claim and run until cancelled; what is under way then is let go for others, not ended."""
+    """Claim and run until cancelled; what is under way then is let go for others, not ended.
+
+    Runs are claimed one at a time, so that several processes that are told of many at once share them.
+    """
     bay = Bay(parts.world.new_id())
     try:
         while True:
+            claimed = False
             try:
-                await _turn(parts, runs, pace, bay)
+                claimed = await _turn(parts, runs, pace, bay)
             except CatenaError as error:
                 log.warning("background runs wait", error=error.message)
-            await runs.changed(pace.poll_s)
+            if not claimed:
+                await runs.changed(pace.poll_s)
     finally:
         for task in bay.tasks.values():
             task.cancel()
@@ -160,7 +165,8 @@ async def work_off(parts: Parts, runs: Runs, pace: Pace) -> None:
         await runs.release(bay.holder)
 
 
-async def _turn(parts: Parts, runs: Runs, pace: Pace, bay: Bay) -> None:
+async def _turn(parts: Parts, runs: Runs, pace: Pace, bay: Bay) -> bool:
+    """Keep what is held, drop what is not, and take one more if there is room; whether there was one."""
     bay.tasks = {run_id: task for run_id, task in bay.tasks.items() if not task.done()}
     held = await runs.renew(bay.holder, list(bay.tasks), pace.lease_s)
     for run_id, task in bay.tasks.items():
@@ -168,9 +174,10 @@ async def _turn(parts: Parts, runs: Runs, pace: Pace, bay: Bay) -> None:
             if run_id in held:
                 bay.unwanted.add(run_id)
             task.cancel()
-    free = pace.at_once - len(bay.tasks)
-    for run in await runs.claim(bay.holder, free, pace.lease_s) if free > 0 else ():
+    found = await runs.claim(bay.holder, 1, pace.lease_s) if len(bay.tasks) < pace.at_once else ()
+    for run in found:
         bay.tasks[run.id] = asyncio.create_task(_work_on(parts, runs, bay, run, pace.longest_s))
+    return bool(found)
 
 
 async def _work_on(parts: Parts, runs: Runs, bay: Bay, run: StoredRun, longest_s: float) -> None:

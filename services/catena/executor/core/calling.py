@@ -101,6 +101,6 @@ def _why(before: Call, error: CatenaError, said: Sequence[Delta]) -> str:
 
 def _instead(run: Execution, asked: Call, model: str, said: Sequence[Delta]) -> Call:
     """The call on another model, from the start or from where the client's words end; nobody drafts for it."""
-    other = replace(asked, stage=replace(asked.stage, model=model), draft=None, draft_tokens=0)
+    other = replace(asked, stage=replace(asked.stage, model=model), draft=None, draft_tokens=0, drafted="")
     words = "".join(delta.text for delta in said)
     return going_on(other, words, run.paces) if words else other

@@ -75,6 +75,7 @@ class ChatRequest:
     """What a model is asked: `messages`, or a raw `prompt` to continue.
 
     At most one of `json_schema`, `regex` and `choices` says what the answer must look like; none: free text.
+    `begun`: the answer's beginning, which only providers that verify drafts are asked to go on from.
     """
 
     messages: tuple[Message, ...] = ()
@@ -85,11 +86,26 @@ class ChatRequest:
     json_schema: Mapping[str, Any] | None = None
     regex: str = ""
     choices: tuple[str, ...] = ()
+    begun: str = ""
 
     @property
     def constrained(self) -> bool:
         """Whether the answer must look a certain way."""
         return self.json_schema is not None or bool(self.regex) or bool(self.choices)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the answer is one free text, made of the likeliest token at each place and nothing else."""
+        plain = Sampling(max_tokens=self.sampling.max_tokens, temperature=0.0, seed=self.sampling.seed)
+        free = self.sampling == plain and not (self.tools or self.constrained or self.prompt)
+        return free and self.messages[-1].role != "assistant"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Capabilities, as the catalogue names them, without which a model cannot take this at all."""
+        tools = (self.tools and self.tool_choice != "none") or any(turn.tool_calls for turn in self.messages)
+        images = any(turn.images for turn in self.messages)
+        return frozenset(name for name, needed in (("tools", tools), ("vision", images)) if needed)
 
     @property
     def chars(self) -> int:

@@ -51,7 +51,7 @@ def doubt(request: ChatRequest, result: Result, settings: Settings) -> Doubt | N
     checks: Mapping[str, Callable[[], Doubt | None]] = {
         "truncation": lambda: _truncation(result),
         "refusal": lambda: None if asks_tools else _refusal(result.text, settings.refusals),
-        "schema": lambda: None if asks_tools else _schema(request, result),
+        "schema": lambda: _schema(request, result),
         "confidence": lambda: _confidence(result, settings.threshold),
     }
     if not asks_tools and len(result.text.strip()) < settings.min_chars:
@@ -76,7 +76,18 @@ def is_refusal(text: str, phrases: Sequence[str] = ()) -> bool:
 
 
 def _schema(request: ChatRequest, result: Result) -> Doubt | None:
-    return Doubt("schema", "does not look as asked") if fits(request, result.text) is False else None
+    calls = result.choices[0].message.tool_calls
+    if not calls:
+        if request.tools and request.tool_choice not in ("", "auto", "none"):
+            return Doubt("schema", "no tool asked for")
+        return Doubt("schema", "does not look as asked") if fits(request, result.text) is False else None
+    known = {tool.name: tool for tool in request.tools}
+    for call in calls:
+        if call.name not in known:
+            return Doubt("schema", "asks for a tool that there is not")
+        if not fits_schema(call.arguments or "{}", known[call.name].parameters or {}):
+            return Doubt("schema", "arguments do not look as the tool wants them")
+    return None
 
 
 def fits(request: ChatRequest, text: str) -> bool | None:
@@ -115,6 +126,10 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _confidence(result: Result, threshold: float) -> Doubt | None:
-    if result.confidence is None or result.confidence >= threshold:
-        return None
-    return Doubt("confidence", f"confidence {result.confidence:.3f} < {threshold:g}")
+    told = "" if result.confidence is None else below(result.confidence, threshold)
+    return Doubt("confidence", f"confidence {told}") if told else None
+
+
+def below(measured: float, threshold: float) -> str:
+    """In words that `measured` misses the threshold; empty: it does not."""
+    return "" if measured >= threshold else f"{measured:.3f} < {threshold:g}"

@@ -2,14 +2,21 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from catena.executor.core.actions import Action, Call, Decision, Lookup, Mark, Result, Strategy, Together
+import structlog
+
+from catena.executor.core.actions import Action, Call, Decision, Embed, Lookup, Mark, Result, Strategy, Together
 from catena.executor.core.calling import call
+from catena.executor.core.catalogue import find
 from catena.executor.core.events import StageResult
 from catena.executor.core.execution import Execution, too_late
+from catena.executor.core.normal import digest_of
+from catena.kit.errors import Missing, Unavailable
+
+log = structlog.get_logger()
 
 _PART = re.compile(r"\{(text|title|file|name)\}")
 
@@ -27,7 +34,7 @@ async def drive(run: Execution, strategy: Strategy, key: str = "") -> Decision:
                 await _tell(run, ended)
                 return cast(Decision, end.value)
             if isinstance(action, Mark):
-                mark(ended, action) or mark(run.stages, action)
+                mark(ended, action, run.tenant) or mark(run.stages, action, run.tenant)
                 reply = None
                 continue
             number += 1
@@ -47,6 +54,8 @@ async def _perform(run: Execution, action: Action, key: str, ended: list[StageRe
             return await _together(run, action, key, ended)
         case Lookup():
             return await look_up(run, action)
+        case Embed():
+            return await _vectors(run, action.texts)
     raise AssertionError(f"no such action: {action}")
 
 
@@ -55,7 +64,7 @@ async def _together(run: Execution, action: Together, key: str, ended: list[Stag
     results: list[Result | None] = [None] * len(action.calls)
     tasks = {
         asyncio.create_task(call(run, asked, f"{key}.{place}", ended)): place
-        for place, asked in enumerate(action.calls)
+        for place, asked in enumerate(_with_purses(run, action.calls))
     }
     try:
         waiting = set(tasks)
@@ -74,6 +83,30 @@ async def _together(run: Execution, action: Together, key: str, ended: list[Stag
     return results
 
 
+def _with_purses(run: Execution, calls: Sequence[Call]) -> Sequence[Call]:
+    """What is left of the cost cap, shared out by price, so that calls made at once do not each spend all of it."""
+    if not run.context.max_cost_usd:
+        return calls
+    left_usd = run.context.max_cost_usd - run.spent_usd
+    models = [find(run.models, asked.stage.model) for asked in calls]
+    prices = [model.price_input + model.price_output for model in models]
+    return [
+        replace(asked, purse_usd=left_usd * (price / sum(prices) if any(prices) else 1.0))
+        for asked, price in zip(calls, prices, strict=True)
+    ]
+
+
+async def _vectors(run: Execution, texts: Sequence[str]) -> Sequence[Sequence[float]] | None:
+    """A vector a text; None where no model makes any: whoever asks can do without."""
+    if run.embed is None:
+        return None
+    try:
+        return await run.embed(texts)
+    except (Missing, Unavailable) as error:
+        log.info("no vectors to compare answers by", error=error.message)
+        return None
+
+
 async def look_up(run: Execution, action: Lookup) -> list[str]:
     """What memory finds, each piece written as the plan wants it. Raises Late, Unavailable."""
     try:
@@ -89,7 +122,7 @@ def written(form: str, hit: Mapping[str, str]) -> str:
     return _PART.sub(lambda part: hit.get(part[1], ""), form)
 
 
-def mark(ended: list[StageResult], judged: Mark) -> bool:
+def mark(ended: list[StageResult], judged: Mark, tenant: str) -> bool:
     """Note the strategy's judgement on the last stage of that name that ended well; whether there was one.
 
     A stage judged after a later one has been told already: `Finished` has the last word.
@@ -99,7 +132,8 @@ def mark(ended: list[StageResult], judged: Mark) -> bool:
         if stage.name == judged.name and stage.outcome == "accepted":
             confidence = judged.confidence or stage.confidence
             reason = judged.reason or stage.reason
-            ended[place] = replace(stage, outcome=judged.outcome, reason=reason, confidence=confidence)
+            told = replace(stage, outcome=judged.outcome, reason=reason, confidence=confidence)
+            ended[place] = replace(told, answer_digest=digest_of(judged.form, tenant)) if judged.form else told
             return True
     return False
 

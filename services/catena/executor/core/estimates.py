@@ -1,6 +1,6 @@
 """Tokens where no provider counted them: a call that was cancelled or cut is billed all the same."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from catena.executor.core.catalogue import MILLION, Model
 from catena.executor.core.chat import ChatRequest, Usage
@@ -38,6 +38,22 @@ class Paces:
         """The probable tokens of a call that read and wrote so many characters."""
         rate = self.by_model.get(model, Pace()).per_char()
         return Usage(input_tokens=round(chars_in * rate), output_tokens=round(chars_out * rate))
+
+
+def drafted_by(model: Model, drafting: Model | None, tokens: int) -> Model:
+    """`model` with a drafter's price on its own, as if each of its tokens took `tokens` drafts: the dearest case."""
+    if drafting is None:
+        return model
+    return replace(
+        model,
+        price_input=model.price_input + drafting.price_input,
+        price_output=model.price_output + tokens * drafting.price_output,
+    )
+
+
+def read_with(request: ChatRequest, draft: str) -> ChatRequest:
+    """What is read in all where a draft is verified first: the request and the draft, then both once more."""
+    return replace(request, prompt=request.prompt + 2 * draft + " " * request.chars) if draft else request
 
 
 def impossible(usage: Usage, chars_out: int) -> bool:

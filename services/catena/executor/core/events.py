@@ -38,6 +38,16 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What an answer out of a cache took when it was made; fields as the proto's."""
+
+    usage: Usage
+    cost_usd: float
+    execution_id: str
+    similarity: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """How a run ended; fields as the proto's."""
 
@@ -54,6 +64,7 @@ class Finished:
     queries: tuple[str, ...] = ()
     trace: str = ""
     lossy: bool = False
+    saved: Saved | None = None
 
 
 RunEvent = StageStarted | Delta | StageResult | Finished

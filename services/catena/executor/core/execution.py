@@ -1,7 +1,7 @@
 """One execution under way, as everything that works for it sees it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from catena.executor.core.attempts import Limits
@@ -16,14 +16,15 @@ from catena.kit.errors import Late
 
 Emit = Callable[[RunEvent], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
+Embedder = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 
 @dataclass(slots=True, kw_only=True)
 class Execution:
     """One execution under way: its bounds, what it may call, and what it has done so far.
 
-    `due_s` is on the world's monotonic clock; `streams`: the client wants deltas. `stages` are final; `usage` and
-    `spent_usd` count every call made.
+    `due_s` is on the world's monotonic clock; `streams`: the client wants deltas. `embed`: vectors by the
+    default model. `stages` are final; `usage` and `spent_usd` count every call made.
     """
 
     tenant: str
@@ -39,6 +40,7 @@ class Execution:
     world: World
     emit: Emit
     streams: bool = False
+    embed: Embedder | None = None
     sleep: Sleep = asyncio.sleep
     stages: list[StageResult] = field(default_factory=list)
     usage: Usage = NOTHING_USED

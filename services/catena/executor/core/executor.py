@@ -12,7 +12,7 @@ from catena.executor.core.chat import ChatRequest, Context, Message
 from catena.executor.core.events import Record, RunEvent
 from catena.executor.core.execution import Emit
 from catena.executor.core.parts import Parts
-from catena.executor.core.pipelines.soundness import check_pipeline
+from catena.executor.core.pipelines.soundness import check_pipeline, check_templates
 from catena.executor.core.pipelining import check_nesting, embedded, embedding_model, hinted, stored
 from catena.executor.core.ports import Archive, NoJournal, Vectors
 from catena.executor.core.predicting import Inquiry
@@ -75,6 +75,7 @@ class Executor:
     async def put_pipeline(self, tenant: str, pipeline: Pipeline) -> Pipeline:
         """Store a sound pipeline as its next version. Raises Invalid (`bad_pipeline`), Missing."""
         check_pipeline(pipeline, self.parts.models)
+        await check_templates(pipeline, self.parts.templates)
         await check_nesting(self.parts, tenant, pipeline)
         return await self.parts.pipelines.put(tenant, pipeline)
 

@@ -51,6 +51,9 @@ def normal_choice(choice: Choice) -> str:
 
 def digest(choices: tuple[Choice, ...], salt: str) -> str:
     """A short digest of the first answer's normal form; equal answers of one `salt` (the tenant) are equal."""
-    if not choices:
-        return ""
-    return hashlib.sha256(f"{salt}\0{normal_choice(choices[0])}".encode(errors="replace")).hexdigest()[:16]
+    return digest_of(normal_choice(choices[0]), salt) if choices else ""
+
+
+def digest_of(form: str, salt: str) -> str:
+    """The same for a form that is at hand."""
+    return hashlib.sha256(f"{salt}\0{form}".encode(errors="replace")).hexdigest()[:16]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from catena.executor.core.attempts import Limits
 from catena.executor.core.catalogue import Model, find, may_draft
+from catena.executor.core.chat import ChatRequest
 from catena.executor.core.estimates import Paces
 from catena.executor.core.execution import Sleep
 from catena.executor.core.ports import (
@@ -18,6 +19,8 @@ from catena.executor.core.ports import (
     Predictor,
     Provider,
     Records,
+    SemanticCache,
+    Templates,
     Verifier,
 )
 from catena.executor.core.routes import Routes
@@ -27,6 +30,9 @@ from catena.kit.clock import World
 from catena.kit.errors import Missing
 from catena.plan.build import ShapeConfig, build, led_by, sequential
 from catena.plan.model import Plan, Shape, parse_shape
+
+PROMPT_LOGPROBS = "prompt_logprobs"
+"""Capability of models whose server scores prompts and continues answers as vLLM's does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +59,10 @@ class Parts:
     features: Features
     pipelines: Pipelines
     records: Records
+    templates: Templates
     cache: Cache
     world: World
+    semantic: SemanticCache | None = None
     settings: Settings = Settings()
     shapes: Mapping[Shape, ShapeConfig] = field(default_factory=dict)
     strategies: Mapping[Shape, StrategyMaker] = field(default_factory=lambda: STRATEGIES)
@@ -76,9 +84,18 @@ def facts(parts: Parts, collection: str = "") -> Facts:
         model = find(parts.models, name)
         return model.provider != "local" and "logprobs" in model.capabilities
 
+    def verifies(name: str) -> bool:
+        return PROMPT_LOGPROBS in find(parts.models, name).capabilities
+
+    def able(name: str, request: ChatRequest) -> bool:
+        capabilities = find(parts.models, name).capabilities
+        return not capabilities or request.needs <= set(capabilities)
+
     return Facts(
         may_draft=lambda draft, target: may_draft(parts.models, draft, target),
         logprobs=logprobs,
+        verifies=verifies,
+        able=able,
         collection=collection,
     )
 

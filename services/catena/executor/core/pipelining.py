@@ -2,8 +2,11 @@
 
 import asyncio
 import difflib
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import msgspec
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.admission import Errand
@@ -32,11 +35,11 @@ TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
 def bench_of(parts: Parts, run: Execution) -> Bench:
     """What the steps of a pipeline work with, all of it billed to `run`."""
 
-    async def embed(model: str, texts: Sequence[str], truncate: bool) -> Vectors:
-        return await embedded(parts, run, model, texts, truncate=truncate)
+    async def embed(model: str, texts: Sequence[str], truncate: bool, key: str) -> Vectors:
+        return await embedded(parts, run, model, texts, truncate=truncate, billing=Billing(verb=EMBED, key=key))
 
-    async def predict(kind: Kind, model: str, data: Any, parameters: Mapping[str, Any]) -> Any:
-        return await predicted(parts, run, model_of_type(parts, model, kind), data, parameters)
+    async def predict(kind: Kind, model: str, data: Any, parameters: Mapping[str, Any], key: str) -> Any:
+        return await predicted(parts, run, model_of_type(parts, model, kind), data, parameters, key)
 
     async def pipeline(name: str, version: int) -> Pipeline:
         return await stored(parts, run.tenant, name, version)
@@ -47,6 +50,7 @@ def bench_of(parts: Parts, run: Execution) -> Bench:
         features=parts.features,
         embed=embed,
         predict=predict,
+        render=parts.templates.render,
         plan_of=lambda shape, model: plan_of(parts, shape, model),
         pipeline=pipeline,
     )
@@ -72,16 +76,46 @@ async def hinted(parts: Parts, tenant: str, names: Iterable[str], error: Missing
     return error
 
 
-async def embedded(parts: Parts, run: Execution, name: str, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billing:
+    """What a call to a model that does not generate is recorded as: a stage of this name and role.
+
+    `key` names it in the journal; empty: it is not noted, because it may be made again.
+    """
+
+    verb: str
+    role: Role = Role.MAIN
+    key: str = ""
+
+
+EMBEDDING = Billing(verb=EMBED)
+
+
+async def embedded(
+    parts: Parts,
+    run: Execution,
+    name: str,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    billing: Billing = EMBEDDING,
+) -> Vectors:
     """Vectors of the texts. `name` empty: the default embedding model. Raises Missing, Unavailable, Late."""
     model = embedding_model(parts, name)
     provider = parts.embeddings.get(model.provider)
     if provider is None:
         raise Unavailable(f"provider {model.provider!r} of {model.name!r} makes no embeddings", code="no_provider")
-    return await _billed(parts, run, model, EMBED, provider.embed(model, texts, run.left_s(), truncate=truncate))
+
+    async def work() -> Vectors:
+        made = await provider.embed(model, texts, run.left_s(), truncate=truncate)
+        return Vectors(vectors=[list(row) for row in made.vectors], usage=made.usage)
+
+    return await _billed(run, model, billing, work, Vectors)
 
 
-async def predicted(parts: Parts, run: Execution, model: Model, data: Any, parameters: Mapping[str, Any]) -> Any:
+async def predicted(
+    parts: Parts, run: Execution, model: Model, data: Any, parameters: Mapping[str, Any], key: str = ""
+) -> Any:
     """What a model that labels, finds spans or reads feature vectors makes of one input, or of a list of them.
 
     Raises Invalid (`bad_input`), Unavailable, Late.
@@ -90,33 +124,47 @@ async def predicted(parts: Parts, run: Execution, model: Model, data: Any, param
     provider = parts.predictors.get(model.provider)
     if provider is None:
         raise Unavailable(f"provider {model.provider!r} of {model.name!r} predicts nothing", code="no_provider")
-    work = provider.predict(model, inputs, parameters, run.left_s())
-    values = (await _billed(parts, run, model, PREDICT, work)).values
+
+    async def work() -> Prediction:
+        return await provider.predict(model, inputs, parameters, run.left_s())
+
+    values = (await _billed(run, model, Billing(verb=PREDICT, key=key), work, Prediction)).values
     return values[0] if alone else list(values)
 
 
 Made = TypeVar("Made", Vectors, Prediction)
 
 
-async def _billed(parts: Parts, run: Execution, model: Model, verb: str, work: Awaitable[Made]) -> Made:
-    """What a call gave, once it is written down as a stage. Raises Late."""
-    clock = parts.world.clock
+async def _billed(
+    run: Execution, model: Model, billing: Billing, work: Callable[[], Awaitable[Made]], kind: type[Made]
+) -> Made:
+    """What a call gave, or gave before a crash; either way it is written down as a stage. Raises Late."""
+    key = f"{billing.key}{billing.verb}" if billing.key else ""
+    recalled = await run.journal.recall(key) if key else None
+    if recalled is not None:
+        kept = msgspec.json.decode(recalled, type=dict[str, msgspec.Raw])
+        await run.tell(run.bill([msgspec.json.decode(kept["stage"], type=StageResult)]))
+        return msgspec.json.decode(kept["made"], type=kind)
+    clock = run.world.clock
     started = clock.monotonic()
     try:
         async with asyncio.timeout(max(0.0, run.left_s())):
-            found = await work
+            made = await work()
     except TimeoutError:
-        raise Late(f"{model.name} did not {verb} in time; send less or allow more", code="deadline_exceeded") from None
+        late = f"{model.name} did not {billing.verb} in time; send less or allow more"
+        raise Late(late, code="deadline_exceeded") from None
     stage = StageResult(
-        name=verb,
-        role=Role.MAIN,
+        name=billing.verb,
+        role=billing.role,
         model=model.name,
         duration_ms=(clock.monotonic() - started) * 1000,
-        usage=found.usage,
-        cost_usd=cost_usd(model, found.usage),
+        usage=made.usage,
+        cost_usd=cost_usd(model, made.usage),
     )
+    if key:
+        await run.journal.note(key, msgspec.json.encode({"made": made, "stage": stage}))
     await run.tell(run.bill([stage]))
-    return found
+    return made
 
 
 def embedding_model(parts: Parts, name: str) -> Model:
@@ -139,7 +187,7 @@ def model_of_type(parts: Parts, name: str, kind: Kind) -> Model:
 
 
 async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
-    """The answer of `pipeline:<name>` to a conversation.
+    """The answer of `pipeline:<name>` to a conversation; it streams where the last step is a model's own words.
 
     Its steps see the last user turn as `{data.text}`, and `{input}` at first, all turns as `{data.messages}`, who asks
     as `{data.context.user_id}` and so on, and the request's labels as `{parameters}`.
@@ -149,12 +197,14 @@ async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
     text = question(errand.request)
     who = {name: getattr(errand.context, name) for name in TOLD}
     data = {"text": text, "messages": turns, "prompt": errand.request.prompt, "context": who}
-    bench = bench_of(parts, run)
+    bench = replace(bench_of(parts, run), live=run.streams)
+    run.streams = False
     value, _ = await run_pipeline(bench, pipeline, data, dict(errand.context.metadata), start=text)
-    choice = Choice(message=Message(role="assistant", content=as_text(value)))
+    whole = Choice(message=Message(role="assistant", content=as_text(value)))
+    choices = bench.streamed[-1].choices if bench.streamed else (whole,)
     spoke = [stage.model for stage in run.stages if stage.outcome == "accepted" and stage.name not in SILENT]
     model = spoke[-1] if spoke else f"pipeline:{pipeline.name}"
-    return Decision(choices=(choice,), model=model, scores=tuple(bench.scores))
+    return Decision(choices=choices, model=model, streamed=bool(bench.streamed), scores=tuple(bench.scores))
 
 
 async def check_nesting(parts: Parts, tenant: str, pipeline: Pipeline, path: tuple[str, ...] = ()) -> None:

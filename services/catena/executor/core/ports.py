@@ -15,6 +15,7 @@ from catena.executor.core.steps import Pipeline
 class Ask:
     """A call as a provider gets it. `draft_model` empty: no speculation. `timeout_s`: what is left at the start.
 
+    `drafted`: a draft of the answer, for providers that can tell how far it is what the model would have written.
     `context` is who asks, for figures and for those who learn from habits.
     """
 
@@ -23,6 +24,7 @@ class Ask:
     timeout_s: float
     draft_model: str = ""
     draft_tokens: int = 0
+    drafted: str = ""
     context: Context = NOBODY
 
 
@@ -160,6 +162,42 @@ class Cache(Protocol):
         ...
 
     def put(self, key: str, value: Any, models: Sequence[str]) -> None:
+        """Keep a value that came from `models`."""
+        ...
+
+
+class Templates(Protocol):
+    """Where users' templates run, apart from everything else."""
+
+    async def names(self, source: str) -> frozenset[str]:
+        """The values that a template needs. Raises Invalid (`bad_template`) where it is none."""
+        ...
+
+    async def render(self, source: str, scope: Mapping[str, Any]) -> str:
+        """The template's text. Raises Invalid with the code of what went wrong, Late, Unavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelved:
+    """Where a question stands among those like it.
+
+    Questions of one `shelf` differ in their last words alone; of two that may share an answer the `anchors` are equal.
+    """
+
+    shelf: str
+    anchors: str
+    vector: Sequence[float]
+
+
+class SemanticCache(Protocol):
+    """Recent results by the meaning of their questions."""
+
+    def near(self, question: Shelved) -> tuple[Any, float] | None:
+        """The value of the likest question that is like enough, and how like it is."""
+        ...
+
+    def put(self, question: Shelved, value: Any, models: Sequence[str]) -> None:
         """Keep a value that came from `models`."""
         ...
 

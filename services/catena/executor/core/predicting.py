@@ -11,7 +11,7 @@ from catena.executor.core.admission import Errand, check_context, check_plan, ch
 from catena.executor.core.catalogue import find
 from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Context, Message, Sampling
 from catena.executor.core.driving import drive
-from catena.executor.core.events import Finished
+from catena.executor.core.events import Finished, Saved
 from catena.executor.core.execution import Execution
 from catena.executor.core.inputs import PREDICTED
 from catena.executor.core.parts import Parts, facts
@@ -53,7 +53,9 @@ async def predict(parts: Parts, asked: Inquiry) -> Predicted:
     known: Predicted | None = parts.cache.get(key) if key and not asked.no_cache else None
     execution_id = parts.world.new_id()
     if known is not None:
-        return replace(known, cached=True, cost_usd=0.0, usage=NOTHING_USED, duration_ms=0.0, execution_id=execution_id)
+        saved = Saved(usage=known.usage, cost_usd=known.cost_usd, execution_id=known.execution_id)
+        free = replace(known, cached=True, cost_usd=0.0, usage=NOTHING_USED, duration_ms=0.0, saved=saved)
+        return replace(free, execution_id=execution_id)
     made = await _work_out(parts, asked, pipeline, execution_id)
     if key and not asked.no_cache:
         parts.cache.put(key, made, [asked.model_id])

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from catena.executor.core.chat import ChatRequest, Message
+from catena.executor.core.chat import ChatRequest, Choice, Message
 from catena.plan.model import Stage
 
 
@@ -29,7 +29,10 @@ def instructed(request: ChatRequest, instruction: str) -> ChatRequest:
 
 
 def with_draft(request: ChatRequest, draft: str) -> ChatRequest:
-    """`request` with a draft behind the last user turn."""
+    """`request` with a draft behind the last user turn, or as a turn of its own behind the results of tools."""
+    turns = _turns(request)
+    if turns[-1].role != "user":
+        return replace(request, prompt="", messages=(*turns, Message(role="user", content=f"draft: {draft}")))
     return _edit_last_user(request, lambda text: f"{text}\ndraft: {draft}")
 
 
@@ -38,9 +41,9 @@ def with_context(request: ChatRequest, found: Sequence[str]) -> ChatRequest:
     return _edit_last_user(request, lambda text: f"{context_block(found)}\n{text}")
 
 
-def context_block(found: Sequence[str]) -> str:
+def context_block(found: Sequence[str], tag: str = "context") -> str:
     """Results as a model reads them."""
-    return "<context>" + "\n".join(found) + "</context>"
+    return f"<{tag}>" + "\n".join(found) + f"</{tag}>"
 
 
 def with_features(request: ChatRequest, entity: str, values: Mapping[str, Any]) -> ChatRequest:
@@ -50,9 +53,36 @@ def with_features(request: ChatRequest, entity: str, values: Mapping[str, Any]) 
 
 
 def plain(request: ChatRequest) -> ChatRequest:
-    """`request` without tools, constraints and alternatives: for drafts and judges."""
+    """`request` without tools, constraints and alternatives: for drafts of lines and judges."""
+    return replace(drafting(request), tools=(), tool_choice="")
+
+
+def drafting(request: ChatRequest) -> ChatRequest:
+    """`request` without constraints and alternatives: a draft is free in form, but may say which tools it would use."""
     sampling = replace(request.sampling, n=1, logprobs=False, top_logprobs=0)
-    return replace(request, tools=(), tool_choice="", json_schema=None, regex="", choices=(), sampling=sampling)
+    return replace(unconstrained(request), sampling=sampling)
+
+
+def unconstrained(request: ChatRequest) -> ChatRequest:
+    """`request` for an answer of any form."""
+    return replace(request, json_schema=None, regex="", choices=())
+
+
+def spoken(choice: Choice) -> str:
+    """An answer as another model reads it: its words, and the tools that it asks for."""
+    calls = [f"call {call.name}({call.arguments})" for call in choice.message.tool_calls]
+    return "\n".join(filter(None, (choice.text, *calls)))
+
+
+def judging(request: ChatRequest, instruction: str, listed: str) -> ChatRequest:
+    """A judge is asked: the conversation without tools and the caller's instructions, then what is to be judged."""
+    turns = _turns(request)
+    last = next((turn for turn in reversed(turns) if turn.role == "user"), Message(role="user"))
+    before = [turn for turn in turns if turn is not last and turn.role in ("user", "assistant") and turn.content]
+    said = tuple(replace(turn, tool_calls=()) for turn in before)
+    asked = replace(last, content=f"{last.content}\n\n{listed}")
+    system = Message(role="system", content=instruction)
+    return ChatRequest(messages=(system, *said, asked), sampling=plain(request).sampling)
 
 
 def one(request: ChatRequest) -> ChatRequest:

@@ -1,17 +1,31 @@
 """Which answers may be given again, and under which key."""
 
 import hashlib
+import re
+from dataclasses import replace
 
 import msgspec
 
 from catena.executor.core.admission import Errand
-from catena.executor.core.chat import Sampling
+from catena.executor.core.chat import ChatRequest, Sampling
 from catena.plan.model import Plan, Shape, models_of
+
+_ANCHOR = re.compile(
+    r"\d[\d.,:/-]*|`[^`]*`|\"[^\"]*\"|\u201c[^\u201d]*\u201d|(?i:\b(?:no|not|never|none|without|except)\b|\w+n['\u2019]t\b)|"
+    r"(?<=\S )[A-Z][\w-]*|\S*[@_/\\]\S*"
+)
 
 
 def cache_key(errand: Errand) -> str:
     """The same for the same tenant, plan configuration and request, however their bytes were laid out."""
-    told = msgspec.json.encode([errand.plan.configuration_id, errand.request], order="sorted")
+    told = msgspec.json.encode(
+        [errand.plan.configuration_id, errand.plan.settings.weights, errand.request], order="sorted"
+    )
+    return f"{errand.tenant}/{hashlib.sha256(told).hexdigest()}"
+
+
+def _digest(errand: Errand, request: ChatRequest) -> str:
+    told = msgspec.json.encode([errand.plan.configuration_id, errand.plan.settings.weights, request], order="sorted")
     return f"{errand.tenant}/{hashlib.sha256(told).hexdigest()}"
 
 
@@ -27,10 +41,37 @@ def repeatable(errand: Errand) -> bool:
     model's own, mostly not 0), no stage that is warmer, nothing read from memory or features, which change, and no
     `base@auto`, which means another adapter for another task, or when a better one comes.
     """
+    return still(errand) and cold(errand.request.sampling, errand.plan)
+
+
+def still(errand: Errand) -> bool:
+    """Whether nothing but the request decides the answer, as far as the plan goes."""
     if any(model.endswith("@auto") for model in models_of([errand.plan])):
         return False
     reads = errand.plan.shape is Shape.SEARCH or bool(collection_of(errand)) or bool(errand.context.feature_vector)
-    return not errand.plan.pipeline and not reads and cold(errand.request.sampling, errand.plan)
+    return not errand.plan.pipeline and not reads
+
+
+def shelved(errand: Errand) -> tuple[str, str] | None:
+    """The shelf of a question and its last words; None: an answer to a question like it would not do.
+
+    As `repeatable`, but for the draw: who asks for warmth wants another answer each time, and who gives a seed wants
+    exactly one. Pictures and tools are not compared, so that answers with them are never taken for each other's.
+    """
+    sampling, turns = errand.request.sampling, errand.request.messages
+    warm = sampling.seed is not None or sampling.temperature not in (None, 0.0) or sampling.n > 1 or sampling.logprobs
+    if warm or not turns or turns[-1].role != "user" or errand.request.needs or not still(errand):
+        return None
+    others = replace(errand.request, messages=turns[:-1])
+    return _digest(errand, others), turns[-1].content
+
+
+def anchors(words: str) -> str:
+    """What has to be equal word by word before two questions may share an answer: numbers, quotations, names, no's.
+
+    Vectors hardly tell 2 from 3, or does from does not.
+    """
+    return "\n".join(sorted(found[0].casefold() for found in _ANCHOR.finditer(words)))
 
 
 def cold(sampling: Sampling, plan: Plan) -> bool:
@@ -44,9 +85,8 @@ def cold(sampling: Sampling, plan: Plan) -> bool:
 def collection_of(errand: Errand) -> str:
     """The memory collection whose finds go before the question; empty: none.
 
-    A plan says so itself. A plan that nobody chose (one named model) follows the request's wish. `search` looks things
-    up by itself.
+    A plan that names none follows the request's wish. `search` looks things up by itself.
     """
     if errand.plan.shape is Shape.SEARCH:
         return ""
-    return errand.plan.settings.collection or ("" if errand.plan.id else errand.context.memory_collection)
+    return errand.plan.settings.collection or errand.context.memory_collection

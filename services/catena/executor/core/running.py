@@ -1,25 +1,31 @@
 """The life of an errand: cache, retrieval, strategy or pipeline, scores, record."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import structlog
 
 from catena.executor.core import remembering as memo
 from catena.executor.core.actions import Decision, Lookup
 from catena.executor.core.admission import Errand
 from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Message, as_deltas
 from catena.executor.core.driving import drive, look_up
-from catena.executor.core.events import Finished, Record, StageResult
-from catena.executor.core.execution import Emit, Execution
+from catena.executor.core.events import Finished, Record, Saved, StageResult
+from catena.executor.core.execution import Emit, Execution, too_late
 from catena.executor.core.parts import Parts, facts
-from catena.executor.core.pipelining import as_answer
-from catena.executor.core.ports import Journal, NoJournal
+from catena.executor.core.pipelining import EMBED, Billing, as_answer, embedded
+from catena.executor.core.ports import Journal, NoJournal, Shelved
 from catena.executor.core.prompts import with_context, with_features
 from catena.executor.core.texts import masked, masked_turns
 from catena.executor.core.verifiers import judge
-from catena.kit.errors import CatenaError, Invalid
+from catena.kit.errors import CatenaError, Invalid, Missing, Unavailable
 from catena.plan.model import Role, models_of
+
+ASIDE = Billing(verb=EMBED, role=Role.JUDGE)
+"""An embedding that helps to judge or to find answers and gives none itself."""
+log = structlog.get_logger()
 
 Work = Callable[[Execution], Awaitable[Finished]]
 
@@ -36,11 +42,20 @@ async def carry_out(parts: Parts, errand: Errand, emit: Emit, journal: Journal, 
         async def work(run: Execution) -> Finished:
             run.streams = errand.stream
             started_s = parts.world.clock.monotonic()
+            question = await _shelved(parts, errand, run)
+            alike = _alike(parts, errand, run, question, execution_id, started_s) if question else None
+            if alike is not None:
+                for delta in as_deltas(alike.choices) if errand.stream else ():
+                    await emit(delta)
+                return alike
             decision = await _decide(parts, errand, run)
             if errand.stream and not decision.streamed:
                 for delta in as_deltas(decision.choices):
                     await emit(delta)
-            return _finished(parts, errand, run, decision, execution_id, started_s)
+            made = _finished(parts, errand, run, decision, execution_id, started_s)
+            if question is not None and parts.semantic is not None:
+                parts.semantic.put(question, made, _models(errand, made))
+            return made
 
         finished = await recorded(parts, errand, execution_id, begin(parts, errand, emit, journal), work)
         _remember(parts, errand, finished)
@@ -77,7 +92,7 @@ def begin(parts: Parts, errand: Errand, emit: Emit, journal: Journal) -> Executi
     caps = [errand.left_s]
     if errand.context.max_latency_ms:
         caps.append(errand.context.max_latency_ms / 1000)
-    return Execution(
+    run = Execution(
         tenant=errand.tenant,
         context=errand.context,
         due_s=parts.world.clock.monotonic() + min(caps),
@@ -93,6 +108,12 @@ def begin(parts: Parts, errand: Errand, emit: Emit, journal: Journal) -> Executi
         sleep=parts.sleep,
     )
 
+    async def embed(texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        return (await embedded(parts, run, "", texts, truncate=True, billing=ASIDE)).vectors
+
+    run.embed = embed
+    return run
+
 
 async def _decide(parts: Parts, errand: Errand, run: Execution) -> Decision:
     if errand.plan.pipeline:
@@ -107,7 +128,7 @@ async def _informed(parts: Parts, errand: Errand, run: Execution) -> ChatRequest
     """The request with the feature vector and the memory that it, or its plan, asks for."""
     request = errand.request
     if errand.context.feature_vector:
-        request = await _featured(parts, request, errand.context.feature_vector)
+        request = await _featured(parts, request, errand.context.feature_vector, run)
     collection = memo.collection_of(errand)
     if not collection:
         return request
@@ -119,12 +140,16 @@ async def _informed(parts: Parts, errand: Errand, run: Execution) -> ChatRequest
     return with_context(request, await look_up(run, asked))
 
 
-async def _featured(parts: Parts, request: ChatRequest, named: str) -> ChatRequest:
+async def _featured(parts: Parts, request: ChatRequest, named: str, run: Execution) -> ChatRequest:
     pieces = named.split("/")
     if len(pieces) != 3 or not all(pieces):
         raise Invalid(f"feature vector {named!r}; write entity_type/entity_id/group", code="bad_feature_vector")
     kind, entity, group = pieces
-    found = await parts.features.read(kind, entity, group, ())
+    try:
+        async with asyncio.timeout(max(0.0, run.left_s())):
+            found = await parts.features.read(kind, entity, group, ())
+    except TimeoutError:
+        raise too_late(run) from None
     values: Mapping[str, Any] = found.get("values", {})
     return with_features(request, f"{kind} {entity}", values)
 
@@ -215,11 +240,40 @@ def _again(parts: Parts, errand: Errand, execution_id: str) -> Finished | None:
     return finished
 
 
+async def _shelved(parts: Parts, errand: Errand, run: Execution) -> Shelved | None:
+    """Where the question stands in the cache by meaning; None: there is none, or it does not belong there."""
+    found = memo.shelved(errand) if parts.semantic is not None and not errand.no_cache else None
+    if found is None or run.embed is None:
+        return None
+    shelf, words = found
+    try:
+        vectors = await run.embed([words])
+    except (Missing, Unavailable) as error:
+        log.info("no vectors to find questions by", error=error.message)
+        return None
+    return Shelved(shelf=shelf, anchors=memo.anchors(words), vector=vectors[0])
+
+
+def _alike(
+    parts: Parts, errand: Errand, run: Execution, question: Shelved, execution_id: str, started_s: float
+) -> Finished | None:
+    """The answer to a question like this one; it cost no more than finding it."""
+    found = parts.semantic.near(question) if parts.semantic is not None else None
+    if found is None:
+        return None
+    before, similarity = found
+    free = _free(errand, before, execution_id, similarity)
+    run.stages.extend(free.stages)
+    took_ms = (parts.world.clock.monotonic() - started_s) * 1000
+    return replace(free, stages=tuple(run.stages), usage=run.usage, cost_usd=run.spent_usd, duration_ms=took_ms)
+
+
 async def _nobody(_event: object) -> None:
     """Nobody listens."""
 
 
-def _free(errand: Errand, before: Finished, execution_id: str) -> Finished:
+def _free(errand: Errand, before: Finished, execution_id: str, similarity: float = 0.0) -> Finished:
+    """The answer once more, with what it took then as what is saved now."""
     resolved = [stage.resolved_model for stage in before.stages if stage.model == before.model]
     hit = StageResult(
         name="cache",
@@ -237,12 +291,19 @@ def _free(errand: Errand, before: Finished, execution_id: str) -> Finished:
         stages=(hit,),
         plan=errand.plan,
         cached=True,
+        saved=Saved(
+            usage=before.usage, cost_usd=before.cost_usd, execution_id=before.execution_id, similarity=similarity
+        ),
     )
 
 
+def _models(errand: Errand, finished: Finished) -> list[str]:
+    return sorted({*models_of([errand.plan]), finished.model})
+
+
 def _remember(parts: Parts, errand: Errand, finished: Finished) -> None:
-    models = sorted({*models_of([errand.plan]), finished.model})
+    models = _models(errand, finished)
     if errand.request_id:
         parts.cache.put(memo.request_key(errand.tenant, errand.request_id), finished, models)
-    if not errand.no_cache and memo.repeatable(errand):
+    if not errand.no_cache and memo.repeatable(errand) and not finished.cached:
         parts.cache.put(memo.cache_key(errand), finished, models)

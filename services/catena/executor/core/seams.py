@@ -19,11 +19,12 @@ LEAST_OVERLAP = 8
 def can_go_on(asked: Call) -> bool:
     """Whether another model may finish the answer: free text, one answer, and no promise of whose words it has.
 
-    Tool calls, constrained answers and log-probabilities do not survive a change of hands.
+    Tool calls, constrained answers and log-probabilities do not survive a change of hands, nor does an answer of which
+    the client has a part alone.
     """
     request = asked.request
     bound = request.tools or request.constrained or request.sampling.n > 1 or request.sampling.logprobs
-    return not bound and not request.prompt and asked.draft is None
+    return not bound and not request.prompt and asked.draft is None and asked.sift is None
 
 
 def going_on(asked: Call, said: str, paces: Paces) -> Call:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catena.executor.core.chat import NOTHING_USED, Score, Usage
+from catena.executor.core.events import Saved
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -54,3 +55,4 @@ class Predicted:
     cost_usd: float = 0.0
     usage: Usage = NOTHING_USED
     scores: tuple[Score, ...] = ()
+    saved: Saved | None = None

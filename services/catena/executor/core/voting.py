@@ -1,5 +1,6 @@
 """Which of several answers stands: pure functions over normal forms and weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,17 +46,35 @@ def unbeatable(forms: Forms, weights: Sequence[float], open_: Sequence[bool]) ->
     return counted[0] > second + outstanding
 
 
-def medoid(texts: Sequence[str], weights: Sequence[float]) -> int:
-    """Which text is nearest to all the others, by character trigrams (Dice); the first of equals."""
+def medoid(nearness: Sequence[Sequence[float]], weights: Sequence[float]) -> int:
+    """Which answer is nearest to all the others, each counted by its weight; the first of equals.
+
+    `nearness`: how alike answers are, square and symmetric.
+    """
+
+    def central(place: int) -> float:
+        return sum(weights[other] * near for other, near in enumerate(nearness[place]) if other != place)
+
+    # Sums of floats in another order differ in their last digits: that makes nobody the winner.
+    return max(range(len(nearness)), key=lambda place: (round(central(place), 9), -place))
+
+
+def cosines(vectors: Sequence[Sequence[float]]) -> list[list[float]]:
+    """How alike the vectors are, pair by pair."""
+    return [[cosine(first, second) for second in vectors] for first in vectors]
+
+
+def likeness(texts: Sequence[str]) -> list[list[float]]:
+    """How alike the texts are by their letters, pair by pair: Dice's coefficient over trigrams."""
     shingles = [_trigrams(text) for text in texts]
+    return [[_dice(first, second) for second in shingles] for first in shingles]
 
-    def nearness(place: int) -> float:
-        near = (
-            weights[other] * _dice(shingles[place], shingles[other]) for other in range(len(texts)) if other != place
-        )
-        return sum(near)
 
-    return max(range(len(texts)), key=lambda place: (nearness(place), -place))
+def cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    """The cosine of the angle between two vectors; 0 where one has no direction."""
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    size = math.sqrt(sum(a * a for a in first) * sum(b * b for b in second))
+    return dot / size if size else 0.0
 
 
 def _trigrams(text: str) -> frozenset[str]:

@@ -24,15 +24,15 @@ async def count(conn: AsyncConnection, records: Sequence[Record]) -> None:
         sums[1] += record.outcome == "succeeded"
         sums[2] += record.cost_usd
         for stage in record.stages:
-            if stage.outcome != "cached":
-                one = stages[record.tenant, name, stage.name]
-                one[0] += 1
-                one[1] += stage.duration_ms
-                one[2] += stage.usage.input_tokens + stage.usage.output_tokens
-                calls[stage.model] += 1
+            # A hit counts as a call of stage `cache`, but of no model: over the executions it is the rate of hits.
+            one = stages[record.tenant, name, stage.name]
+            one[0] += 1
+            one[1] += stage.duration_ms
+            one[2] += stage.usage.input_tokens + stage.usage.output_tokens
+            calls[stage.model] += stage.outcome != "cached"
     await _add(conn, tables.pipeline_figures, [(*key, *sums) for key, sums in sorted(pipelines.items())])
     await _add(conn, tables.stage_figures, [(*key, *sums) for key, sums in sorted(stages.items())])
-    await _add(conn, tables.model_calls, sorted(calls.items()))
+    await _add(conn, tables.model_calls, sorted((name, many) for name, many in calls.items() if many))
 
 
 async def read_figures(store: Store, tenant: str, name: str) -> list[PipelineFigures]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 import sqlalchemy as sa
@@ -11,30 +12,43 @@ from catena.executor.core.admission import Errand
 from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.events import Finished, StageResult
 from catena.executor.drivers import tables
+from catena.executor.drivers.payloads import put_aside, put_back
 from catena.executor.drivers.records import SqlRecords, Waiting
 from catena.kit.clock import World
 from catena.kit.errors import Conflict
+from catena.kit.event import Event
 from catena.kit.outbox import Outbox
 from catena.kit.store import Store, upsert
 from catena.kit.telemetry import current_traceparent
 
-FINISHED = "executor.run.finished"
+FINISHED, SUBMITTED = "executor.run.finished", "executor.run.submitted"
 OPEN = ("queued", "running")
-_RUNS, _CALLS = tables.runs, tables.run_calls
+_RUNS, _CALLS, _PAYLOADS = tables.runs, tables.run_calls, tables.run_payloads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcements:
+    """Bodies of the events: of a run's id when it is submitted, of its id and end when it has ended."""
+
+    submitted: Callable[[str], Proto]
+    finished: Callable[[str, RunEnd], Proto]
 
 
 class SqlRuns:
-    """Every verb is one transaction. Whoever waits in this process is woken by each change."""
+    """Every verb is one transaction. Whoever waits in this process is woken by each change.
+
+    Replicas share the table: a lease says whose a run is, and `wake`, at each event of another, that there is news.
+    """
 
     def __init__(
-        self, store: Store, outbox: Outbox, records: SqlRecords, world: World, *, event: Callable[[str, RunEnd], Proto]
+        self, store: Store, outbox: Outbox, records: SqlRecords, world: World, *, events: Announcements
     ) -> None:
-        """`event` makes the body of `executor.run.finished` from run id and end."""
+        """Tell of runs by `events`, in the transaction of the change."""
         self._store = store
         self._outbox = outbox
         self._records = records
         self._world = world
-        self._event = event
+        self._events = events
         self._news = asyncio.Event()
 
     async def submit(self, run: StoredRun, request_id: str) -> StoredRun:
@@ -42,6 +56,7 @@ class SqlRuns:
 
         Raises Conflict (`request_id_reused`) where that one was asked something else.
         """
+        errand, aside = put_aside(run.errand)
         row = {
             "id": run.id,
             "tenant": run.tenant,
@@ -50,7 +65,7 @@ class SqlRuns:
             "state": run.state,
             "created_s": run.created_s,
             "finished_s": 0.0,
-            "errand": msgspec.json.encode(run.errand),
+            "errand": msgspec.json.encode(errand),
             "stages": b"[]",
             "error": "",
             "unwanted": False,
@@ -63,6 +78,12 @@ class SqlRuns:
             if (await conn.execute(insert)).first() is None:
                 same = sa.select(_RUNS).where(_RUNS.c.tenant == run.tenant, _RUNS.c.request_id == request_id)
                 return _same(_run((await conn.execute(same)).one()), run, request_id)
+            if aside:
+                rows = [{"run_id": run.id, "reference": name, "body": text} for name, text in sorted(aside.items())]
+                await conn.execute(_PAYLOADS.insert(), rows)
+            await self._outbox.put(
+                conn, type=SUBMITTED, tenant=run.tenant, message=self._events.submitted(run.id), subject=run.id
+            )
         self._tell()
         return run
 
@@ -88,7 +109,11 @@ class SqlRuns:
             held = {"state": "running", "holder": holder, "until_s": now_s + lease_s}
             await conn.execute(_RUNS.update().where(_RUNS.c.id.in_(ids)).values(held))
             rows = (await conn.execute(sa.select(_RUNS).where(_RUNS.c.id.in_(ids)).order_by(_RUNS.c.created_s))).all()
-        return [_run(row) for row in rows]
+            beside = (await conn.execute(sa.select(_PAYLOADS).where(_PAYLOADS.c.run_id.in_(ids)))).all()
+        aside: dict[str, dict[str, str]] = {}
+        for run_id, reference, body in beside:
+            aside.setdefault(run_id, {})[reference] = body
+        return [replace(run, errand=put_back(run.errand, aside.get(run.id, {}))) for run in map(_run, rows)]
 
     async def renew(self, holder: str, run_ids: Sequence[str], lease_s: float) -> dict[str, bool]:
         """Keep holding; by run still held, whether its end is wished for."""
@@ -141,11 +166,12 @@ class SqlRuns:
             done = await conn.execute(_RUNS.update().where(mine).values(ended))
             if done.rowcount:
                 tenant = (await conn.execute(sa.select(_RUNS.c.tenant).where(_RUNS.c.id == run_id))).scalar_one()
-                await conn.execute(_CALLS.delete().where(_CALLS.c.run_id == run_id))
+                for beside in (_CALLS, _PAYLOADS):
+                    await conn.execute(beside.delete().where(beside.c.run_id == run_id))
                 if end.record is not None:
                     await self._records.write(conn, [Waiting(end.record, current_traceparent())])
                 await self._outbox.put(
-                    conn, type=FINISHED, tenant=tenant, message=self._event(run_id, end), subject=run_id
+                    conn, type=FINISHED, tenant=tenant, message=self._events.finished(run_id, end), subject=run_id
                 )
         self._tell()
 
@@ -157,9 +183,10 @@ class SqlRuns:
             await conn.execute(_RUNS.update().where(mine, _RUNS.c.state.in_(OPEN)).values(unwanted=True))
             queued = await conn.execute(_RUNS.update().where(mine, _RUNS.c.state == "queued").values(ended))
             if queued.rowcount:
+                await conn.execute(_PAYLOADS.delete().where(_PAYLOADS.c.run_id == run_id))
                 end = RunEnd(state="cancelled", result=None, error="", record=None)
                 await self._outbox.put(
-                    conn, type=FINISHED, tenant=tenant, message=self._event(run_id, end), subject=run_id
+                    conn, type=FINISHED, tenant=tenant, message=self._events.finished(run_id, end), subject=run_id
                 )
             row = (await conn.execute(sa.select(_RUNS).where(mine))).one_or_none()
         self._tell()
@@ -173,6 +200,10 @@ class SqlRuns:
                 await news.wait()
         except TimeoutError:
             return
+
+    async def wake(self, _event: Event) -> None:
+        """Something has changed, here or in another replica."""
+        self._tell()
 
     def _tell(self) -> None:
         """Wake everybody who waits; each later wait gets an event of its own."""

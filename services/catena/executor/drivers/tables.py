@@ -97,6 +97,13 @@ run_calls = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
+run_payloads = sa.Table(
+    "run_payloads",
+    METADATA,
+    sa.Column("run_id", sa.Text, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("reference", sa.Text, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
 outbox_table(METADATA)
 
 
@@ -122,4 +129,14 @@ def _scores_by_tenant(operations: Operations) -> None:
     operations.drop_table("inbox", if_exists=True)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_scores_by_tenant,)
+def _payloads_beside_runs(operations: Operations) -> None:
+    """Large texts of new runs; those of older ones stay where they are."""
+    operations.create_table(
+        "run_payloads",
+        sa.Column("run_id", sa.Text, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("reference", sa.Text, primary_key=True),
+        sa.Column("body", sa.Text, nullable=False),
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_scores_by_tenant, _payloads_beside_runs)

@@ -14,8 +14,10 @@ from catena.executor.core import background
 from catena.executor.core.admission import Errand
 from catena.executor.core.executor import Executor
 from catena.executor.core.predicting import Inquiry
+from catena.executor.core.steps import Pipeline
 from catena.executor.handlers import chat, wire
 from catena.executor.handlers.values import plain, plain_struct
+from catena.executor.handlers.written import read_pipeline
 from catena.kit.errors import Denied, Invalid
 from catena.kit.serve import caller, deadline_s
 from catena.plan.wire import plan_from_proto
@@ -102,7 +104,7 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def PutPipeline(self, request: pb.PutPipelineRequest, context: Context) -> pb.PutPipelineResponse:
         """Validate and store a pipeline."""
-        stored = await self._core.put_pipeline(caller().tenant, wire.pipeline_from(request.pipeline))
+        stored = await self._core.put_pipeline(caller().tenant, pipeline_of(request))
         return pb.PutPipelineResponse(pipeline=wire.pipeline_to(stored))
 
     async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.GetPipelineResponse:
@@ -145,6 +147,13 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
         """Return counts and averages."""
         found = await self._core.archive.figures(caller().tenant, request.pipeline)
         return pb.GetMetricsResponse(pipelines=[wire.figures_to(one) for one in found])
+
+
+def pipeline_of(request: pb.PutPipelineRequest) -> Pipeline:
+    """The pipeline that is to be stored. Raises Invalid (`bad_pipeline`) where none or two are given."""
+    if request.HasField("pipeline") == bool(request.yaml):
+        raise Invalid("give a pipeline either as fields or as yaml", code="bad_pipeline")
+    return read_pipeline(request.yaml) if request.yaml else wire.pipeline_from(request.pipeline)
 
 
 def digest_of(run: pb.RunRequest) -> str:

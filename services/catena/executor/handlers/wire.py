@@ -10,7 +10,7 @@ from catena.api.types.v1 import types_pb2
 from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.catalogue import Kind, Model, Status
 from catena.executor.core.chat import Delta
-from catena.executor.core.events import Finished, Record, RunEvent, StageResult, StageStarted
+from catena.executor.core.events import Finished, Record, RunEvent, Saved, StageResult, StageStarted
 from catena.executor.core.figures import PipelineFigures
 from catena.executor.core.ports import Ask, Ended, Piece
 from catena.executor.core.steps import Pipeline, Predicted, Step
@@ -103,6 +103,19 @@ def finished_to(finished: Finished) -> pb.Finished:
         queries=finished.queries,
         trace=finished.trace,
         lossy=finished.lossy,
+        saved=saved_to(finished.saved),
+    )
+
+
+def saved_to(saved: Saved | None) -> pb.Saved | None:
+    """What a cache spared."""
+    if saved is None:
+        return None
+    return pb.Saved(
+        usage=chat.usage_to(saved.usage),
+        cost_usd=saved.cost_usd,
+        execution_id=saved.execution_id,
+        similarity=saved.similarity,
     )
 
 
@@ -128,6 +141,11 @@ def completed_event(record: Record) -> events_pb2.ExecutionCompleted:
         model=record.model,
         cached=record.cached,
     )
+
+
+def run_submitted_event(run_id: str) -> events_pb2.RunSubmitted:
+    """The event of a background run that waits."""
+    return events_pb2.RunSubmitted(run_id=run_id)
 
 
 def run_finished_event(run_id: str, end: RunEnd) -> events_pb2.RunFinished:
@@ -284,6 +302,7 @@ def predicted_to(predicted: Predicted) -> pb.PredictResponse:
         cost_usd=predicted.cost_usd,
         usage=chat.usage_to(predicted.usage),
         execution_id=predicted.execution_id,
+        saved=saved_to(predicted.saved),
     )
 
 

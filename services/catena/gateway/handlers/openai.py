@@ -398,6 +398,7 @@ def told_json(finished: executor_pb2.Finished, trace: str) -> Json:
         "cost_usd": finished.cost_usd,
         "experiment": {"id": finished.plan.experiment_id, "arm": finished.plan.experiment_arm},
         "cached": finished.cached,
+        "saved_usd": finished.saved.cost_usd,
         "lossy": finished.lossy,
         "queries": list(finished.queries),
         "trace_id": trace,

@@ -100,6 +100,28 @@ class ExecutionCompleted(_message.Message):
 Global___ExecutionCompleted: _TypeAlias = ExecutionCompleted  # noqa: Y015
 
 @_typing.final
+class RunSubmitted(_message.Message):
+    """`executor.run.submitted`: a background run waits to be worked on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Identity of the run."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunSubmitted: _TypeAlias = RunSubmitted  # noqa: Y015
+
+@_typing.final
 class RunFinished(_message.Message):
     """`executor.run.finished`: a background run ended."""
 

@@ -165,6 +165,7 @@ class Finished(_message.Message):
     QUERIES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     LOSSY_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """Identity of the execution, for feedback."""
     cost_usd: _builtins.float
@@ -174,7 +175,9 @@ class Finished(_message.Message):
     model: _builtins.str
     """Model whose words the answer is."""
     cached: _builtins.bool
-    """Whether the answer came from a cache; then usage and cost are 0."""
+    """Whether the answer came from a cache; then usage and cost are what looking it up took, mostly 0, and `saved` tells
+    what it took to make.
+    """
     trace: _builtins.str
     """Search: the reasoning trace, tags included; empty for other shapes."""
     lossy: _builtins.bool
@@ -203,6 +206,10 @@ class Finished(_message.Message):
     def queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Search: what was asked of memory."""
 
+    @_builtins.property
+    def saved(self) -> Global___Saved:
+        """What a cache spared; absent: the answer is new."""
+
     def __init__(
         self,
         *,
@@ -219,14 +226,51 @@ class Finished(_message.Message):
         queries: _abc.Iterable[_builtins.str] | None = ...,
         trace: _builtins.str = ...,
         lossy: _builtins.bool = ...,
+        saved: Global___Saved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "saved", b"saved", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "choices", b"choices", "cost_usd", b"cost_usd", "duration_ms", b"duration_ms", "execution_id", b"execution_id", "lossy", b"lossy", "model", b"model", "plan", b"plan", "queries", b"queries", "scores", b"scores", "stages", b"stages", "trace", b"trace", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "choices", b"choices", "cost_usd", b"cost_usd", "duration_ms", b"duration_ms", "execution_id", b"execution_id", "lossy", b"lossy", "model", b"model", "plan", b"plan", "queries", b"queries", "saved", b"saved", "scores", b"scores", "stages", b"stages", "trace", b"trace", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015
+
+@_typing.final
+class Saved(_message.Message):
+    """What an answer out of a cache took when it was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    cost_usd: _builtins.float
+    """USD over every call."""
+    execution_id: _builtins.str
+    """Execution that made the answer; empty: not known."""
+    similarity: _builtins.float
+    """How alike its question was, as the cosine of their vectors; 0: it was the very same question."""
+    @_builtins.property
+    def usage(self) -> _types_pb2.Usage:
+        """Tokens over every call."""
+
+    def __init__(
+        self,
+        *,
+        usage: _types_pb2.Usage | None = ...,
+        cost_usd: _builtins.float = ...,
+        execution_id: _builtins.str = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "execution_id", b"execution_id", "similarity", b"similarity", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Saved: _TypeAlias = Saved  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):
@@ -655,6 +699,7 @@ class PredictResponse(_message.Message):
     COST_USD_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.float
     """Milliseconds from start to end."""
     cached: _builtins.bool
@@ -675,6 +720,10 @@ class PredictResponse(_message.Message):
     def usage(self) -> _types_pb2.Usage:
         """Tokens over every call."""
 
+    @_builtins.property
+    def saved(self) -> Global___Saved:
+        """What the cache spared; absent: the output is new."""
+
     def __init__(
         self,
         *,
@@ -685,10 +734,11 @@ class PredictResponse(_message.Message):
         cost_usd: _builtins.float = ...,
         usage: _types_pb2.Usage | None = ...,
         execution_id: _builtins.str = ...,
+        saved: Global___Saved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "saved", b"saved", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "cost_usd", b"cost_usd", "duration_ms", b"duration_ms", "execution_id", b"execution_id", "result", b"result", "steps", b"steps", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "cost_usd", b"cost_usd", "duration_ms", b"duration_ms", "execution_id", b"execution_id", "result", b"result", "saved", b"saved", "steps", b"steps", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,7 +827,7 @@ class Step(_message.Message):
     name: _builtins.str
     """Unique within the pipeline."""
     type: _builtins.str
-    """`preprocess`, `transform`, `feature`, `memory`, `model`, `postprocess`, `pipeline` or `batch`."""
+    """`preprocess`, `transform`, `template`, `feature`, `memory`, `model`, `postprocess`, `pipeline` or `batch`."""
     on_error: _builtins.str
     """`fail` (default when empty), `skip` or `default`."""
     timeout_s: _builtins.float
@@ -855,18 +905,22 @@ class PutPipelineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PIPELINE_FIELD_NUMBER: _builtins.int
+    YAML_FIELD_NUMBER: _builtins.int
+    yaml: _builtins.str
+    """The same as YAML: name, description, steps of name, type, config, on_error, default_output, timeout_s; empty: none."""
     @_builtins.property
     def pipeline(self) -> Global___Pipeline:
-        """Its version is ignored."""
+        """Its version is ignored; absent: read it from `yaml`."""
 
     def __init__(
         self,
         *,
         pipeline: Global___Pipeline | None = ...,
+        yaml: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "yaml", b"yaml"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from catena.executor.core.voting import cosine
+
 SHARPNESS = 20.0
 """Cosines of sentences lie close together; the soft maximum is taken over this multiple of them."""
 
@@ -14,15 +16,9 @@ def nearest_label(
     """`label` with `scores` by label (soft maximum of each label's best cosine); examples[i] is one of owners[i]."""
     best: dict[str, float] = {}
     for example, owner in zip(examples, owners, strict=True):
-        best[owner] = max(best.get(owner, -1.0), _cosine(vector, example))
+        best[owner] = max(best.get(owner, -1.0), cosine(vector, example))
     top = max(best.values())
     heat = {label: math.exp(SHARPNESS * (value - top)) for label, value in best.items()}
     total = sum(heat.values())
     scores = {label: value / total for label, value in heat.items()}
     return {"label": max(scores, key=lambda label: scores[label]), "scores": scores}
-
-
-def _cosine(first: Sequence[float], second: Sequence[float]) -> float:
-    dot = sum(a * b for a, b in zip(first, second, strict=True))
-    size = math.sqrt(sum(a * a for a in first) * sum(b * b for b in second))
-    return dot / size if size else 0.0

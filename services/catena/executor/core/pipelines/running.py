@@ -11,11 +11,22 @@ from catena.executor.core.catalogue import Kind
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Score
 from catena.executor.core.driving import drive, look_up
 from catena.executor.core.execution import Execution
+from catena.executor.core.extraction import extract_json
 from catena.executor.core.pipelines import cleaning
 from catena.executor.core.pipelines.nearest import nearest_label
-from catena.executor.core.pipelines.settings import Batch, Clean, Feature, ModelCall, Nested, Recall, Told, Transform
+from catena.executor.core.pipelines.settings import (
+    Batch,
+    Clean,
+    Feature,
+    ModelCall,
+    Nested,
+    Recall,
+    Template,
+    Told,
+    Transform,
+)
 from catena.executor.core.pipelines.soundness import check_depth, read_config
-from catena.executor.core.pipelines.templates import as_text, fill, text
+from catena.executor.core.pipelines.templates import as_text, fill, names, text
 from catena.executor.core.ports import Features, Vectors
 from catena.executor.core.steps import DEFAULT_TIMEOUT_S, Pipeline, Step, StepResult
 from catena.executor.core.strategies import STRATEGIES, Facts
@@ -24,26 +35,33 @@ from catena.kit.errors import CatenaError, Invalid, Late
 from catena.plan.model import Plan
 
 Scope = Mapping[str, Any]
+MANY = 32
+"""Items a call to a model that does not generate: more would make the first ones wait for the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What steps work with.
+    """What steps work with. `render(template, scope)` runs a template in its sandbox.
 
-    `plan_of(shape, model)` gives a model step its plan, `embed(model, texts, truncate)` vectors, and
-    `predict(kind, model, data, parameters)` what a model of that kind makes of data.
-    `path`: the pipelines around this one. `scores`: what was judged on the way.
+    `plan_of(shape, model)` gives a model step its plan, `embed(model, texts, truncate, key)` vectors, and
+    `predict(kind, model, data, parameters, key)` what a model of that kind makes of data; the key names the call in the
+    journal.
+    `path`: the pipelines around this one. `scores`: what was judged on the way. `live`: the words of the last step may
+    go to the client as they come; `streamed` has the decision whose words did.
     """
 
     run: Execution
     facts: Facts
     features: Features
-    embed: Callable[[str, Sequence[str], bool], Awaitable[Vectors]]
-    predict: Callable[[Kind, str, Any, Mapping[str, Any]], Awaitable[Any]]
+    embed: Callable[[str, Sequence[str], bool, str], Awaitable[Vectors]]
+    predict: Callable[[Kind, str, Any, Mapping[str, Any], str], Awaitable[Any]]
+    render: Callable[[str, Scope], Awaitable[str]]
     plan_of: Callable[[str, str], Plan]
     pipeline: Callable[[str, int], Awaitable[Pipeline]]
     path: tuple[str, ...] = ()
     scores: list[Score] = field(default_factory=list)
+    live: bool = False
+    streamed: list[Decision] = field(default_factory=list)
 
 
 async def run_pipeline(
@@ -58,7 +76,8 @@ async def run_pipeline(
     scope: dict[str, Any] = {"data": data, "parameters": dict(parameters), "input": data if start is None else start}
     results: list[StepResult] = []
     for step in pipeline.steps:
-        result = await _step(inside, step, scope, f"{key}{step.name}.")
+        here = replace(inside, live=inside.live and step is pipeline.steps[-1] and step.on_error == "fail")
+        result = await _step(here, step, scope, f"{key}{step.name}.")
         results.append(result)
         scope[step.name] = result.output
         if not (result.error and step.on_error == "skip"):
@@ -100,6 +119,9 @@ async def perform(bench: Bench, told: Told, scope: Scope, key: str) -> Any:
             return value
         case Transform():
             return fill(told.value, scope)
+        case Template():
+            named = {name.replace("-", "_"): value for name, value in scope.items()}
+            return await bench.render(told.template, named)
         case Feature():
             entity = text(told.entity_id, scope)
             return dict(await bench.features.read(told.entity_type, entity, told.group, told.features))
@@ -130,18 +152,18 @@ async def _model(bench: Bench, told: ModelCall, scope: Scope, key: str) -> Any:
     name = text(told.model, scope)
     if told.kind == "embedding":
         value = fill(told.input, scope)
-        vectors = await bench.embed(name, _texts(value), told.truncate)
+        vectors = await bench.embed(name, _texts(value), told.truncate, key)
         return [list(row) for row in vectors.vectors] if isinstance(value, list) else list(vectors.vectors[0])
     if told.kind == "classification" and told.labels:
-        return await _classify(bench, told, name, _texts(fill(told.input, scope)))
+        return await _classify(bench, told, name, _texts(fill(told.input, scope)), key)
     if told.model_type != "chat":
         parameters = {"truncate": told.truncate, "top": told.top, "aggregation": told.aggregation}
-        return await bench.predict(told.model_type, name, fill(told.input, scope), parameters)
+        return await bench.predict(told.model_type, name, fill(told.input, scope), parameters, key)
     decision = await _ask(bench, told, name, scope, key)
     answer = decision.choices[0].text if decision.choices else ""
     if told.expected:
         bench.scores.append(exact(answer, text(told.expected, scope)))
-    return cleaning.extract_json(answer) if told.json_schema is not None else answer
+    return extract_json(answer) if told.json_schema is not None else answer
 
 
 async def _ask(bench: Bench, told: ModelCall, name: str, scope: Scope, key: str) -> Decision:
@@ -151,7 +173,12 @@ async def _ask(bench: Bench, told: ModelCall, name: str, scope: Scope, key: str)
     stages = tuple(replace(stage, name=step if alone else f"{step}/{stage.name}") for stage in plan.stages)
     weights = {f"{step}/{name}": weight for name, weight in plan.settings.weights.items()}
     plan = replace(plan, stages=stages, settings=replace(plan.settings, weights=weights))
-    return await drive(bench.run, STRATEGIES[plan.shape](plan, _request(told, scope), bench.facts), key)
+    # What becomes JSON is not what the client gets.
+    bench.run.streams = bench.live and told.json_schema is None
+    decision = await drive(bench.run, STRATEGIES[plan.shape](plan, _request(told, scope), bench.facts), key)
+    if decision.streamed:
+        bench.streamed.append(decision)
+    return decision
 
 
 def _request(told: ModelCall, scope: Scope) -> ChatRequest:
@@ -166,10 +193,10 @@ def _request(told: ModelCall, scope: Scope) -> ChatRequest:
     return ChatRequest(messages=(*system, *asked), sampling=sampling, json_schema=told.json_schema)
 
 
-async def _classify(bench: Bench, told: ModelCall, name: str, texts: Sequence[str]) -> Any:
+async def _classify(bench: Bench, told: ModelCall, name: str, texts: Sequence[str], key: str) -> Any:
     examples = [example for group in told.labels.values() for example in group]
     owners = [label for label, group in told.labels.items() for _ in group]
-    vectors = (await bench.embed(name, [*examples, *texts], told.truncate)).vectors
+    vectors = (await bench.embed(name, [*examples, *texts], told.truncate, key)).vectors
     found = [nearest_label(vector, vectors[: len(examples)], owners) for vector in vectors[len(examples) :]]
     return found if len(found) > 1 else found[0]
 
@@ -186,17 +213,34 @@ async def _batch(bench: Bench, told: Batch, scope: Scope, key: str) -> list[Any]
     items = fill(told.items, scope)
     if not isinstance(items, list):
         raise Invalid(f"a batch needs a list, got a {type(items).__name__}; set config.items", code="not_a_list")
-    if told.size > 1:
-        items = [items[start : start + told.size] for start in range(0, len(items), told.size)]
     inner = read_config(told.step.type, told.step.config, key)
-    gate = asyncio.Semaphore(told.concurrency)
+    size = told.size if told.size > 1 or not _takes_many(inner, items) else MANY
+    if size > 1:
+        items = [items[start : start + size] for start in range(0, len(items), size)]
+    gate, quiet = asyncio.Semaphore(told.concurrency), replace(bench, live=False)
 
     async def one(place: int, item: Any) -> Any:
         async with gate:
-            return await perform(bench, inner, {**scope, "item": item, "index": place, "input": item}, f"{key}{place}.")
+            seen = {**scope, "item": item, "index": place, "input": item}
+            return await perform(quiet, inner, seen, f"{key}{place}.")
 
     outputs = await all_or_first_error([one(place, item) for place, item in enumerate(items)])
-    return [piece for output in outputs for piece in output] if told.size > 1 else outputs
+    if size == 1:
+        return outputs
+    return [piece for output in outputs for piece in (output if isinstance(output, list) else [output])]
+
+
+def _takes_many(told: Told, items: list[Any]) -> bool:
+    """Whether a model that does not generate is asked for each item as it is: then one call does for many."""
+    if not isinstance(told, ModelCall) or told.model_type == "chat" or told.input not in ("{item}", "{input}"):
+        return False
+    rows = told.kind == "prediction"
+    alone = all(isinstance(item, str | Mapping) or (rows and _is_row(item)) for item in items)
+    return alone and not {"item", "index", "input"} & set(names(told.model))
+
+
+def _is_row(item: Any) -> bool:
+    return isinstance(item, list) and not any(isinstance(value, list | Mapping) for value in item)
 
 
 async def all_or_first_error(work: Sequence[Awaitable[Any]]) -> list[Any]:

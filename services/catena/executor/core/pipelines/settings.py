@@ -25,6 +25,12 @@ class Transform(Told, frozen=True, kw_only=True):
     value: Any
 
 
+class Template(Told, frozen=True, kw_only=True):
+    """template: a text by a Jinja template over `data`, `parameters`, `input` and the steps before, in a sandbox."""
+
+    template: str
+
+
 class Feature(Told, frozen=True, kw_only=True):
     """feature: what is true of an entity now; give `group` or `features`."""
 
@@ -106,6 +112,7 @@ KINDS: Mapping[str, type[Told]] = {
     "preprocess": Clean,
     "postprocess": Clean,
     "transform": Transform,
+    "template": Template,
     "feature": Feature,
     "memory": Recall,
     "model": ModelCall,

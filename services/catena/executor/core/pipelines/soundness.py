@@ -9,7 +9,8 @@ import msgspec
 from catena.executor.core.catalogue import Model, find
 from catena.executor.core.checks import check_schema
 from catena.executor.core.pipelines import cleaning, templates
-from catena.executor.core.pipelines.settings import KINDS, Batch, Clean, Feature, ModelCall, Nested, Told
+from catena.executor.core.pipelines.settings import KINDS, Batch, Clean, Feature, ModelCall, Nested, Template, Told
+from catena.executor.core.ports import Templates
 from catena.executor.core.steps import Pipeline, Step
 from catena.kit.errors import Invalid
 from catena.plan.model import parse_shape
@@ -47,6 +48,25 @@ def nested_in(pipeline: Pipeline) -> list[tuple[str, int]]:
     return found
 
 
+async def check_templates(pipeline: Pipeline, sandbox: Templates) -> None:
+    """Raise Invalid (`bad_pipeline`) for a template that is none, or that needs what no earlier step gives."""
+    known = set(GIVEN)
+    for step in pipeline.steps:
+        told, there = read_config(step.type, step.config, step.name), known
+        if isinstance(told, Batch):
+            told, there = read_config(told.step.type, told.step.config, step.name), known | PER_ITEM
+        if isinstance(told, Template):
+            try:
+                needs = await sandbox.names(told.template)
+            except Invalid as error:
+                raise _bad(f"step {step.name!r}: {error.message}") from error
+            missing = sorted(needs - {name.replace("-", "_") for name in there})
+            if missing:
+                says = ", ".join(sorted(there))
+                raise _bad(f"step {step.name!r} uses {missing[0]!r}, which no earlier step gives; there is {says}")
+        known.add(step.name)
+
+
 def read_config(kind: str, config: Mapping[str, Any], where: str) -> Told:
     """The settings of a step. Raises Invalid (`bad_pipeline`) with the path of what is wrong."""
     if kind not in KINDS:
@@ -74,7 +94,8 @@ def _check_config(
     kind: str, config: Mapping[str, Any], where: str, known: set[str], models: Mapping[str, Model]
 ) -> None:
     told = read_config(kind, config, where)
-    own = {key: value for key, value in config.items() if key not in ("step", "json_schema", "labels", "format")}
+    foreign = ("step", "json_schema", "labels", "format", "template")
+    own = {key: value for key, value in config.items() if key not in foreign}
     if isinstance(told, Clean):
         own.pop("operations", None)
         for operation in told.operations:

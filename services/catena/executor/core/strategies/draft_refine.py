@@ -3,20 +3,27 @@
 from catena.executor.core.actions import Call, Result, Strategy, decided
 from catena.executor.core.chat import ChatRequest
 from catena.executor.core.normal import normal_choice
-from catena.executor.core.prompts import for_stage, plain, with_draft
+from catena.executor.core.prompts import drafting, for_stage, spoken, with_draft
 from catena.executor.core.strategies.facts import Facts
 from catena.plan.model import Plan, Role
 
 
 def draft_refine(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
-    """The refined answer, streamed. Agreement: the draft left as it was counts 1, a changed one half (1 of 2)."""
-    drafting, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
-    draft: Result = yield Call(stage=drafting, request=for_stage(plain(request), drafting))
-    if draft.error is not None:
-        if not drafting.optional:
-            draft.must()
+    """The refined answer, streamed. Agreement: the draft left as it was counts 1, a changed one half (1 of 2).
+
+    A draft may name the tools that it would use. Without one - the drafter failed and is optional, said nothing, or
+    cannot take the request's images or tools - the main model answers by itself.
+    """
+    drafter, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
+    draft = Result()
+    if facts.able(drafter.model, request):
+        draft = yield Call(stage=drafter, request=for_stage(drafting(request), drafter))
+    if draft.error is not None and not drafter.optional:
+        draft.must()
+    said = spoken(draft.choices[0]) if draft.choices else ""
+    if not said:
         return decided((yield Call(stage=main, request=for_stage(request, main), stream=True)))
-    asked = with_draft(request, draft.text)
+    asked = with_draft(request, said)
     refined: Result = yield Call(stage=main, request=for_stage(asked, main), stream=True)
     return decided(refined, agreement=agreement(draft, refined))
 

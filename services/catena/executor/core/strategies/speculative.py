@@ -1,4 +1,8 @@
-"""A cheap model runs ahead, the strong one verifies: without loss where both are local, else by patching a draft."""
+"""A cheap model runs ahead, the strong one verifies.
+
+Without loss where both are local (token by token, in the engine), or where the strong one's server scores prompts and
+the answer is greedy (a whole draft at once); else by patching the draft's lines, which is labelled lossy.
+"""
 
 import re
 from dataclasses import replace
@@ -23,17 +27,14 @@ def speculative(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
     Requests with tools, a constraint or several answers cannot be patched by lines: the main model answers them.
     """
     draft, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
+    alone = Call(stage=main, request=for_stage(request, main), stream=True)
     if facts.may_draft(draft.model, main.model):
-        ask = Call(
-            stage=main,
-            request=for_stage(request, main),
-            stream=True,
-            draft=draft,
-            draft_tokens=plan.settings.draft_tokens,
-        )
-        return decided((yield ask))
-    if request.tools or request.constrained or request.sampling.n > 1:
-        return decided((yield Call(stage=main, request=for_stage(request, main), stream=True)))
+        return decided((yield replace(alone, draft=draft, draft_tokens=plan.settings.draft_tokens)))
+    if request.tools or request.constrained or request.sampling.n > 1 or not facts.able(draft.model, request):
+        return decided((yield alone))
+    if facts.verifies(main.model) and alone.request.greedy:
+        first: Result = yield Call(stage=draft, request=for_stage(plain(request), draft))
+        return decided((yield replace(alone, drafted=first.text)))
     return (yield from _patched(plan, request, draft, main))
 
 

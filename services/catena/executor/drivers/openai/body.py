@@ -33,6 +33,9 @@ def chat_body(ask: Ask, *, stream: bool, constrain: Constrain | None = None) -> 
         body["prompt"] = request.prompt
     else:
         body["messages"] = [_message(turn) for turn in request.messages]
+        if request.begun:
+            body["messages"].append({"role": "assistant", "content": request.begun})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         body |= _tools(request)
     body |= _sampling(request.sampling, raw=bool(request.prompt))
     body |= (constrain or _constraint)(request)

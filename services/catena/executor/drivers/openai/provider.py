@@ -70,6 +70,12 @@ class OpenAiProvider:
         tokens = told.usage.prompt_tokens if told.usage else 0
         return Vectors(vectors=rows, usage=Usage(input_tokens=tokens))
 
+    async def post(self, model: Model, verb: str, body: dict[str, Any], timeout_s: float) -> bytes:
+        """What the model's server answers, whole. Raises as `generate` does."""
+        post = self._post(model, verb, body, timeout_s)
+        async with self._door.posted(post) as response:
+            return await whole_body(response, post.server)
+
     def _post(self, model: Model, verb: str, body: Any, timeout_s: float) -> Post:
         return Post(
             server=server_of(model, self._default_url),
