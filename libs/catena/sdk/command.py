@@ -17,6 +17,7 @@ from catena.sdk.commands import (
     jobs,
     memory,
     models,
+    pipelines,
     predict,
     registries,
     route,
@@ -56,6 +57,7 @@ app.command("up")(up.up)
 app.command("serve")(up.serve)
 app.command("chat")(chat.chat)
 app.command("predict")(predict.predict)
+app.add_typer(pipelines.app, name="pipelines")
 app.command("events")(events.events)
 app.command("trace")(trace.trace)
 adapters.app.command("convert")(formats.convert)

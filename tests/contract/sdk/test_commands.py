@@ -53,6 +53,13 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
     async def ListModels(self, request, context):
         return executor_pb2.ListModelsResponse(models=[executor_pb2.Model(name=caller().tenant)])
 
+    async def ListPipelines(self, request, context):
+        steps = [executor_pb2.Step(type="preprocess"), executor_pb2.Step(type="model")]
+        return executor_pb2.ListPipelinesResponse(pipelines=[executor_pb2.Pipeline(name=caller().tenant, steps=steps)])
+
+    async def PutPipeline(self, request, context):
+        return executor_pb2.PutPipelineResponse(pipeline=executor_pb2.Pipeline(name=request.yaml, version=3))
+
 
 class Features(features_pb2_grpc.FeaturesServiceServicer):
     async def Get(self, request, context):
@@ -118,6 +125,7 @@ async def typed(home: Path, *words: str) -> object:
         (("jobs", "list"), "job"),
         (("jobs", "watch", "j"), "reason"),
         (("models",), "model"),
+        (("pipelines", "list"), "name"),
     ],
 )
 async def test_commands_ask_as_the_development_keys_tenant_unless_another_is_named(home, words, where):
@@ -157,3 +165,9 @@ async def test_the_tiers_of_memory_are_told_with_their_budgets(home):
     (resident,) = await typed(home, "adapters", "resident")
     assert (resident["adapter"], resident["tier"]) == ("large@code:1", "host")
     assert "device 2.0 KiB of 4.0 KiB, disk 1.0 MiB" in " ".join((await printed(home, "adapters", "resident")).split())
+
+
+async def test_a_pipeline_is_stored_as_it_is_written(home):
+    (home / "tidy.yaml").write_text("name: tidy")
+    told = await typed(home, "pipelines", "put", str(home / "tidy.yaml"))
+    assert told == [{"name": "name: tidy", "version": 3}]
