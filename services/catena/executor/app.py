@@ -21,6 +21,7 @@ from catena.executor.core.parts import Parts, Settings
 from catena.executor.core.pipelines.examples import EXAMPLES
 from catena.executor.core.ports import Provider
 from catena.executor.core.routes import Routes
+from catena.executor.core.steady import Care, SteadyEmbedding, SteadyPredictor
 from catena.executor.core.verifiers import VERIFIERS
 from catena.executor.drivers.anthropic import AnthropicProvider
 from catena.executor.drivers.cache import Bounds, LruCache, MeaningCache
@@ -74,6 +75,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
         outside |= load_providers()
+        embed, predict = able(outside, "embed"), able(outside, "predict")
+        care = Care(routes=routes(config), attempts=config.attempts, world=world)
         providers: dict[str, Provider] = {"local": local, **outside}
         names = [model.name for model in house.models if model.provider == LOCAL]
         encoders = LocalEncoders(adapters, bases=names, house=embedding)
@@ -93,8 +96,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
                 name: Observed(provider, agent_types=house.telemetry.agent_types)
                 for name, provider in providers.items()
             },
-            embeddings={"local": encoders, **able(outside, "embed")},
-            predictors={"local": encoders, **able(outside, "predict")},
+            embeddings={"local": encoders, **{name: SteadyEmbedding(one, care) for name, one in embed.items()}},
+            predictors={"local": encoders, **{name: SteadyPredictor(one, care) for name, one in predict.items()}},
             memory=RemoteMemory(memory, timeout_s=config.lookup_timeout_s),
             features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
             pipelines=pipelines,
@@ -105,7 +108,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             world=world,
             settings=settings(config),
             shapes=read_shapes(house.pipelines),
-            routes=routes(config),
+            routes=care.routes,
         )
         runs = SqlRuns(chassis.store, chassis.outbox, records, world, events=OF_RUNS)
         chassis.watch(["executor.run.*"], runs.wake)

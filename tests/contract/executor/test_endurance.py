@@ -1,4 +1,4 @@
-"""The executor under load, cancelled, and killed: what must stay flat, go fast, and not be done twice."""
+"""The whole room under load, faults, cancelled, and killed: what must stay flat, go fast, and not be done twice."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.executor.v1 import executor_pb2_grpc
 from catena.executor.config import CacheConfig
 from catena.kit.chassis import service_token
-from catena.kit.config import House, ModelConfig, RateConfig
+from catena.kit.config import House, ModelConfig, PriceConfig, RateConfig
 from catena.kit.dial import dial
 from catena.kit.errors import CatenaError
 from catena.kit.testing import eventually
@@ -63,6 +63,16 @@ async def test_a_client_that_leaves_reaches_the_model_within_fifty_milliseconds(
             await asyncio.wait_for(server.left.wait(), 30)
             took_ms.append((time.perf_counter() - started) * 1000)
     assert sorted(took_ms)[2] < 50, took_ms
+
+
+async def test_embeddings_of_outside_models_are_tried_again_and_priced(tmp_path: Path) -> None:
+    async with upstream("broken", "well") as server:
+        vectors = outside(server, "vectors", type="embedding", price=PriceConfig(input=2.0))
+        async with around(tmp_path, house=house_at(tmp_path, models=[vectors])) as room:
+            told = await room.stub.Embed(pb.EmbedRequest(model="vectors", texts=["a", "abc"]))
+    assert [vector.values[0] for vector in told.vectors] == [1.0, 3.0]
+    assert told.usage.input_tokens == 5
+    assert len(server.bodies) == 2
 
 
 @asynccontextmanager

@@ -65,8 +65,7 @@ class Upstream:
             told = self.dialect.refusal(400, "context_length_exceeded", self.dialect.too_long)
             return web.json_response(told, status=400)
         if how in REFUSALS:
-            status, headers, code, message = REFUSALS[how]
-            return web.json_response(self.dialect.refusal(status, code, message), status=status, headers=headers)
+            return self._refused(how)
         if how == "reset":
             request.transport.abort()
             return web.Response()
@@ -75,6 +74,10 @@ class Upstream:
         if how == "whole":
             return web.json_response(self.dialect.whole())
         return await self._stream(request, how)
+
+    def _refused(self, how: str) -> web.Response:
+        status, headers, code, message = REFUSALS[how]
+        return web.json_response(self.dialect.refusal(status, code, message), status=status, headers=headers)
 
     async def _wait(self, seconds: float = 30.0) -> None:
         try:
@@ -133,6 +136,10 @@ class Upstream:
 
     async def embeddings(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
+        self.bodies.append(body)
+        how = self.next()
+        if how in REFUSALS:
+            return self._refused(how)
         rows = [{"index": place, "embedding": [float(len(text)), 1.0]} for place, text in enumerate(body["input"])]
         return web.json_response({"data": rows[::-1], "usage": {"prompt_tokens": 5}})
 

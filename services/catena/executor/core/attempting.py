@@ -18,7 +18,7 @@ from catena.executor.core.ports import Ask
 from catena.executor.core.racing import Race
 from catena.executor.core.routes import Route
 from catena.executor.core.seams import Seam
-from catena.executor.core.throttle import Throttle
+from catena.executor.core.turns import turn
 from catena.kit.errors import CatenaError, Invalid, Late, Unavailable
 
 
@@ -139,34 +139,13 @@ async def _listen(
         return
     clock = run.world.clock
     heard.admitted(route, route.admit(clock.monotonic()))
-    throttle = route.throttle
-    booked = run.paces.guess(model.name, chars_in=tried.asked.request.chars, chars_out=0).input_tokens
-    wait_s = throttle.book(model.name, booked, clock.monotonic(), tried.due_s - clock.monotonic())
-    try:
-        await _take_turn(run, throttle, wait_s)
+    tokens = run.paces.guess(model.name, chars_in=tried.asked.request.chars, chars_out=0).input_tokens
+    async with turn(route, tokens, tried.due_s - clock.monotonic(), clock=clock, sleep=run.sleep) as mine:
+        mine.asked = True
         try:
             await _hear(run, tried, model, heard, race)
         finally:
-            if throttle.places is not None:
-                throttle.places.release()
-    finally:
-        used = heard.ended.usage if heard.ended else None
-        if not heard.asked_s:
-            throttle.give_back(booked)
-        elif used is not None:
-            throttle.settle(booked, used.input_tokens + used.output_tokens)
-
-
-async def _take_turn(run: Execution, throttle: Throttle, wait_s: float) -> None:
-    """Wait for the booked time and a free place, which is held on return."""
-    throttle.waiting += 1
-    try:
-        if wait_s > 0:
-            await run.sleep(wait_s)
-        if throttle.places is not None:
-            await throttle.places.acquire()
-    finally:
-        throttle.waiting -= 1
+            mine.used = heard.ended.usage if heard.ended else None
 
 
 async def _hear(run: Execution, tried: Attempt, model: Model, heard: Heard, race: Race | None) -> None:

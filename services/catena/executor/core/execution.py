@@ -11,11 +11,11 @@ from catena.executor.core.estimates import Paces
 from catena.executor.core.events import RunEvent, StageResult
 from catena.executor.core.ports import Journal, Memory, Provider
 from catena.executor.core.routes import Routes
+from catena.executor.core.turns import Sleep
 from catena.kit.clock import World
 from catena.kit.errors import Late
 
 Emit = Callable[[RunEvent], Awaitable[None]]
-Sleep = Callable[[float], Awaitable[None]]
 Embedder = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 

@@ -8,7 +8,6 @@ from catena.executor.core.attempts import Limits
 from catena.executor.core.catalogue import Model, find, may_draft
 from catena.executor.core.chat import ChatRequest
 from catena.executor.core.estimates import Paces
-from catena.executor.core.execution import Sleep
 from catena.executor.core.ports import (
     Cache,
     Catalogue,
@@ -25,6 +24,7 @@ from catena.executor.core.ports import (
 )
 from catena.executor.core.routes import Routes
 from catena.executor.core.strategies import STRATEGIES, Facts, StrategyMaker
+from catena.executor.core.turns import Sleep
 from catena.executor.core.verifiers import VERIFIERS
 from catena.kit.clock import World
 from catena.kit.errors import Missing

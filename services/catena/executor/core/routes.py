@@ -19,6 +19,8 @@ log = structlog.get_logger()
 LATE_COUNTS_S = 2.0
 """A model that had less time than this to speak is not to blame for being late."""
 BLAMELESS = frozenset({"provider_key_refused", "no_provider", "model_disabled", "circuit_open"})
+OURS = frozenset({"upstream_rate", "upstream_queue_full", "circuit_open"})
+"""Errors that we made up ourselves; the provider asked for no rest."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +57,8 @@ class Route:
             log.warning("circuit opened", model=self.model, code=self.last_code)
         elif before != "closed" and after == "closed":
             log.info("circuit closed", model=self.model)
-        if isinstance(error, Exhausted | Unavailable) and error.retry_after_s > 0:
+        ours = error is not None and error.code in OURS
+        if isinstance(error, Exhausted | Unavailable) and error.retry_after_s > 0 and not ours:
             self.throttle.rest(error.retry_after_s, now_s)
 
 
