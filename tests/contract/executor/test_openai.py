@@ -13,6 +13,7 @@ from catena.executor.core.chat import ChatRequest, Delta, Image, Message, Sampli
 from catena.executor.core.ports import Ask, Ended
 from catena.executor.drivers.http import Door, open_session
 from catena.executor.drivers.openai import OpenAiProvider
+from catena.executor.drivers.openai.body import chat_body
 from catena.kit.clock import SystemClock
 from catena.kit.errors import CatenaError, Exhausted, Invalid, Late, Unavailable
 from tests.contract.executor.dialects import sse
@@ -233,3 +234,20 @@ async def test_what_comes_after_an_answers_end_is_no_part_of_it() -> None:
         deltas, _ = await heard(far, model)
     assert gather(deltas)[0].text == "Hello from afar"
     assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "prompt", "name"),
+    [
+        ("", "", "max_completion_tokens"),
+        ("https://api.openai.com/v1", "", "max_completion_tokens"),
+        ("https://api.openai.com/v1", "once", "max_tokens"),
+        ("https://api.openai.com.example.org/v1", "", "max_tokens"),
+    ],
+)
+def test_openais_own_service_is_told_the_limit_by_its_new_name(base_url: str, prompt: str, name: str) -> None:
+    turns = () if prompt else (Message(role="user", content="hi"),)
+    asked = ChatRequest(messages=turns, prompt=prompt, sampling=Sampling(max_tokens=5))
+    model = Model(name="far", provider="openai", base_url=base_url)
+    body = chat_body(Ask(model=model, request=asked, timeout_s=1.0), stream=True)
+    assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 5}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import ChatRequest, Message, Sampling, Tool
 from catena.executor.core.ports import Ask
 from catena.kit.errors import Invalid
@@ -22,8 +23,8 @@ def chat_body(ask: Ask, *, stream: bool, constrain: Constrain | None = None) -> 
     Raises Invalid (`sampling_unsupported`) for what OpenAI's own service does not know; other servers answer for
     themselves.
     """
-    request = ask.request
-    if not ask.model.base_url and (request.sampling.ignore_eos or request.sampling.min_tokens):
+    request, own = ask.request, _openais_own(ask.model)
+    if own and (request.sampling.ignore_eos or request.sampling.min_tokens):
         raise Invalid(
             f"{ask.model.name} ends its answers itself; ask it without ignore_eos and min_tokens",
             code="sampling_unsupported",
@@ -39,9 +40,16 @@ def chat_body(ask: Ask, *, stream: bool, constrain: Constrain | None = None) -> 
         body |= _tools(request)
     body |= _sampling(request.sampling, raw=bool(request.prompt))
     body |= (constrain or _constraint)(request)
+    if own and not request.prompt and "max_tokens" in body:
+        # Its reasoning models refuse the old name; other servers may not know the new one.
+        body["max_completion_tokens"] = body.pop("max_tokens")
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body
+
+
+def _openais_own(model: Model) -> bool:
+    return model.provider == "openai" and (not model.base_url or "//api.openai.com/" in f"{model.base_url}/")
 
 
 def _constraint(request: ChatRequest) -> dict[str, Any]:
