@@ -114,6 +114,7 @@ def test_a_request_goes_only_to_models_that_understand_it() -> None:
         (Late("x"), 5.0, "failed"),
         (Late("x"), 0.5, "untold"),
         (Invalid("x"), 0.1, "well"),
+        (Invalid("x", code="cost_cap"), 0.1, "untold"),
         (Exhausted("x"), 0.1, "untold"),
         (Unavailable("x", code="provider_key_refused"), 0.1, "untold"),
     ],

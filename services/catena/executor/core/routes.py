@@ -18,7 +18,13 @@ log = structlog.get_logger()
 
 LATE_COUNTS_S = 2.0
 """A model that had less time than this to speak is not to blame for being late."""
-BLAMELESS = frozenset({"provider_key_refused", "no_provider", "model_disabled", "circuit_open"})
+UNTOLD = frozenset(
+    {
+        *("provider_key_refused", "no_provider", "model_disabled", "circuit_open"),
+        *("cost_cap", "sampling_unsupported", "bad_tool_call", "bad_image"),
+    }
+)
+"""Errors of ours, and those raised before the model was asked: they say nothing about it."""
 OURS = frozenset({"upstream_rate", "upstream_queue_full", "circuit_open"})
 """Errors that we made up ourselves; the provider asked for no rest."""
 
@@ -64,11 +70,11 @@ class Route:
 
 def verdict_of(error: CatenaError | None, waited_s: float) -> Verdict:
     """What a call's end says about the model: one that refuses a request for good reasons is well."""
+    if isinstance(error, Exhausted) or (error is not None and error.code in UNTOLD):
+        return "untold"
     if isinstance(error, Late):
         return "failed" if waited_s >= LATE_COUNTS_S else "untold"
-    if isinstance(error, Unavailable):
-        return "untold" if error.code in BLAMELESS else "failed"
-    return "untold" if isinstance(error, Exhausted) else "well"
+    return "failed" if isinstance(error, Unavailable) else "well"
 
 
 @dataclass(slots=True, kw_only=True)
