@@ -88,8 +88,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         templates = await stack.enter_async_context(aclosing(SandboxedTemplates()))
         pipelines = SqlPipelines(chassis.store, world.clock)
         await pipelines.seed(EXAMPLES if config.examples else ())
-        memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
-        features = features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features"))
+        memory, features = await _lookups(chassis, config.lookup_timeout_s)
         parts = Parts(
             catalogue=catalogue,
             providers={
@@ -98,8 +97,8 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             },
             embeddings={"local": encoders, **{name: SteadyEmbedding(one, care) for name, one in embed.items()}},
             predictors={"local": encoders, **{name: SteadyPredictor(one, care) for name, one in predict.items()}},
-            memory=RemoteMemory(memory, timeout_s=config.lookup_timeout_s),
-            features=RemoteFeatures(features, plain=plain, timeout_s=config.lookup_timeout_s),
+            memory=memory,
+            features=features,
             pipelines=pipelines,
             records=records,
             templates=templates,
@@ -122,6 +121,12 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             lambda server: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(handlers, server), names=[SERVICE]
         ):
             yield
+
+
+async def _lookups(chassis: Chassis, timeout_s: float) -> tuple[RemoteMemory, RemoteFeatures]:
+    memory = memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory"))
+    features = features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features"))
+    return RemoteMemory(memory, timeout_s=timeout_s), RemoteFeatures(features, plain=plain, timeout_s=timeout_s)
 
 
 def outside_providers(door: Door, clock: Clock) -> dict[str, Provider]:

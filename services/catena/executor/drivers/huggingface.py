@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import httpx2
 import msgspec
 from huggingface_hub import AsyncInferenceClient
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
 from catena.executor.core.catalogue import Model
 from catena.executor.core.chat import NOTHING_USED
@@ -94,12 +94,15 @@ class HuggingFaceProvider:
         match error:
             case CatenaError():
                 return error
+            case OfflineModeIsEnabled():
+                told = f"{model.name} may not be asked, since HF_HUB_OFFLINE is set; set it to 0 for this room"
+                return Unavailable(told, code="provider_offline")
             case InferenceTimeoutError() | httpx2.TimeoutException():
                 return Late(f"{server} did not answer in time", code="provider_timeout")
             case HfHubHTTPError():
-                told = error.response
-                headers, now_s = dict(told.headers), self._clock.now()
-                return refusal(told.status_code, headers, told.content, server=server, now_s=now_s)
+                answer = error.response
+                headers, now_s = dict(answer.headers), self._clock.now()
+                return refusal(answer.status_code, headers, answer.content, server=server, now_s=now_s)
             case httpx2.HTTPError():
                 return Unavailable(f"{server} does not answer: {type(error).__name__}", code="provider_gone")
             case ValueError() | KeyError() | TypeError():
@@ -107,7 +110,15 @@ class HuggingFaceProvider:
         raise error
 
 
-FAILURES = (InferenceTimeoutError, HfHubHTTPError, httpx2.HTTPError, ValueError, KeyError, TypeError)
+FAILURES = (
+    OfflineModeIsEnabled,
+    InferenceTimeoutError,
+    HfHubHTTPError,
+    httpx2.HTTPError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 
 
 class Wanted(msgspec.Struct):
