@@ -7,7 +7,7 @@ from functools import partial
 
 from catena.api.adapters.v1 import adapters_pb2_grpc
 from catena.api.events.v1 import events_pb2
-from catena.api.executor.v1 import executor_pb2_grpc
+from catena.api.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from catena.api.features.v1 import features_pb2_grpc
 from catena.api.memory.v1 import memory_pb2_grpc
 from catena.executor.config import ExecutorConfig
@@ -70,16 +70,16 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache, semantic = caches(config, world.clock)
         session = await stack.enter_async_context(open_session(connections=config.connections))
-        outside = outside_providers(Door(session, secret=secret, clock=world.clock), world.clock)
+        door = Door(session, secret=secret, clock=world.clock)
+        outside = {**outside_providers(door, world.clock), **load_providers()}
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())
         stack.callback(embedding.close)
-        outside |= load_providers()
         embed, predict = able(outside, "embed"), able(outside, "predict")
         care = Care(routes=routes(config), attempts=config.attempts, world=world)
         providers: dict[str, Provider] = {"local": local, **outside}
-        names = [model.name for model in house.models if model.provider == LOCAL]
-        encoders = LocalEncoders(adapters, bases=names, house=embedding)
+        bases = [model.name for model in house.models if model.provider == LOCAL]
+        encoders = LocalEncoders(adapters, bases=bases, house=embedding)
         problem = partial(problem_of, providers=providers.keys(), secret=secret)
         catalogue = SqlCatalogue(
             chassis.store, lambda: list_served(adapters), lambda model, bases: problem(model, bases=bases), world.clock
@@ -117,9 +117,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         chassis.background(follow_models(house, lambda models: catalogue.seed(seeds(models, config))), "models")
         stack.push_async_callback(_ended, asyncio.create_task(work_off(parts, runs, pace(config))))
         handlers = ExecutorHandlers(core)
-        async with chassis.serve(
-            lambda server: executor_pb2_grpc.add_ExecutorServiceServicer_to_server(handlers, server), names=[SERVICE]
-        ):
+        async with chassis.serve(partial(add_ExecutorServiceServicer_to_server, handlers), names=[SERVICE]):
             yield
 
 
