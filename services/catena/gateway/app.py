@@ -17,12 +17,17 @@ from catena.gateway.config import GatewayConfig
 from catena.gateway.core.figures import Board
 from catena.gateway.core.keys import Gateway
 from catena.gateway.drivers.exported import export
-from catena.gateway.drivers.keys import METADATA, MIGRATIONS, RUNS, KeyStore, development_secret, first_key
+from catena.gateway.drivers.keys import KeyStore, development_secret, first_key
+from catena.gateway.drivers.posting import open_posting
+from catena.gateway.drivers.tables import METADATA, MIGRATIONS, RUNS
 from catena.gateway.drivers.web import open_web
+from catena.gateway.drivers.webhooks import WebhookStore
 from catena.gateway.handlers.asking import Asking, Baseline
+from catena.gateway.handlers.background import RunRoutes
 from catena.gateway.handlers.exchange import Reader
 from catena.gateway.handlers.grpc import GatewayHandlers, by_key
 from catena.gateway.handlers.http import Front
+from catena.gateway.handlers.images import Images
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.lora_names import LoraNames
@@ -33,6 +38,7 @@ from catena.gateway.handlers.passage import Passage, ways
 from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.gateway.handlers.tiers import Tiers
+from catena.gateway.handlers.webhooks import DURABLE, Webhooks
 from catena.kit.chassis import Chassis, open_chassis
 from catena.kit.clock import World
 from catena.kit.config import House, ModelConfig
@@ -45,7 +51,11 @@ SERVICE = "catena.api.gateway.v1.GatewayService"
 @asynccontextmanager
 async def open_gateway(house: House, config: GatewayConfig, world: World) -> AsyncIterator[None]:
     """Serve HTTP at `config.port` and GatewayService at the room's address until the block ends."""
-    async with open_chassis("gateway", house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis:
+    hooks = config.webhooks
+    async with (
+        open_posting(hooks.private_networks, hooks.timeout_s) as post,
+        open_chassis("gateway", house, world, metadata=METADATA, migrations=MIGRATIONS) as chassis,
+    ):
         keys = KeyStore(chassis.store, chassis.outbox)
         gateway = await _known(keys, house, config.admin_key, world)
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
@@ -54,6 +64,9 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         _keep_up(chassis, config, keys, asking)
         export(asking.figures.whole, world.clock)
         reader = Reader(max_bytes=config.max_body_bytes)
+        webhooks = Webhooks(kept=WebhookStore(chassis.store, world.clock), post=post, world=world, config=hooks)
+        chassis.consume(DURABLE, [FINISHED], webhooks.hear, in_flight=16)
+        chassis.background(webhooks.run(), "webhooks")
         front = Front(
             asking=asking,
             models=ModelList(executor=asking.executor, names=names),
@@ -66,6 +79,7 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
                 ),
                 reader=reader,
             ),
+            runs=RunRoutes(asking=asking, reader=reader, webhooks=webhooks),
             keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
             lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=names, reader=reader),
             tiers=Tiers(adapters),
@@ -115,6 +129,7 @@ async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway, nam
         owing=Owing(executor=executor),
         learner=learner_pb2_grpc.LearnerServiceStub(await chassis.dial("learner")),
         names=names,
+        images=Images(most=config.max_images, most_bytes=config.max_image_bytes),
         timeout_s=config.timeout_s,
         baseline=baseline(chassis.house.models, config.baseline_model),
     )

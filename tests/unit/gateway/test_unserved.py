@@ -1,4 +1,4 @@
-"""What vLLM serves and Catena does not is refused by name."""
+"""What OpenAI or vLLM serves and Catena does not is refused by name."""
 
 from typing import Any
 
@@ -25,6 +25,10 @@ def chat(**more: Any) -> ChatBody:
         ("bad_words", ["no"], "logit_bias"),
         ("allowed_token_ids", [1, 2], "logit_bias"),
         ("prompt_logprobs", 0, "logprobs"),
+        ("functions", [{"name": "f"}], "`tools`"),
+        ("function_call", "auto", "tool_choice"),
+        ("web_search_options", {}, "search"),
+        ("modalities", ["text", "audio"], "text"),
     ],
 )
 def test_a_parameter_that_would_alter_the_answer_is_refused_with_its_cure(name: str, value: Any, cure: str) -> None:

@@ -4,49 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic.operations import Operations
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.api.events.v1 import events_pb2
 from catena.gateway.core.keys import Key, digest_of, new_secret
+from catena.gateway.drivers.tables import KEYS, RUNS, SPENDING
 from catena.kit.caller import DEVELOPER
 from catena.kit.chassis import make_once
 from catena.kit.clock import World
-from catena.kit.outbox import Outbox, inbox_table, once, outbox_table
-from catena.kit.store import Migration, Store, upsert
-
-METADATA = sa.MetaData()
-outbox_table(METADATA)
-INBOX = inbox_table(METADATA)
-RUNS = "gateway-runs"
-"""Who hears of background runs that ended, to charge for them."""
-KEYS = sa.Table(
-    "api_keys",
-    METADATA,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("digest", sa.String, nullable=False, unique=True),
-    sa.Column("tenant", sa.String, nullable=False),
-    sa.Column("role", sa.String, nullable=False),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("budget_usd", sa.Float, nullable=False),
-    sa.Column("requests_per_minute", sa.Integer, nullable=False),
-    sa.Column("tokens_per_minute", sa.Integer, nullable=False),
-    sa.Column("active", sa.Boolean, nullable=False),
-    sa.Column("created_s", sa.Float, nullable=False),
-)
-SPENDING = sa.Table(
-    "spending",
-    METADATA,
-    sa.Column("key_id", sa.String, primary_key=True),
-    sa.Column("spent_usd", sa.Float, nullable=False),
-)
-
-
-def _add_inbox(operations: Operations) -> None:
-    INBOX.create(operations.get_bind())
-
-
-MIGRATIONS: tuple[Migration, ...] = (_add_inbox,)
+from catena.kit.outbox import Outbox, once
+from catena.kit.store import Store, upsert
 
 
 class KeyStore:

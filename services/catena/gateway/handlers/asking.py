@@ -16,6 +16,7 @@ from catena.gateway.core.choice import AUTO, Choice, cap, objective
 from catena.gateway.core.figures import Board, Outcome
 from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.bill import Bill, answering, main_usage, predicted
+from catena.gateway.handlers.images import Images
 from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.openai import shape_name
 from catena.gateway.handlers.owing import RECORDED_WITHIN_S, Owing, recorded
@@ -66,11 +67,13 @@ class Asking:
     learner: "learner_pb2_grpc.LearnerServiceAsyncStub"
     names: LoraNames
     owing: Owing
+    images: Images
     timeout_s: float
     baseline: Baseline = field(default=lambda usage: 0.0)
 
     async def plan(self, question: Question) -> types_pb2.Plan:
-        """The plan to run; the router is asked only where it has a say."""
+        """The plan to run; the router is asked only where it has a say. Raises Invalid for images past the limits."""
+        self.images.check(question.request)
         choice = question.choice
         choice = replace(choice, model=await self.names.meaning(question.key.tenant, choice.model))
         if choice.pipeline:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from opentelemetry.trace import Span
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,11 +20,10 @@ from starlette.routing import Route
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.learner.v1 import learner_pb2
-from catena.api.types.v1 import types_pb2
-from catena.gateway.core.choice import choose
 from catena.gateway.core.keys import Key
 from catena.gateway.handlers import openai, sse
-from catena.gateway.handlers.asking import Asking, Question, check_context, deepest
+from catena.gateway.handlers.asking import Asking, check_context, deepest
+from catena.gateway.handlers.background import RunRoutes
 from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
 from catena.gateway.handlers.in_turn import in_turn
@@ -32,6 +32,7 @@ from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.gateway.handlers.presence import while_there
+from catena.gateway.handlers.questions import questions_of
 from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.tiers import Tiers
 from catena.kit.caller import Caller, as_caller
@@ -74,6 +75,7 @@ class Front:
     reader: Reader
     models: ModelList
     passage: Passage
+    runs: RunRoutes
     keys: KeyRoutes
     lora: LoraRoutes
     tiers: Tiers
@@ -86,7 +88,8 @@ class Front:
         routes = [
             Route("/v1/chat/completions", self.guarded(partial(self.complete, chat=True)), methods=["POST"]),
             Route("/v1/completions", self.guarded(partial(self.complete, chat=False)), methods=["POST"]),
-            Route("/v1/runs", self.guarded(self.submit), methods=["POST"]),
+            Route("/v1/runs", self.guarded(self.runs.submit), methods=["POST"]),
+            Route("/v1/runs/{id}/events", self.guarded(self.runs.watch)),
             Route("/v1/embeddings", self.guarded(self.embed), methods=["POST"]),
             Route("/v1/models", self.guarded(self.list_models)),
             Route("/v1/models/{name:path}", self.guarded(self.get_model)),
@@ -106,7 +109,13 @@ class Front:
             Route("/healthz", self.health),
             Route("/health", self.health),
         ]
-        cors = Middleware(CORSMiddleware, allow_origins=self.cors_origins, allow_methods=["*"], allow_headers=["*"])
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=self.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
         return Starlette(
             routes=routes,
             middleware=[cors] if self.cors_origins else [],
@@ -118,19 +127,26 @@ class Front:
 
         async def route(request: Request) -> Response:
             with span(f"gateway.{request.url.path.strip('/').replace('/', '_')}") as here:
-                try:
-                    key = self.asking.gateway.identify(bearer(request))
-                    with as_caller(Caller(key.tenant, key.role)):
-                        return await handler(request, key)
-                except asyncio.CancelledError:
-                    # Only the server does that, to what outlasts its drain; raised, it would answer a bare 500.
-                    return error_response(Unavailable("the gateway is stopping; try again", retry_after_s=1.0))
-                except Exception as error:
-                    told = deepest(error)
-                    if told.code == "internal":
-                        log.exception("request failed", path=request.url.path)
-                    mark_failed(here, error)
-                    return error_response(told)
+                response = await answered(request, here)
+                # Where OpenAI's clients look for it.
+                response.headers["x-request-id"] = trace_id()
+                response.headers.setdefault("x-catena-trace-id", trace_id())
+                return response
+
+        async def answered(request: Request, here: Span) -> Response:
+            try:
+                key = self.asking.gateway.identify(bearer(request))
+                with as_caller(Caller(key.tenant, key.role)):
+                    return await handler(request, key)
+            except asyncio.CancelledError:
+                # Only the server does that, to what outlasts its drain; raised, it would answer a bare 500.
+                return error_response(Unavailable("the gateway is stopping; try again", retry_after_s=1.0))
+            except Exception as error:
+                told = deepest(error)
+                if told.code == "internal":
+                    log.exception("request failed", path=request.url.path)
+                mark_failed(here, error)
+                return error_response(told)
 
         return route
 
@@ -172,20 +188,10 @@ class Front:
         }
         return json_response(answer, headers=openai.told_headers(finished, trace))
 
-    async def submit(self, request: Request, key: Key) -> Response:
-        """A chat completion, or a pipeline, for the background: 202 and the run, once it is stored."""
-        body = await self.reader.read(request, openai.ChatBody)
-        if body.stream:
-            raise Invalid("a background run is not streamed; leave `stream` out and poll the run", code="bad_parameter")
-        (question,) = questions_of(request, key, body, self.asking.world.new_id)
-        run = await self.asking.submit(question, request.headers.get("idempotency-key", ""))
-        told = message_json(executor_pb2.SubmitRunResponse(run=run))
-        return Response(told, 202, {"location": f"/v1/runs/{run.id}"}, "application/json")
-
     async def embed(self, request: Request, key: Key) -> Response:
         """Embeddings, as floats or base64."""
         body = await self.reader.read(request, openai.EmbeddingBody)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = openai.texts_of("input", body.input)
         if not texts:
             raise Invalid("`input` is empty; give at least one text", code="missing_input")
         made = await self.asking.embed(
@@ -258,29 +264,6 @@ class Front:
     async def health(self, _: Request) -> Response:
         """Whether the gateway is up."""
         return json_response({"status": "ok"})
-
-
-def questions_of(
-    request: Request, key: Key, body: openai.ChatBody | openai.CompletionBody, new_id: Callable[[], str]
-) -> list[Question]:
-    """What body and headers ask together: one question, or one a prompt. Raises Invalid."""
-    return [
-        Question(
-            key=key,
-            choice=choose(body.model, request.headers.get("x-pipeline-type", "")),
-            request=asked,
-            context=read_context(request.headers, body.metadata or {}, body.user),
-            stream=bool(body.stream),
-            no_cache="no-cache" in request.headers.get("cache-control", ""),
-            execution_id=new_id(),
-        )
-        for asked in requests_of(body)
-    ]
-
-
-def requests_of(body: openai.ChatBody | openai.CompletionBody) -> list[types_pb2.ChatRequest]:
-    """What is asked, for the executor."""
-    return [openai.chat_request(body)] if isinstance(body, openai.ChatBody) else openai.completion_requests(body)
 
 
 def check_dimensions(body: openai.EmbeddingBody, model: str, found: int) -> None:

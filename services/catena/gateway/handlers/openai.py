@@ -23,6 +23,10 @@ MOST_LENGTH = 2**31 - 1
 MOST_PROMPTS = 128
 
 
+Texts = str | list[str | int | list[int]]
+"""A text or texts. Tokens, which OpenAI takes too, are known in order to be refused: they are some model's own."""
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`."""
 
@@ -154,7 +158,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
 class CompletionBody(Sampled, frozen=True, kw_only=True):
     """The body of /v1/completions. `echo`, `best_of` and `suffix` are known in order to be refused."""
 
-    prompt: str | list[str]
+    prompt: Texts
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -164,7 +168,7 @@ class CompletionBody(Sampled, frozen=True, kw_only=True):
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of /v1/embeddings; `truncate`, beyond OpenAI's: a local encoder cuts what is too long for it."""
 
-    input: str | list[str]
+    input: Texts
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -190,7 +194,7 @@ def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
 
 def completion_requests(body: CompletionBody) -> list[types_pb2.ChatRequest]:
     """What is asked, for the executor, a request a prompt. Raises Invalid, also for what is not served."""
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = texts_of("prompt", body.prompt)
     if not prompts or not all(prompts):
         raise Invalid("`prompt` is empty; give the text to continue", code="missing_prompt")
     if len(prompts) > MOST_PROMPTS:
@@ -206,6 +210,19 @@ def completion_requests(body: CompletionBody) -> list[types_pb2.ChatRequest]:
     for request in requests:
         constrain(request, body)
     return requests
+
+
+def texts_of(name: str, given: Texts) -> list[str]:
+    """The texts. Raises Invalid (`tokens_not_served`)."""
+    several = [given] if isinstance(given, str) else given
+    texts = [text for text in several if isinstance(text, str)]
+    if len(texts) < len(several):
+        raise Invalid(
+            f"`{name}` holds numbers of tokens, whose meaning differs between models; send texts "
+            "(langchain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
+            code="tokens_not_served",
+        )
+    return texts
 
 
 def constrain(request: types_pb2.ChatRequest, body: Sampled) -> None:

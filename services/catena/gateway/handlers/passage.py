@@ -128,7 +128,11 @@ def fields_of(message: Descriptor, seen: set[str]) -> list[FieldDescriptor]:
 
 def message_json(message: Message) -> bytes:
     """A message as JSON with the protos' field names."""
-    plain = json_format.MessageToDict(
+    return json.dumps(message_plain(message)).encode()
+
+
+def message_plain(message: Message) -> dict[str, Any]:
+    """The same as plain data."""
+    return json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return json.dumps(plain).encode()

@@ -4,29 +4,25 @@ The status is held back until the first event, so that an early failure still ge
 sent as an error event, and no `[DONE]` follows it.
 """
 
-import asyncio
 import base64
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import structlog
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers import openai
 from catena.gateway.handlers.asking import deepest
-from catena.kit.telemetry import span, trace_id
+from catena.gateway.handlers.pump import Pump, Streamed
+from catena.kit.telemetry import trace_id
 
 Events = AsyncGenerator[executor_pb2.RunResponse, None]
 DONE = b"data: [DONE]\n\n"
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-AHEAD = 64
 log = structlog.get_logger()
 
 
@@ -127,63 +123,6 @@ class Chunks:
         return chunk
 
 
-class Pump:
-    """Reads events in a task of its own, at most `AHEAD` ahead of the client, and stops when the client goes.
-
-    The body of a streamed response is written by another task than the one that took the request, so a generator
-    that holds scopes (deadline, tenant, span) cannot be handed over; its events can.
-    """
-
-    def __init__(self, events: Events) -> None:
-        """Start reading."""
-        self._queue: asyncio.Queue[executor_pb2.RunResponse | Exception | None] = asyncio.Queue(AHEAD)
-        self._task = asyncio.create_task(self._read(events), name="gateway stream")
-
-    async def _read(self, events: Events) -> None:
-        try:
-            with span("gateway.stream"):
-                async with aclosing(events):
-                    async for event in events:
-                        await self._queue.put(event)
-            await self._queue.put(None)
-        except Exception as error:  # noqa: BLE001 - carried to the reader, which raises it
-            await self._queue.put(error)
-
-    def __aiter__(self) -> Self:
-        """The events themselves."""
-        return self
-
-    async def __anext__(self) -> executor_pb2.RunResponse:
-        """The next event; raises what reading raised."""
-        event = await self._queue.get()
-        if isinstance(event, Exception):
-            raise event
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def stop(self) -> None:
-        """Cancel what still runs, down to the models."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-
-class Streamed(StreamingResponse):
-    """A streamed response that stops its pump whatever becomes of the client."""
-
-    def __init__(self, body: AsyncIterator[bytes], pump: Pump) -> None:
-        """Write `body`, which reads `pump`."""
-        super().__init__(body, media_type="text/event-stream", headers=HEADERS)
-        self._pump = pump
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pump.stop()
-
-
 async def respond(events: Events, chunks: Chunks) -> Response:
     """A streaming response, once the first chunk is there; errors before that are raised."""
     pump = Pump(events)
@@ -199,7 +138,9 @@ async def respond(events: Events, chunks: Chunks) -> Response:
     return Streamed(_body(first, pump, chunks), pump)
 
 
-async def _body(first: list[dict[str, Any]], pump: Pump, chunks: Chunks) -> AsyncIterator[bytes]:
+async def _body(
+    first: list[dict[str, Any]], pump: Pump[executor_pb2.RunResponse], chunks: Chunks
+) -> AsyncIterator[bytes]:
     try:
         for chunk in first:
             yield event_bytes(chunk)

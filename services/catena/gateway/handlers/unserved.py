@@ -1,4 +1,4 @@
-"""Parameters of vLLM's server that would alter the answer and are not served: refused by name rather than ignored."""
+"""Parameters of OpenAI and vLLM that would alter the answer and are not served: refused by name, not ignored."""
 
 import msgspec
 
@@ -18,6 +18,11 @@ CURES = {
     "use_beam_search": "ask for `n` answers and choose yourself",
     "truncate_prompt_tokens": "shorten the prompt yourself",
     "chat_template": "write the whole text as a completion's `prompt`",
+    "functions": "offer them as `tools`",
+    "function_call": "use `tool_choice`",
+    "web_search_options": "use the strategy `search`",
+    "audio": "ask for text",
+    "modalities": "ask for text",
     "continue_final_message": "write the whole text as a completion's `prompt`",
 }
 
@@ -38,6 +43,11 @@ class Unserved(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: object = None
     chat_template: object = None
     continue_final_message: object = False
+    functions: object = []
+    function_call: object = None
+    web_search_options: object = None
+    audio: object = None
+    modalities: object = msgspec.field(default_factory=lambda: ["text"])
 
 
 NOTHING = Unserved()
