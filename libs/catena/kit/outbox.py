@@ -110,12 +110,19 @@ async def put(conn: AsyncConnection, *events: Event) -> None:
 
 async def once(conn: AsyncConnection, event_id: str, consumer: str) -> bool:
     """Whether `consumer` meets this event for the first time; noted in `conn`'s transaction, that of the effect."""
+    return event_id in await first_time(conn, [event_id], consumer)
+
+
+async def first_time(conn: AsyncConnection, event_ids: Sequence[str], consumer: str) -> set[str]:
+    """Those of `event_ids` that `consumer` meets for the first time; otherwise as `once`."""
     sqlite = conn.dialect.name == "sqlite"
     seconds = "(julianday('now') - 2440587.5) * 86400.0" if sqlite else "extract(epoch from now())"
     now = sa.literal_column(seconds, sa.Double)
-    note = upsert(_INBOX, conn).values(consumer=consumer, event_id=event_id, at_s=now).on_conflict_do_nothing()
-    first = (await conn.execute(note.returning(_INBOX.c.event_id))).first() is not None
-    if first and zlib.crc32(event_id.encode()) % 1000 == 0:
+    note = upsert(_INBOX, conn).values(at_s=now).on_conflict_do_nothing().returning(_INBOX.c.event_id)
+    # Sorted, so that two who note the same never wait for each other.
+    notes = [{"consumer": consumer, "event_id": event_id} for event_id in sorted(set(event_ids))]
+    first = set((await conn.execute(note, notes)).scalars())
+    if any(zlib.crc32(event_id.encode()) % 1000 == 0 for event_id in first):
         await conn.execute(_INBOX.delete().where(_INBOX.c.at_s < now - REMEMBER_S))
     return first
 

@@ -124,7 +124,12 @@ async def open_store(
 
 def upsert(table: sa.Table, conn: AsyncConnection) -> "sqlite.Insert | postgresql.Insert":
     """The connected dialect's INSERT into `table`, which has `on_conflict_do_update` and `on_conflict_do_nothing`."""
-    return sqlite.insert(table) if conn.dialect.name == "sqlite" else postgresql.insert(table)
+    return upsert_for(table, conn.dialect.name)
+
+
+def upsert_for(table: sa.Table, dialect: str) -> "sqlite.Insert | postgresql.Insert":
+    """The same by the dialect's name, for statements that are made once."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
 def _open_sqlite(url: str, synchronous: str) -> Store:

@@ -1,5 +1,6 @@
 """Counts and averages per pipeline, stage and model, kept as sums so that they outlive the records."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from catena.executor.core.events import Record
 from catena.executor.core.figures import PipelineFigures, StageFigures
 from catena.executor.drivers import tables
-from catena.kit.store import Store, upsert
+from catena.kit.store import Store, upsert_for
 
 
 async def count(conn: AsyncConnection, records: Sequence[Record]) -> None:
@@ -69,9 +70,14 @@ async def _add(conn: AsyncConnection, table: sa.Table, rows: Sequence[tuple[obje
     """Insert rows, or add their figures to those there; sorted, so that two writers never wait in a circle."""
     if not rows:
         return
+    names = table.columns.keys()
+    await conn.execute(_adding(table, conn.dialect.name), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+@functools.cache
+def _adding(table: sa.Table, dialect: str) -> sa.Insert:
+    """Made once a table: to make and name it anew costs more than to run it."""
     keys = [column.name for column in table.primary_key]
-    figures = [column.name for column in table.columns if column.name not in keys]
-    names = [*keys, *figures]
-    insert = upsert(table, conn).values([dict(zip(names, row, strict=True)) for row in rows])
-    sums = {name: table.c[name] + insert.excluded[name] for name in figures}
-    await conn.execute(insert.on_conflict_do_update(index_elements=keys, set_=sums))
+    insert = upsert_for(table, dialect)
+    sums = {column.name: column + insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=sums)

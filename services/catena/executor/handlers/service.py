@@ -12,6 +12,7 @@ from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.executor.v1 import executor_pb2_grpc
 from catena.executor.core import background
 from catena.executor.core.admission import Errand
+from catena.executor.core.events import StageResult, StageStarted
 from catena.executor.core.executor import Executor
 from catena.executor.core.predicting import Inquiry
 from catena.executor.core.steps import Pipeline
@@ -36,9 +37,12 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
         """Run a plan and stream what happens."""
+        begun = False
         async with aclosing(self._core.run(errand_from(request))) as events:
             async for event in events:
-                yield wire.run_event_to(event)
+                if not (begun and request.no_stages and isinstance(event, StageStarted | StageResult)):
+                    yield wire.run_event_to(event)
+                begun = True
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Turn texts into vectors."""

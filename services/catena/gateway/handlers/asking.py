@@ -35,13 +35,18 @@ Baseline = Callable[[types_pb2.Usage], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One request, decoded. `execution_id`: what its execution shall be called; a background run has its own."""
+    """One request, decoded.
+
+    `stages`: whether all events of stages are wanted. `execution_id`: what its execution shall be called; a background
+    run has its own.
+    """
 
     key: Key
     choice: Choice
     request: types_pb2.ChatRequest
     context: types_pb2.RequestContext
     stream: bool = False
+    stages: bool = False
     no_cache: bool = False
     execution_id: str
 
@@ -100,6 +105,7 @@ class Asking:
                 context=question.context,
                 no_cache=question.no_cache,
                 stream=question.stream,
+                no_stages=not question.stages,
                 execution_id=question.execution_id,
             )
             call = self.executor.Run(run, timeout=deadline_s())

@@ -101,6 +101,7 @@ class GatewayHandlers(gateway_pb2_grpc.GatewayServiceServicer):
             request=chat.request,
             context=check_context(chat.context),
             stream=stream,
+            stages=True,
             no_cache=chat.no_cache,
             execution_id=self.asking.world.new_id(),
         )

@@ -4,7 +4,8 @@ Every write takes the next revision in its transaction, so that "what changed af
 replicas; two writers take turns on that counter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.api.events.v1.events_pb2 import ExperimentDecided
 from catena.kit.errors import Conflict
-from catena.kit.outbox import Outbox, once
+from catena.kit.grouped import Grouped
+from catena.kit.outbox import Outbox, first_time, once
 from catena.kit.store import Store, upsert
 from catena.plan.model import Plan
 from catena.router.core.domains import Domain
@@ -27,6 +29,23 @@ from catena.router.drivers.tables import domains, experiments, observations, out
 EVENT = "router.experiment.decided"
 CONSUMER = "router"
 _COUNTER = "router"
+LINGER_S, MOST_AT_ONCE = 0.1, 100
+"""Executions that are told of within so many seconds are taken in together: one costs nearly as much as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An execution that is told of, with what was said of it then."""
+
+    tenant: str
+    observation: Observation
+    verdict: Verdict | None
+    event_id: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it this execution."""
+        return self.tenant, self.observation.execution_id
 
 
 class SqlJournal:
@@ -38,6 +57,7 @@ class SqlJournal:
         self._store = store
         self._outbox = outbox
         self._window = window
+        self._observing = Grouped(self._observe, linger_s=LINGER_S, most=MOST_AT_ONCE)
 
     async def changes(self, after: int) -> Changes:
         """Everything that changed after a revision, as of one moment."""
@@ -65,24 +85,31 @@ class SqlJournal:
 
     async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
         """Take in an execution once; join it with a verdict that came first."""
+        await self._observing(Seen(tenant, observation, verdict, event_id))
+
+    async def _observe(self, several: Sequence["Seen"]) -> None:
+        """The same for all that came together, in one transaction."""
         async with self._store.begin() as conn:
-            if not await once(conn, event_id, CONSUMER):
+            new = await first_time(conn, [seen.event_id for seen in several], CONSUMER)
+            fresh = {seen.key: seen for seen in reversed(several) if seen.event_id in new}
+            before = await _known(conn, fresh)
+            wanted = [seen for key, seen in fresh.items() if key not in before or before[key]["body"] is None]
+            if not wanted:
                 return
-            row = await _row(conn, tenant, observation.execution_id)
-            if row is not None and row["body"] is not None:
-                return
-            revision = await _tick(conn)
-            known = verdict
-            if row is not None and (verdict is None or not outweighs(verdict.source, row["source"])):
-                known = Verdict(
-                    execution_id=observation.execution_id, score=row["score"], source=row["source"], task=row["task"]
-                )
-            whole = joined(observation, known)
-            await self._keep(conn, tenant, whole, known, revision=revision, born=revision)
-            await tallies.add_execution(conn, tenant, whole)
-            await self._count(conn, tenant, whole, revision)
-            if revision % self._trim_every == 0:
-                await self._prune(conn, tenant)
+            revision = await _tick(conn, len(wanted)) - len(wanted)
+            rows: list[dict[str, Any]] = []
+            counted: list[tuple[str, Observation]] = []
+            for born, seen in enumerate(wanted, revision + 1):
+                known = _weightier(seen, before.get(seen.key))
+                whole = joined(seen.observation, known)
+                rows.append(_kept(seen.tenant, whole, known, revision=born, born=born))
+                counted.append((seen.tenant, whole))
+            await _put(conn, rows)
+            await tallies.add_executions(conn, counted)
+            for born, (tenant, whole) in enumerate(counted, revision + 1):
+                await self._count(conn, tenant, whole, born)
+                if born % self._trim_every == 0:
+                    await self._prune(conn, tenant)
 
     async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:
         """Take in a verdict once; of several the weightier source counts, of equals the later."""
@@ -98,7 +125,7 @@ class SqlJournal:
                 return
             before = msgspec.json.decode(row["body"], type=Observation)
             whole = joined(before, verdict)
-            await self._keep(conn, tenant, whole, verdict, revision=revision, born=row["born"])
+            await _put(conn, [_kept(tenant, whole, verdict, revision=revision, born=row["born"])])
             await tallies.change_score(conn, tenant, before, whole)
             await self._count(conn, tenant, whole, revision)
 
@@ -193,28 +220,6 @@ class SqlJournal:
                 put.on_conflict_do_update(index_elements=["tenant", "name"], set_={"revision": revision, "body": body})
             )
 
-    async def _keep(
-        self,
-        conn: AsyncConnection,
-        tenant: str,
-        whole: Observation,
-        verdict: Verdict | None,
-        *,
-        revision: int,
-        born: int,
-    ) -> None:
-        values: dict[str, Any] = {
-            "revision": revision,
-            "born": born,
-            "judged_at": revision if verdict is not None else 0,
-            "body": msgspec.json.encode(whole).decode(),
-            "score": whole.score,
-            "source": verdict.source if verdict is not None else "",
-            "task": verdict.task if verdict is not None else "",
-        }
-        put = upsert(observations, conn).values(tenant=tenant, execution_id=whole.execution_id, **values)
-        await conn.execute(put.on_conflict_do_update(index_elements=["tenant", "execution_id"], set_=values))
-
     async def _keep_verdict(self, conn: AsyncConnection, tenant: str, verdict: Verdict, revision: int) -> None:
         values: dict[str, Any] = {
             "revision": revision,
@@ -284,11 +289,45 @@ class SqlJournal:
             await conn.execute(observations.delete().where(mine, observations.c.revision <= oldest))
 
 
-async def _tick(conn: AsyncConnection) -> int:
-    """The next revision; whoever takes it holds up the others until the end of its transaction."""
-    put = upsert(revisions, conn).values(name=_COUNTER, value=1)
-    put = put.on_conflict_do_update(index_elements=["name"], set_={"value": revisions.c.value + 1})
+async def _tick(conn: AsyncConnection, count: int = 1) -> int:
+    """The last of the `count` next revisions; whoever takes them holds up the others until its transaction ends."""
+    put = upsert(revisions, conn).values(name=_COUNTER, value=count)
+    put = put.on_conflict_do_update(index_elements=["name"], set_={"value": revisions.c.value + count})
     return int((await conn.execute(put.returning(revisions.c.value))).scalar_one())
+
+
+async def _known(conn: AsyncConnection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], sa.RowMapping]:
+    """What is there of executions already, by tenant and id."""
+    ids = observations.c.execution_id.in_([execution_id for _, execution_id in keys])
+    return {(row["tenant"], row["execution_id"]): row for row in await _rows(conn, sa.select(observations).where(ids))}
+
+
+def _weightier(seen: "Seen", row: sa.RowMapping | None) -> Verdict | None:
+    """The verdict that counts: the execution's own, or the one that came before it."""
+    if row is None or (seen.verdict is not None and outweighs(seen.verdict.source, row["source"])):
+        return seen.verdict
+    id_ = seen.observation.execution_id
+    return Verdict(execution_id=id_, score=row["score"], source=row["source"], task=row["task"])
+
+
+def _kept(tenant: str, whole: Observation, verdict: Verdict | None, *, revision: int, born: int) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "execution_id": whole.execution_id,
+        "revision": revision,
+        "born": born,
+        "judged_at": revision if verdict is not None else 0,
+        "body": msgspec.json.encode(whole).decode(),
+        "score": whole.score,
+        "source": verdict.source if verdict is not None else "",
+        "task": verdict.task if verdict is not None else "",
+    }
+
+
+async def _put(conn: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    put = upsert(observations, conn)
+    moved = {name: put.excluded[name] for name in rows[0] if name not in ("tenant", "execution_id")}
+    await conn.execute(put.on_conflict_do_update(index_elements=["tenant", "execution_id"], set_=moved), rows)
 
 
 async def _rows(conn: AsyncConnection, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:

@@ -33,6 +33,7 @@ class RunRequest(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    NO_STAGES_FIELD_NUMBER: _builtins.int
     no_cache: _builtins.bool
     """Whether result caches are left alone for this request."""
     stream: _builtins.bool
@@ -41,6 +42,10 @@ class RunRequest(_message.Message):
     """Makes repeats harmless; empty: every call is a new execution."""
     execution_id: _builtins.str
     """Identity that the execution shall have, unused before; empty: the executor makes one. A background run has its own."""
+    no_stages: _builtins.bool
+    """Whether the events of stages are left out, but for the first, which tells that the execution has begun and may
+    cost something; `finished` tells of all stages anyway.
+    """
     @_builtins.property
     def plan(self) -> _types_pb2.Plan:
         """What to run."""
@@ -63,10 +68,11 @@ class RunRequest(_message.Message):
         stream: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         execution_id: _builtins.str = ...,
+        no_stages: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "plan", b"plan", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "execution_id", b"execution_id", "no_cache", b"no_cache", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "execution_id", b"execution_id", "no_cache", b"no_cache", "no_stages", b"no_stages", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
