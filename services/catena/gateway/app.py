@@ -16,7 +16,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.config import GatewayConfig
 from catena.gateway.core.figures import Board
 from catena.gateway.core.keys import Gateway
-from catena.gateway.drivers.exported import export
+from catena.gateway.drivers.exported import Exported, export
 from catena.gateway.drivers.keys import KeyStore, development_secret, first_key
 from catena.gateway.drivers.posting import open_posting
 from catena.gateway.drivers.tables import METADATA, MIGRATIONS, RUNS
@@ -28,16 +28,20 @@ from catena.gateway.handlers.exchange import Reader
 from catena.gateway.handlers.grpc import GatewayHandlers, by_key
 from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.images import Images
+from catena.gateway.handlers.inference import Inference
 from catena.gateway.handlers.keys import KeyRoutes
+from catena.gateway.handlers.live import Live
 from catena.gateway.handlers.lora import LoraRoutes
 from catena.gateway.handlers.lora_names import LoraNames
 from catena.gateway.handlers.models import ModelList
 from catena.gateway.handlers.news import News
 from catena.gateway.handlers.owing import Owing
-from catena.gateway.handlers.passage import Passage, ways
+from catena.gateway.handlers.passage import Passage
 from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.gateway.handlers.tiers import Tiers
+from catena.gateway.handlers.trials import Trials
+from catena.gateway.handlers.ways import ways
 from catena.gateway.handlers.webhooks import DURABLE, Webhooks
 from catena.kit.chassis import Chassis, open_chassis
 from catena.kit.clock import World
@@ -60,9 +64,9 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         gateway = await _known(keys, house, config.admin_key, world)
         adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
         names = LoraNames(adapters=adapters, clock=world.clock)
-        asking = await _asking(chassis, config, gateway, names)
-        _keep_up(chassis, config, keys, asking)
-        export(asking.figures.whole, world.clock)
+        exported = Exported(house.telemetry.agent_types)
+        asking = await _asking(chassis, config, gateway, names, exported)
+        _keep_up(chassis, config, keys, asking, exported)
         reader = Reader(max_bytes=config.max_body_bytes)
         webhooks = Webhooks(kept=WebhookStore(chassis.store, world.clock), post=post, world=world, config=hooks)
         chassis.consume(DURABLE, [FINISHED], webhooks.hear, in_flight=16)
@@ -82,9 +86,14 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
             runs=RunRoutes(asking=asking, reader=reader, webhooks=webhooks),
             keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
             lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=names, reader=reader),
-            tiers=Tiers(adapters),
+            live=Live(
+                asking=asking,
+                tiers=Tiers(adapters),
+                trials=Trials(asking.router),
+                page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
+            ),
             registry=RegistryRoutes(config.registry),
-            page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
+            inference=Inference(asking=asking, adapters=adapters, reader=reader),
             cors_origins=config.cors_origins,
         )
         handlers = GatewayHandlers(asking)
@@ -118,12 +127,15 @@ async def _known(keys: KeyStore, house: House, admin_key: str, world: World) -> 
     return Gateway(known, spent)
 
 
-async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway, names: LoraNames) -> Asking:
+async def _asking(
+    chassis: Chassis, config: GatewayConfig, gateway: Gateway, names: LoraNames, exported: Exported
+) -> Asking:
+    outside = frozenset(model.name for model in chassis.house.models if model.provider != "local")
     executor = executor_pb2_grpc.ExecutorServiceStub(await chassis.dial("executor"))
     return Asking(
         world=chassis.world,
         gateway=gateway,
-        figures=Board(),
+        figures=Board(outside=outside, tell_others=exported.ended),
         router=router_pb2_grpc.RouterServiceStub(await chassis.dial("router")),
         executor=executor,
         owing=Owing(executor=executor),
@@ -135,7 +147,9 @@ async def _asking(chassis: Chassis, config: GatewayConfig, gateway: Gateway, nam
     )
 
 
-def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: Asking) -> None:
+def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: Asking, exported: Exported) -> None:
+    export(asking.figures.whole, chassis.world.clock)
+
     async def reload(_: Event) -> None:
         for key in (await keys.load())[0]:
             asking.gateway.put(key)
@@ -151,7 +165,7 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
     chassis.consume(RUNS, [FINISHED], Settling(asking=asking, spend=keys.spend_once).hear)
     chassis.watch(["gateway.key.changed"], reload)
     chassis.watch(["adapters.adapter.served", "adapters.adapter.withdrawn"], forget)
-    chassis.watch(list(News.KINDS), News(asking.figures).hear)
+    chassis.watch(list(News.KINDS), News(asking.figures, lost=exported.lost, decided=exported.decided).hear)
     chassis.background(flush(), "spending")
 
 

@@ -123,6 +123,9 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
         return executor_pb2.PredictResponse(result=request.data, duration_ms=2.5)
 
 
+ARMS = {"control": 0.61, "treatment": 0.74}
+
+
 @dataclass
 class Router(router_pb2_grpc.RouterServiceServicer):
     """Always recommends `base`."""
@@ -132,6 +135,11 @@ class Router(router_pb2_grpc.RouterServiceServicer):
     async def Recommend(self, request: router_pb2.RecommendRequest, context: Any) -> router_pb2.RecommendResponse:
         self.asked.append(request)
         return router_pb2.RecommendResponse(plan=plan_to_proto(sequential("base")), model="base")
+
+    async def ListExperiments(self, request: Any, context: Any) -> router_pb2.ListExperimentsResponse:
+        arms = [router_pb2.Arm(name=name, outcomes=40, mean_quality=share) for name, share in ARMS.items()]
+        trial = router_pb2.Experiment(name="code 1.3.0", state="won", p_quality=0.012, alpha=0.05, arms=arms)
+        return router_pb2.ListExperimentsResponse(experiments=[trial])
 
 
 @dataclass
@@ -173,6 +181,7 @@ class Behind:
     executor: Executor
     router: Router
     learner: Learner
+    bus: str
 
 
 @asynccontextmanager
@@ -189,7 +198,7 @@ async def gateway_with_rooms(home: Any, *, drain_s: float = 5.0, **settings: Any
         "learner": lambda s: learner_pb2_grpc.add_LearnerServiceServicer_to_server(learner, s),
     }
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(nats_server(home))
+        bus = await stack.enter_async_context(nats_server(home))
         for room, add in services.items():
             await stack.enter_async_context(open_server(house.address(room), [add], names=[], token=token))
         config = GatewayConfig(port=0, **settings)
@@ -198,4 +207,4 @@ async def gateway_with_rooms(home: Any, *, drain_s: float = 5.0, **settings: Any
 
         url = msgspec.json.decode((home / "run" / "gateway.json").read_bytes())["url"]
         key = (home / "keys" / "development.key").read_text().strip()
-        yield Behind(url, key, house.address("gateway"), executor, router, learner)
+        yield Behind(url, key, house.address("gateway"), executor, router, learner, bus)

@@ -66,8 +66,8 @@ async def test_the_trace_of_a_request_that_failed_says_how(
     key = Key(id="k", digest=digest_of("ck-1"), tenant="default")
     unused: Any = None
     asking: Any = SimpleNamespace(gateway=Gateway([key], {}))
-    parts = dict.fromkeys(("reader", "models", "passage", "runs", "keys", "lora", "registry", "tiers"), unused)
-    front = Front(asking=asking, page="", cors_origins=[], **parts)
+    names = ("reader", "models", "passage", "runs", "keys", "lora", "registry", "live", "inference")
+    front = Front(asking=asking, cors_origins=[], **dict.fromkeys(names, unused))
     scope = {"type": "http", "path": "/v1/models", "headers": [(b"x-api-key", b"ck-1")]}
     answer = await front.guarded(stumble)(Request(scope))
     telemetry.flush()

@@ -27,8 +27,10 @@ from catena.gateway.app import open_gateway
 from catena.gateway.config import GatewayConfig
 from catena.gateway.handlers import openai
 from catena.gateway.handlers.http import FeedbackBody, PredictBody
+from catena.gateway.handlers.inference import InferBody
 from catena.gateway.handlers.keys import KeyBody
-from catena.gateway.handlers.passage import Way, ways
+from catena.gateway.handlers.passage import Way
+from catena.gateway.handlers.ways import ways
 from catena.kit.chassis import service_token
 from catena.kit.clock import World
 from catena.kit.config import BusConfig, House, ModelConfig
@@ -58,6 +60,10 @@ STRUCTS: dict[tuple[str, str], tuple[type[msgspec.Struct], dict[str, Any]]] = {
     ("POST", "/v1/predict"): (
         PredictBody,
         {"model_id": "pipeline:p", "data": {"a": ["b"]}, "parameters": {"a": 1}},
+    ),
+    ("POST", "/v2/models/small/infer"): (
+        InferBody,
+        {"inputs": [{"name": "a", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}], "parameters": {"c": 1}},
     ),
     ("POST", "/v1/keys"): (KeyBody, {"tenant": "default"}),
 }

@@ -2,9 +2,11 @@
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from catena.gateway.core.training import Jobs
 from catena.kit.caller import SHARED
 
 HOUR_S = 3600.0
@@ -21,7 +23,7 @@ Outcome = Literal["succeeded", "failed", "refused", "cancelled"]
 class Ended:
     """A request that ended; `baseline_usd` is what it would have cost on the baseline model.
 
-    `model` and `shape` are those that answered; empty unless it succeeded.
+    `model` and `shape` are those that answered; empty unless it succeeded. `kind` is the model's type (`kind_of`).
     """
 
     at_s: float
@@ -33,6 +35,7 @@ class Ended:
     cost_usd: float
     baseline_usd: float
     tokens: int
+    kind: str = "base"
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Figures:
     by_agent: Counter[str] = field(default_factory=Counter)
     recent: deque[Ended] = field(default_factory=deque)
     news: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
+    jobs: Jobs = field(default_factory=Jobs)
 
     def count(self, ended: Ended) -> None:
         """Take in a request that ended."""
@@ -73,6 +77,11 @@ class Figures:
         """Take in something worth showing: a job, a promotion, an experiment."""
         self.news.appendleft({"at_s": at_s, "what": what, **details})
 
+    @property
+    def saved_percent(self) -> float:
+        """How much less was spent than on the baseline since the start, in per cent."""
+        return saved_percent(self.cost_usd, self.baseline_usd)
+
     def saved_usd(self, now_s: float, window_s: float) -> float:
         """USD less than on the baseline, over the last `window_s` seconds: at most an hour, or `inf` for all."""
         if window_s == math.inf:
@@ -91,25 +100,34 @@ class Figures:
             "tokens": self.tokens,
             "cost_usd": self.cost_usd,
             "baseline_usd": self.baseline_usd,
-            "saved_percent": saved_percent(self.cost_usd, self.baseline_usd),
+            "saved_percent": self.saved_percent,
             "by_model": dict(self.by_model),
             "by_shape": dict(self.by_shape),
             "models_30s": dict(Counter(ended.model for ended in answered if ended.at_s >= now_s - PIE_S)),
-            "latency": latency_series(answered),
+            "latency": latency_series(answered, lambda one: one.model),
+            "latency_by_type": latency_series(answered, lambda one: one.kind),
             "success": success_heat(hour),
             "news": list(self.news),
+            "jobs": self.jobs.view(),
         }
 
 
 @dataclass(slots=True)
 class Board:
-    """Figures of the whole house, and of each tenant. There are as many as tenants that hold a key."""
+    """Figures of the whole house, and of each tenant. There are as many as tenants that hold a key.
 
+    `outside`: models that others serve. `tell_others` hears of every request that ended.
+    """
+
+    outside: frozenset[str] = frozenset()
+    tell_others: Callable[[Ended], None] = lambda _: None
     whole: Figures = field(default_factory=Figures)
     tenants: dict[str, Figures] = field(default_factory=dict)
 
     def count(self, tenant: str, ended: Ended) -> None:
         """Take in a tenant's request that ended."""
+        ended = replace(ended, kind=kind_of(ended.model, ended.shape, self.outside))
+        self.tell_others(ended)
         self.whole.count(ended)
         self._of(tenant).count(ended)
 
@@ -117,6 +135,10 @@ class Board:
         """Take in something that is worth showing to a tenant, or to all when it is `shared`."""
         self.whole.tell(at_s, what, details)
         self._of(tenant).tell(at_s, what, details)
+
+    def jobs(self, tenant: str) -> list[Jobs]:
+        """Where a tenant's training job is drawn."""
+        return [self.whole.jobs, self._of(tenant).jobs]
 
     def view(self, tenant: str, now_s: float) -> dict[str, Any]:
         """What a key of `tenant` may see: its own figures, and the news of all; one of `shared` sees the whole."""
@@ -142,18 +164,25 @@ def saved_percent(cost_usd: float, baseline_usd: float) -> float:
     return max(0.0, 100.0 * (1.0 - cost_usd / baseline_usd)) if baseline_usd > 0 else 0.0
 
 
-def latency_series(ended: list[Ended]) -> dict[str, list[dict[str, float]]]:
-    """p50, p95, p99 per minute, by model."""
+def kind_of(model: str, shape: str, outside: frozenset[str]) -> str:
+    """The type of what answered: `pipeline`, `embedding`, `outside`, `adapter` or `base`."""
+    if shape == "embedding" or shape.startswith("pipeline:"):
+        return shape.partition(":")[0]
+    return "outside" if model in outside else "adapter" if "@" in model else "base"
+
+
+def latency_series(ended: list[Ended], key: Callable[[Ended], str]) -> dict[str, list[dict[str, float]]]:
+    """p50, p95, p99 per minute, by what `key` tells apart."""
     buckets: dict[str, dict[float, list[float]]] = {}
     for one in ended:
         start = one.at_s - one.at_s % BUCKET_S
-        buckets.setdefault(one.model, {}).setdefault(start, []).append(one.duration_ms)
+        buckets.setdefault(key(one), {}).setdefault(start, []).append(one.duration_ms)
     return {
-        model: [
+        name: [
             {"at_s": start, **{f"p{share}": quantile(sorted(values), share / 100) for share in (50, 95, 99)}}
             for start, values in sorted(minutes.items())
         ]
-        for model, minutes in buckets.items()
+        for name, minutes in buckets.items()
     }
 
 

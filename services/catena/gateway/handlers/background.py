@@ -13,6 +13,7 @@ from catena.gateway.handlers.asking import Asking
 from catena.gateway.handlers.exchange import Reader, json_response
 from catena.gateway.handlers.passage import message_plain
 from catena.gateway.handlers.questions import questions_of
+from catena.gateway.handlers.routes import Entry
 from catena.gateway.handlers.watching import watch
 from catena.gateway.handlers.webhooks import ENDED, WebhookBody, Webhooks
 from catena.kit.errors import Invalid
@@ -22,6 +23,29 @@ class RunBody(openai.ChatBody, frozen=True, kw_only=True):
     """The body of /v1/runs: a chat completion's, and where to post that it ended."""
 
     webhook: WebhookBody | None = None
+
+
+def run_entries(runs: "RunRoutes") -> list[Entry]:
+    """Where they are."""
+    example = {"model": "auto", "messages": [{"role": "user", "content": "Say hello."}]}
+    return [
+        Entry(
+            verb="POST",
+            path="/v1/runs",
+            says="accepts a chat completion for the background",
+            handler=runs.submit,
+            takes=RunBody,
+            example=example,
+            status=202,
+        ),
+        Entry(
+            verb="GET",
+            path="/v1/runs/{id}/events",
+            says="a run as it goes",
+            handler=runs.watch,
+            media="text/event-stream",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

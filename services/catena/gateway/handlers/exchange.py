@@ -14,6 +14,8 @@ from catena.kit.telemetry import trace_id
 
 Body = TypeVar("Body")
 MOST_DEPTH = 32
+INFERENCE = "/v2/"
+"""Where errors have the shape of the Open Inference Protocol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +97,13 @@ def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | Non
     return Response(msgspec.json.encode(data), status, headers, "application/json")
 
 
-def error_response(error: CatenaError) -> Response:
-    """An OpenAI-shaped error, with Retry-After where waiting helps."""
+def error_response(error: CatenaError, *, plain: bool = False) -> Response:
+    """An OpenAI-shaped error, with Retry-After where waiting helps; `plain`: its text alone, as KServe has it."""
     headers = {"x-catena-trace-id": trace_id()}
     if error.retry_after_s:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return json_response(openai.error_json(error), status=openai.error_status(error), headers=headers)
+    told = {"error": error.message} if plain else openai.error_json(error)
+    return json_response(told, status=openai.error_status(error), headers=headers)
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -112,6 +115,8 @@ async def http_error(request: Request, error: Exception) -> Response:
         told = Missing(f"nothing is served at {request.url.path}; see the README", code="unknown_path")
     else:
         told = Invalid(str(error.detail), code="bad_request")
-    response = error_response(told)
+    response = error_response(told, plain=request.url.path.startswith(INFERENCE))
     response.status_code = error.status_code
+    # 405 comes with `allow`.
+    response.headers.update(error.headers or {})
     return response

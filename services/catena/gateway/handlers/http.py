@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -15,33 +16,36 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from catena.api.executor.v1 import executor_pb2
 from catena.api.learner.v1 import learner_pb2
 from catena.gateway.core.keys import Key
 from catena.gateway.handlers import openai, sse
 from catena.gateway.handlers.asking import Asking, check_context, deepest
-from catena.gateway.handlers.background import RunRoutes
+from catena.gateway.handlers.background import RunRoutes, run_entries
 from catena.gateway.handlers.context import read_context
-from catena.gateway.handlers.exchange import Reader, error_response, http_error, json_response
+from catena.gateway.handlers.exchange import INFERENCE, Reader, error_response, http_error, json_response
 from catena.gateway.handlers.in_turn import in_turn
-from catena.gateway.handlers.keys import KeyRoutes
-from catena.gateway.handlers.lora import LoraRoutes
+from catena.gateway.handlers.inference import Inference
+from catena.gateway.handlers.inference_routes import inference_entries
+from catena.gateway.handlers.keys import KeyRoutes, key_entries
+from catena.gateway.handlers.live import Live, live_entries
+from catena.gateway.handlers.lora import LoraRoutes, lora_entries
 from catena.gateway.handlers.models import ModelList
+from catena.gateway.handlers.openapi import document
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.gateway.handlers.presence import while_there
 from catena.gateway.handlers.questions import questions_of
 from catena.gateway.handlers.registry import RegistryRoutes
-from catena.gateway.handlers.tiers import Tiers
+from catena.gateway.handlers.routes import Entry, Handler, served
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.jsonvalue import from_json, struct_from_json
 from catena.kit.telemetry import span, trace_id
 from catena.kit.telemetry.spans import mark_failed
 
-Handler = Callable[[Request, Key], Awaitable[Response]]
+CHAT_EXAMPLE = {"model": "auto", "messages": [{"role": "user", "content": "Say hello."}]}
 log = structlog.get_logger()
 
 
@@ -78,37 +82,13 @@ class Front:
     runs: RunRoutes
     keys: KeyRoutes
     lora: LoraRoutes
-    tiers: Tiers
+    live: Live
     registry: RegistryRoutes
-    page: str
+    inference: Inference
     cors_origins: list[str]
 
     def application(self) -> Starlette:
         """The ASGI application."""
-        routes = [
-            Route("/v1/chat/completions", self.guarded(partial(self.complete, chat=True)), methods=["POST"]),
-            Route("/v1/completions", self.guarded(partial(self.complete, chat=False)), methods=["POST"]),
-            Route("/v1/runs", self.guarded(self.runs.submit), methods=["POST"]),
-            Route("/v1/runs/{id}/events", self.guarded(self.runs.watch)),
-            Route("/v1/embeddings", self.guarded(self.embed), methods=["POST"]),
-            Route("/v1/models", self.guarded(self.list_models)),
-            Route("/v1/models/{name:path}", self.guarded(self.get_model)),
-            Route("/v1/load_lora_adapter", self.guarded(self.lora.load), methods=["POST"]),
-            Route("/v1/unload_lora_adapter", self.guarded(self.lora.unload), methods=["POST"]),
-            Route("/v1/registry/{name}", self.guarded(self.registry.get)),
-            Route("/v1/feedback", self.guarded(self.feedback), methods=["POST"]),
-            Route("/v1/predict", self.guarded(self.predict), methods=["POST"]),
-            Route("/api/predict", self.guarded(self.predict), methods=["POST"]),
-            Route("/v1/batch_predict", self.guarded(self.predict_many), methods=["POST"]),
-            Route("/v1/keys", self.guarded(self.keys.list)),
-            Route("/v1/keys", self.guarded(self.keys.create), methods=["POST"]),
-            Route("/v1/keys/{id}", self.guarded(self.keys.revoke), methods=["DELETE"]),
-            Route("/dashboard/data", self.guarded(self.figures)),
-            *(Route(w.path, self.guarded(partial(self.passage.call, w)), methods=[w.verb]) for w in self.passage.ways),
-            Route("/dashboard", self.dashboard),
-            Route("/healthz", self.health),
-            Route("/health", self.health),
-        ]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=self.cors_origins,
@@ -117,10 +97,103 @@ class Front:
             expose_headers=["*"],
         )
         return Starlette(
-            routes=routes,
+            routes=served(self.entries(), self.guarded),
             middleware=[cors] if self.cors_origins else [],
             exception_handlers={HTTPException: http_error},
         )
+
+    def entries(self) -> list[Entry]:
+        """Everything that is served."""
+        return [
+            *self._openai(),
+            *self._own(),
+            *run_entries(self.runs),
+            *key_entries(self.keys),
+            *lora_entries(self.lora),
+            *inference_entries(self.inference),
+            *self.passage.entries(),
+            *self._pages(),
+        ]
+
+    def _openai(self) -> list[Entry]:
+        chat, plain = partial(self.complete, chat=True), partial(self.complete, chat=False)
+        return [
+            Entry(
+                verb="POST",
+                path="/v1/chat/completions",
+                says="answers a conversation, whole or streamed",
+                handler=chat,
+                takes=openai.ChatBody,
+                example=CHAT_EXAMPLE,
+                streams=True,
+            ),
+            Entry(
+                verb="POST",
+                path="/v1/completions",
+                says="continues a text, whole or streamed",
+                handler=plain,
+                takes=openai.CompletionBody,
+                example={"model": "auto", "prompt": "Once"},
+                streams=True,
+            ),
+            Entry(
+                verb="POST",
+                path="/v1/embeddings",
+                says="turns texts into vectors",
+                handler=self.embed,
+                takes=openai.EmbeddingBody,
+                example={"input": ["hello"]},
+            ),
+            Entry(verb="GET", path="/v1/models", says="lists what can be asked for", handler=self.list_models),
+            Entry(verb="GET", path="/v1/models/{name:path}", says="tells of one model", handler=self.get_model),
+        ]
+
+    def _own(self) -> list[Entry]:
+        return [
+            Entry(
+                verb="POST",
+                path="/v1/feedback",
+                says="takes what a user thought of an answer",
+                handler=self.feedback,
+                takes=FeedbackBody,
+                example={"execution_id": "e-1", "thumbs": 1},
+            ),
+            *(
+                Entry(
+                    verb="POST",
+                    path=path,
+                    says="runs a pipeline or model on one input",
+                    handler=self.predict,
+                    takes=PredictBody,
+                    example={"model_id": "pipeline:sentiment", "data": "what a day"},
+                )
+                for path in ("/v1/predict", "/api/predict")
+            ),
+            Entry(
+                verb="POST",
+                path="/v1/batch_predict",
+                says="runs a pipeline or model on many inputs",
+                handler=self.predict_many,
+                takes=executor_pb2.BatchPredictRequest,
+                gives=executor_pb2.BatchPredictResponse,
+                example={"model_id": "auto", "data": ["a", "b"]},
+            ),
+            Entry(
+                verb="GET",
+                path="/v1/registry/{name}",
+                says="a file of the published adapters",
+                handler=self.registry.get,
+                media="application/octet-stream",
+            ),
+        ]
+
+    def _pages(self) -> list[Entry]:
+        return [
+            *live_entries(self.live),
+            Entry(verb="GET", path="/healthz", says="whether the gateway serves", open=self.health),
+            Entry(verb="GET", path="/health", says="the same as /healthz", open=self.health),
+            Entry(verb="GET", path="/openapi.json", says="this document", open=self.openapi),
+        ]
 
     def guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """`handler` behind key, trace, size limit and error shape."""
@@ -146,7 +219,7 @@ class Front:
                 if told.code == "internal":
                     log.exception("request failed", path=request.url.path)
                 mark_failed(here, error)
-                return error_response(told)
+                return error_response(told, plain=request.url.path.startswith(INFERENCE))
 
         return route
 
@@ -252,14 +325,9 @@ class Front:
         check_context(wanted.context)
         return Response(message_json(await self.asking.predict_many(key, wanted)), media_type="application/json")
 
-    async def figures(self, _: Request, key: Key) -> Response:
-        """What the dashboard draws: the key's tenant's figures, to one of `shared` everybody's, and the tiers."""
-        view = self.asking.figures.view(key.tenant, self.asking.world.clock.now())
-        return json_response({**view, "tiers": await self.tiers.view()})
-
-    async def dashboard(self, _: Request) -> Response:
-        """The page; its data needs a key."""
-        return HTMLResponse(self.page)
+    async def openapi(self, _: Request) -> Response:
+        """What every route takes and gives."""
+        return json_response(document(self.entries(), version("catena")))
 
     async def health(self, _: Request) -> Response:
         """Whether the gateway is up."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from catena.gateway.core.keys import Gateway, Key, digest_of, new_secret
 from catena.gateway.handlers.exchange import Reader, json_response
+from catena.gateway.handlers.routes import Entry
 from catena.kit.caller import Caller
 from catena.kit.clock import World
 from catena.kit.errors import Denied, Invalid
@@ -26,6 +27,22 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     budget_usd: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     requests_per_minute: PerMinute = 0
     tokens_per_minute: PerMinute = 0
+
+
+def key_entries(keys: "KeyRoutes") -> list[Entry]:
+    """Where they are."""
+    return [
+        Entry(verb="GET", path="/v1/keys", says="lists API keys, for role admin", handler=keys.list),
+        Entry(
+            verb="POST",
+            path="/v1/keys",
+            says="makes an API key, for role admin",
+            handler=keys.create,
+            takes=KeyBody,
+            example={"tenant": "default", "requests_per_minute": 60},
+        ),
+        Entry(verb="DELETE", path="/v1/keys/{id}", says="revokes an API key, for role admin", handler=keys.revoke),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

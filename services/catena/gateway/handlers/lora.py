@@ -18,6 +18,7 @@ from catena.gateway.core.keys import Key
 from catena.gateway.handlers.exchange import Reader, json_response
 from catena.gateway.handlers.keys import admin
 from catena.gateway.handlers.lora_names import LoraNames
+from catena.gateway.handlers.routes import Entry
 from catena.kit.errors import CatenaError, Conflict, Denied, Invalid, Missing
 from catena.kit.wire import http_status
 
@@ -42,6 +43,30 @@ class UnloadBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of /v1/unload_lora_adapter. `lora_int_id`, which old clients send, is passed over."""
 
     lora_name: str = ""
+
+
+def lora_entries(lora: "LoraRoutes") -> list[Entry]:
+    """Where they are."""
+    return [
+        Entry(
+            verb="POST",
+            path="/v1/load_lora_adapter",
+            says="serves an adapter under a plain name, for role admin",
+            handler=lora.load,
+            takes=LoadBody,
+            example={"lora_name": "code", "lora_path": "code"},
+            media="text/plain",
+        ),
+        Entry(
+            verb="POST",
+            path="/v1/unload_lora_adapter",
+            says="forgets a plain name, for role admin",
+            handler=lora.unload,
+            takes=UnloadBody,
+            example={"lora_name": "code"},
+            media="text/plain",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What the dashboard tells of jobs, adapters, promotions and experiments, from their events."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +14,14 @@ from catena.kit.event import Event
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Puts events into the figures."""
+    """Puts events into the figures; `lost` hears of losses by base, `decided` of experiments' ends."""
 
     figures: Board
+    lost: Callable[[str, float], None]
+    decided: Callable[[str], None]
     KINDS: ClassVar[dict[str, type[Message]]] = {
         "trainer.job.started": events_pb2.JobStarted,
+        "trainer.job.progressed": events_pb2.JobProgressed,
         "trainer.job.finished": events_pb2.JobFinished,
         "adapters.adapter.registered": events_pb2.AdapterRegistered,
         "adapters.adapter.aliased": events_pb2.AdapterAliased,
@@ -30,5 +34,26 @@ class News:
     async def hear(self, event: Event) -> None:
         """Take one event in."""
         message = self.KINDS[event.type].FromString(event.data)
+        self._train(event, message)
+        if isinstance(message, events_pb2.ExperimentDecided):
+            self.decided(message.state)
+        if isinstance(message, events_pb2.JobProgressed):
+            return
         details = json_format.MessageToDict(message, preserving_proto_field_name=True)
         self.figures.tell(event.tenant, event.time_s, event.type, details)
+
+    def _train(self, event: Event, message: Message) -> None:
+        for jobs in self.figures.jobs(event.tenant):
+            match message:
+                case events_pb2.JobStarted():
+                    job = jobs.of(message.job_id)
+                    job.adapter, job.base, job.state = message.adapter, message.base, "running"
+                    job.started_s = job.started_s or event.time_s
+                case events_pb2.JobProgressed():
+                    job = jobs.of(message.job_id)
+                    job.progressed(message.step, message.total_steps, message.loss)
+                    if job.base:
+                        self.lost(job.base, message.loss)
+                case events_pb2.JobFinished():
+                    job = jobs.of(message.job_id)
+                    job.state, job.model, job.reason = message.state, message.model, message.reason

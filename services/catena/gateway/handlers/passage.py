@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from google.protobuf import json_format
@@ -15,11 +16,10 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
-from catena.api.executor.v1 import executor_pb2, executor_pb2_grpc
-from catena.api.features.v1 import features_pb2, features_pb2_grpc
-from catena.api.memory.v1 import memory_pb2, memory_pb2_grpc
+from catena.api.executor.v1 import executor_pb2
 from catena.gateway.core.keys import Key
 from catena.gateway.handlers.exchange import Reader, decode
+from catena.gateway.handlers.routes import Entry
 from catena.kit.errors import Invalid
 
 Wanted = TypeVar("Wanted", bound=Message)
@@ -32,35 +32,10 @@ class Way:
     verb: str
     path: str
     request: type[Message]
+    response: type[Message]
     call: Callable[[Any], Awaitable[Message]]
-
-
-def ways(
-    executor: "executor_pb2_grpc.ExecutorServiceAsyncStub",
-    memory: "memory_pb2_grpc.MemoryServiceAsyncStub",
-    features: "features_pb2_grpc.FeaturesServiceAsyncStub",
-) -> list[Way]:
-    """Every way that is served."""
-    table: list[tuple[str, str, type[Message], Callable[[Any], Awaitable[Message]]]] = [
-        ("PUT", "/v1/pipelines", executor_pb2.PutPipelineRequest, executor.PutPipeline),
-        ("GET", "/v1/pipelines", executor_pb2.ListPipelinesRequest, executor.ListPipelines),
-        ("GET", "/v1/pipelines/{name}", executor_pb2.GetPipelineRequest, executor.GetPipeline),
-        ("DELETE", "/v1/pipelines/{name}", executor_pb2.DeletePipelineRequest, executor.DeletePipeline),
-        ("GET", "/v1/executions/{id}", executor_pb2.GetExecutionRequest, executor.GetExecution),
-        ("GET", "/v1/runs/{id}", executor_pb2.GetRunRequest, executor.GetRun),
-        ("DELETE", "/v1/runs/{id}", executor_pb2.CancelRunRequest, executor.CancelRun),
-        ("POST", "/v1/memory/documents", memory_pb2.PutDocumentsRequest, memory.PutDocuments),
-        ("POST", "/v1/memory/delete", memory_pb2.DeleteDocumentsRequest, memory.DeleteDocuments),
-        ("POST", "/v1/memory/search", memory_pb2.SearchRequest, memory.Search),
-        ("PUT", "/v1/memory/sops", memory_pb2.PutSopRequest, memory.PutSop),
-        ("POST", "/v1/memory/sops/match", memory_pb2.MatchSopsRequest, memory.MatchSops),
-        ("POST", "/v1/features", features_pb2.SetRequest, features.Set),
-        ("POST", "/v1/features/get", features_pb2.GetRequest, features.Get),
-        ("POST", "/v1/features/batch", features_pb2.BatchGetRequest, features.BatchGet),
-        ("PUT", "/v1/features/definitions", features_pb2.PutDefinitionRequest, features.PutDefinition),
-        ("PUT", "/v1/features/groups", features_pb2.PutGroupRequest, features.PutGroup),
-    ]
-    return [Way(verb=verb, path=path, request=kind, call=call) for verb, path, kind, call in table]
+    says: str
+    example: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +44,21 @@ class Passage:
 
     ways: Sequence[Way]
     reader: Reader
+
+    def entries(self) -> list[Entry]:
+        """Where the ways are."""
+        return [
+            Entry(
+                verb=way.verb,
+                path=way.path,
+                says=way.says,
+                handler=partial(self.call, way),
+                takes=way.request,
+                gives=way.response,
+                example=way.example if way.verb in ("POST", "PUT") else None,
+            )
+            for way in self.ways
+        ]
 
     async def call(self, way: Way, request: Request, _: Key) -> Response:
         """Body, query and path as the room's request; its answer as JSON. Raises Invalid (`bad_request`)."""
