@@ -77,6 +77,16 @@ async def test_streamed_tool_calls_keep_index_id_and_arguments(client: openai.As
     assert final.choices[0].finish_reason == "tool_calls"
 
 
+async def test_one_call_at_a_time_is_one_call(client: openai.AsyncOpenAI) -> None:
+    asked: Any = {"model": "far", "messages": ASK, "tools": [tool("weather"), tool("time")]}
+    whole = await client.chat.completions.create(**asked, parallel_tool_calls=False)
+    async with client.chat.completions.stream(**asked, parallel_tool_calls=False) as stream:
+        streamed = await stream.get_final_completion()
+    for answer in (whole, streamed):
+        assert [call.id for call in answer.choices[0].message.tool_calls or []] == ["call_0"]
+        assert answer.choices[0].finish_reason == "tool_calls"
+
+
 async def test_parse_gives_an_object_of_the_schema(whole: Whole, client: openai.AsyncOpenAI) -> None:
     class Place(pydantic.BaseModel):
         city: str

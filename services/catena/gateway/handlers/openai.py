@@ -153,6 +153,7 @@ class ChatBody(Sampled, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(Sampled, frozen=True, kw_only=True):
