@@ -72,12 +72,7 @@ class AsyncCatena:
         self, messages: Messages, *, model: str = "auto", pipeline_type: str = "", **context: Any
     ) -> AsyncGenerator[executor_pb2.RunResponse, None]:
         """The executor's events as they come; `context` takes the fields of RequestContext, and `sampling`."""
-        request = gateway_pb2.ChatRequest(
-            model=model, pipeline_type=pipeline_type, request=chat_request(messages, context.pop("sampling", None))
-        )
-        request.no_cache = context.pop("no_cache", False)
-        request.context.CopyFrom(types_pb2.RequestContext(**context))
-        async for told in self.gateway.Chat(request):
+        async for told in self.gateway.Chat(wanted(messages, model, pipeline_type, context)):
             yield told.event
 
     async def chat(self, messages: Messages, *, model: str = "auto", pipeline_type: str = "", **context: Any) -> Answer:
@@ -103,6 +98,27 @@ class AsyncCatena:
         request = gateway_pb2.PredictRequest(model_id=model_id, data=json_format.ParseDict(data, struct_pb2.Value()))
         request.parameters.update(parameters)
         return json_format.MessageToDict((await self.gateway.Predict(request)).result.result)
+
+    async def submit(
+        self, messages: Messages, *, model: str = "auto", pipeline_type: str = "", request_id: str = "", **context: Any
+    ) -> executor_pb2.Run:
+        """The run, once it is stored for the background; repeats of a `request_id` are the same run."""
+        chat = wanted(messages, model, pipeline_type, context)
+        request = gateway_pb2.SubmitRunRequest(chat=chat, request_id=request_id)
+        return (await self.gateway.SubmitRun(request)).run
+
+    async def run(self, id: str) -> executor_pb2.Run:
+        """Where a background run stands. Raises Missing."""
+        return (await self.gateway.GetRun(gateway_pb2.GetRunRequest(id=id))).run
+
+    async def watch(self, id: str) -> AsyncGenerator[executor_pb2.Run, None]:
+        """A background run now and each time it changes, until it ends. Raises Missing."""
+        async for told in self.gateway.WatchRun(gateway_pb2.WatchRunRequest(id=id)):
+            yield told.run
+
+    async def cancel(self, id: str) -> executor_pb2.Run:
+        """The run after the wish to cancel it was noted. Raises Missing."""
+        return (await self.gateway.CancelRun(gateway_pb2.CancelRunRequest(id=id))).run
 
 
 class Catena:
@@ -153,12 +169,45 @@ class Catena:
         """What a pipeline or model makes of `data`."""
         return self._wait(self._inner.predict(model_id, data, **parameters))
 
+    def submit(self, messages: Messages, *, model: str = "auto", **context: Any) -> executor_pb2.Run:
+        """The run, once it is stored for the background."""
+        return self._wait(self._inner.submit(messages, model=model, **context))
+
+    def run(self, id: str) -> executor_pb2.Run:
+        """Where a background run stands."""
+        return self._wait(self._inner.run(id))
+
+    def watch(self, id: str) -> Iterator[executor_pb2.Run]:
+        """A background run now and each time it changes, until it ends."""
+        changes = self._inner.watch(id)
+        try:
+            while (run := self._wait(_next(changes))) is not None:
+                yield run
+        finally:
+            self._wait(changes.aclose())
+
+    def cancel(self, id: str) -> executor_pb2.Run:
+        """The run after the wish to cancel it was noted."""
+        return self._wait(self._inner.cancel(id))
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _next(events: AsyncGenerator[executor_pb2.RunResponse, None]) -> executor_pb2.RunResponse | None:
+async def _next(events: AsyncGenerator[T, None]) -> T | None:
     return await anext(events, None)
+
+
+def wanted(messages: Messages, model: str, pipeline_type: str, context: dict[str, Any]) -> gateway_pb2.ChatRequest:
+    """What the gateway is asked; `context` holds the fields of RequestContext, `sampling` and `no_cache`."""
+    told = {name: value for name, value in context.items() if name not in ("sampling", "no_cache")}
+    return gateway_pb2.ChatRequest(
+        model=model,
+        pipeline_type=pipeline_type,
+        request=chat_request(messages, context.get("sampling")),
+        context=types_pb2.RequestContext(**told),
+        no_cache=context.get("no_cache", False),
+    )
 
 
 def chat_request(messages: Messages, sampling: Mapping[str, Any] | None) -> types_pb2.ChatRequest:

@@ -97,6 +97,13 @@ class Executor(executor_pb2_grpc.ExecutorServiceServicer):
             raise Missing(f"unknown run {request.id!r}", code="unknown_run")
         return executor_pb2.GetRunResponse(run=self.runs[request.id])
 
+    async def WatchRun(self, request: executor_pb2.WatchRunRequest, context: Any) -> AsyncIterator[Any]:
+        while True:
+            yield executor_pb2.WatchRunResponse(run=self.runs[request.id])
+            if self.runs[request.id].state == "cancelled":
+                return
+            await asyncio.sleep(0.01)
+
     async def CancelRun(self, request: executor_pb2.CancelRunRequest, context: Any) -> executor_pb2.CancelRunResponse:
         self.runs[request.id].state = "cancelled"
         return executor_pb2.CancelRunResponse(run=self.runs[request.id])

@@ -1,5 +1,6 @@
 """Background runs over HTTP: submitted, polled and cancelled at a real gateway over scripted rooms."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from catena.api.gateway.v1 import gateway_pb2
 from catena.api.types.v1 import types_pb2
-from catena.sdk.client import AsyncCatena
+from catena.sdk.client import AsyncCatena, Catena
 from tests.contract.gateway.rooms import Behind, gateway_with_rooms
 
 pytestmark = pytest.mark.contract
@@ -78,6 +79,34 @@ async def test_over_grpc_a_run_is_the_same_run(behind: Behind, http: aiohttp.Cli
     assert behind.executor.asked[0].no_cache
     async with http.get(f"/v1/runs/{run.id}") as polled:
         assert (await polled.json())["run"]["state"] == "queued"
+
+
+async def test_the_sdk_submits_watches_and_cancels(behind: Behind) -> None:
+    async with AsyncCatena(behind.grpc, key=behind.key) as catena:
+        run = await catena.submit("one two", model="base", task="sums", request_id="once", no_cache=True)
+        assert (await catena.run(run.id)).state == run.state == "queued"
+        states = []
+        async for seen in catena.watch(run.id):
+            if not states:
+                await catena.cancel(run.id)
+            states.append(seen.state)
+    assert (states[0], states[-1]) == ("queued", "cancelled")
+    (asked,) = behind.executor.asked
+    assert (asked.context.task, asked.no_cache, asked.request.messages[0].content) == ("sums", True, "one two")
+
+
+async def test_so_does_the_sdk_without_a_loop(behind: Behind) -> None:
+    def work() -> list[str]:
+        with Catena(behind.grpc, key=behind.key) as catena:
+            run = catena.submit("one two", model="base")
+            states = []
+            for seen in catena.watch(run.id):
+                states.append(seen.state)
+                catena.cancel(run.id)
+            return [*states, catena.run(run.id).state]
+
+    states = await asyncio.to_thread(work)
+    assert (states[0], states[-1]) == ("queued", "cancelled")
 
 
 @pytest.mark.parametrize(
