@@ -38,6 +38,7 @@ from catena.gateway.handlers.news import News
 from catena.gateway.handlers.owing import Owing
 from catena.gateway.handlers.passage import Passage
 from catena.gateway.handlers.registry import RegistryRoutes
+from catena.gateway.handlers.replicas import USED, Replicas
 from catena.gateway.handlers.runs import FINISHED, Settling
 from catena.gateway.handlers.tiers import Tiers
 from catena.gateway.handlers.trials import Trials
@@ -150,6 +151,9 @@ async def _asking(
 def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: Asking, exported: Exported) -> None:
     export(asking.figures.whole, chassis.world.clock)
 
+    world = chassis.world
+    replicas = Replicas(gateway=asking.gateway, world=world, me=world.new_id(), publish=chassis.bus.publish)
+
     async def reload(_: Event) -> None:
         for key in (await keys.load())[0]:
             asking.gateway.put(key)
@@ -158,12 +162,14 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
         while True:
             await asyncio.sleep(config.spend_flush_s)
             await _write_down(keys, asking.gateway)
+            await replicas.tell()
 
     async def forget(_: Event) -> None:
         asking.names.forget()
 
     chassis.consume(RUNS, [FINISHED], Settling(asking=asking, spend=keys.spend_once).hear)
     chassis.watch(["gateway.key.changed"], reload)
+    chassis.watch([USED], replicas.hear)
     chassis.watch(["adapters.adapter.served", "adapters.adapter.withdrawn"], forget)
     chassis.watch(list(News.KINDS), News(asking.figures, lost=exported.lost, decided=exported.decided).hear)
     chassis.background(flush(), "spending")

@@ -28,7 +28,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     `webhooks`: how the ends of background runs are posted.
     `cors_origins`: browsers' origins that may call; empty, no browser may.
     `baseline_model`: what the dashboard compares cost with; empty, the catalogue's dearest model.
-    `spend_flush_s`: how often spending is written down; a crash may forget this much.
+    `spend_flush_s`: how often spending is written down, and told to other replicas; a crash may forget this much.
     `registry`: folder that `catena adapters publish` wrote, for keys in role admin at `/v1/registry/`; empty: none.
     `admin_key`: the first API key, role admin, to make others with; empty: none (development makes its own).
     """

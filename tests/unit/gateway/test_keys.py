@@ -1,6 +1,6 @@
 import pytest
 
-from catena.gateway.core.keys import Gateway, Key, digest_of, new_secret
+from catena.gateway.core.keys import Gateway, Key, Used, digest_of, new_secret
 from catena.kit.errors import Denied, Exhausted
 
 NOW = 1_800_000_000.0
@@ -69,3 +69,39 @@ def test_spending_that_could_not_be_saved_is_saved_later() -> None:
     gateway.charge(spender, NOW, tokens=1, cost_usd=0.25)
     gateway.charge_back(gateway.take_unsaved())
     assert gateway.take_unsaved() == {"k1": 0.25}
+
+
+def test_what_one_replica_let_pass_counts_at_the_other() -> None:
+    limited = key("s", requests_per_minute=2, tokens_per_minute=100, budget_usd=1.0)
+    here, there = Gateway([limited], {}), Gateway([limited], {})
+    here.admit(limited, NOW)
+    here.charge(limited, NOW, tokens=60, cost_usd=0.4)
+    (told,) = here.take_untold().values()
+    assert (told.requests, told.tokens, told.cost_usd) == (1, 60, 0.4)
+    assert here.take_untold() == {}
+    there.hear("k1", told, NOW + 1)
+    there.admit(limited, NOW + 1)
+    with pytest.raises(Exhausted):
+        there.admit(limited, NOW + 2)
+    assert there.spent_usd("k1") == 0.4
+    assert there.take_unsaved() == {}
+
+
+def test_what_was_used_in_a_minute_that_is_over_limits_nothing_but_the_budget() -> None:
+    limited = key("s", requests_per_minute=1, budget_usd=1.0)
+    here, there = Gateway([limited], {}), Gateway([limited], {})
+    here.admit(limited, NOW)
+    here.charge(limited, NOW, tokens=1, cost_usd=0.4)
+    here.charge(limited, NOW + 61, tokens=1, cost_usd=0.4)
+    (told,) = here.take_untold().values()
+    assert (told.requests, told.cost_usd) == (0, 0.8)
+    there.hear("k1", told, NOW + 61)
+    there.hear("k1", Used(minute=int(NOW // 60), requests=9, tokens=9), NOW + 61)
+    there.admit(limited, NOW + 61)
+
+
+def test_keys_without_limits_have_nothing_to_tell() -> None:
+    free = key("s")
+    gateway = Gateway([free], {})
+    gateway.admit(free, NOW)
+    assert gateway.take_untold() == {}

@@ -32,6 +32,7 @@ BODIES: dict[str, type[Message]] = {
     "features.value.set": events_pb2.ValueSet,
     "memory.document.indexed": events_pb2.DocumentIndexed,
     "gateway.key.changed": events_pb2.KeyChanged,
+    "gateway.key.used": events_pb2.KeyUsed,
 }
 
 

@@ -25,6 +25,11 @@ class Key:
     active: bool = True
     created_s: float = 0.0
 
+    @property
+    def limited(self) -> bool:
+        """Whether anything is held against it."""
+        return bool(self.budget_usd or self.requests_per_minute or self.tokens_per_minute)
+
 
 def new_secret() -> str:
     """A fresh API key to hand out once."""
@@ -36,6 +41,16 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+@dataclass(slots=True, kw_only=True)
+class Used:
+    """What a key used in a minute since epoch, as replicas tell each other."""
+
+    minute: int
+    requests: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
 @dataclass(slots=True)
 class Meter:
     """What one key used in the current minute and in all."""
@@ -45,6 +60,7 @@ class Meter:
     tokens: int = 0
     spent_usd: float = 0.0
     unsaved_usd: float = 0.0
+    untold: "Used | None" = None
 
 
 class Gateway:
@@ -102,6 +118,7 @@ class Gateway:
                 retry_after_s=wait_s,
             )
         meter.requests += 1
+        self._use(meter, requests=1)
 
     def charge(self, key: Key, now_s: float, *, tokens: int, cost_usd: float) -> None:
         """Count what a request used."""
@@ -109,12 +126,30 @@ class Gateway:
         meter.tokens += tokens
         meter.spent_usd += cost_usd
         meter.unsaved_usd += cost_usd
+        self._use(meter, tokens=tokens, cost_usd=cost_usd)
 
     def settle(self, key_id: str, now_s: float, *, tokens: int, cost_usd: float) -> None:
         """Count what a background run used, which is written down already."""
         meter = self._meter(key_id, now_s)
         meter.tokens += tokens
         meter.spent_usd += cost_usd
+        self._use(meter, tokens=tokens, cost_usd=cost_usd)
+
+    def take_untold(self) -> dict[str, Used]:
+        """What keys that have limits used since the last call; for the other replicas."""
+        limited = {key.id for key in self._by_digest.values() if key.limited}
+        told = {id_: meter.untold for id_, meter in self._meters.items() if meter.untold and id_ in limited}
+        for meter in self._meters.values():
+            meter.untold = None
+        return told
+
+    def hear(self, key_id: str, used: Used, now_s: float) -> None:
+        """Count what another replica let a key use, which it writes down itself."""
+        meter = self._meter(key_id, now_s)
+        meter.spent_usd += used.cost_usd
+        if used.minute == meter.minute:
+            meter.requests += used.requests
+            meter.tokens += used.tokens
 
     def take_unsaved(self) -> dict[str, float]:
         """USD spent per key since the last call; to be written down, or given back by `charge_back`."""
@@ -132,6 +167,18 @@ class Gateway:
         """USD that a key has spent in all."""
         meter = self._meters.get(key_id)
         return meter.spent_usd if meter else 0.0
+
+    @staticmethod
+    def _use(meter: Meter, *, requests: int = 0, tokens: int = 0, cost_usd: float = 0.0) -> None:
+        used = meter.untold
+        if used is None:
+            used = meter.untold = Used(minute=meter.minute)
+        if used.minute != meter.minute:
+            # What fell into a minute that is over limits nothing any more; what was spent does.
+            used.minute, used.requests, used.tokens = meter.minute, 0, 0
+        used.requests += requests
+        used.tokens += tokens
+        used.cost_usd += cost_usd
 
     def _meter(self, key_id: str, now_s: float) -> Meter:
         meter = self._meters.setdefault(key_id, Meter())

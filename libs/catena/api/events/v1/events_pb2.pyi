@@ -788,3 +788,45 @@ class KeyChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyChanged: _TypeAlias = KeyChanged  # noqa: Y015
+
+@_typing.final
+class KeyUsed(_message.Message):
+    """`gateway.key.used`: what a replica admitted and charged since it told last, so that the others hold limits with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    MINUTE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Identity of the key, not the key."""
+    replica: _builtins.str
+    """The replica that tells, which knows already."""
+    minute: _builtins.int
+    """Minutes since the epoch in which requests and tokens fell."""
+    requests: _builtins.int
+    """Requests admitted."""
+    tokens: _builtins.int
+    """Tokens read and written."""
+    cost_usd: _builtins.float
+    """USD spent."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        replica: _builtins.str = ...,
+        minute: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        cost_usd: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "key_id", b"key_id", "minute", b"minute", "replica", b"replica", "requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyUsed: _TypeAlias = KeyUsed  # noqa: Y015
