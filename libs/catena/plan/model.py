@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
@@ -127,9 +127,8 @@ class Plan:
         """
         if self.pipeline:
             return f"pipeline:{self.pipeline}"
-        settings = asdict(replace(self.settings, weights={}))
-        parts = [self.shape, [asdict(stage) for stage in self.stages], settings]
-        told = msgspec.json.encode(parts, order="sorted")
+        settings = replace(self.settings, weights={}) if self.settings.weights else self.settings
+        told = msgspec.json.encode([self.shape, self.stages, settings], order="sorted")
         return f"{self.shape}-{hashlib.sha256(told).hexdigest()[:12]}"
 
     @property
