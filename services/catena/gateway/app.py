@@ -63,40 +63,16 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
     ):
         keys = KeyStore(chassis.store, chassis.outbox)
         gateway = await _known(keys, house, config.admin_key, world)
-        adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
-        names = LoraNames(adapters=adapters, clock=world.clock)
+        names = LoraNames(
+            adapters=adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters")), clock=world.clock
+        )
         exported = Exported(house.telemetry.agent_types)
         asking = await _asking(chassis, config, gateway, names, exported)
         _keep_up(chassis, config, keys, asking, exported)
-        reader = Reader(max_bytes=config.max_body_bytes)
         webhooks = Webhooks(kept=WebhookStore(chassis.store, world.clock), post=post, world=world, config=hooks)
         chassis.consume(DURABLE, [FINISHED], webhooks.hear, in_flight=16)
         chassis.background(webhooks.run(), "webhooks")
-        front = Front(
-            asking=asking,
-            models=ModelList(executor=asking.executor, names=names),
-            reader=reader,
-            passage=Passage(
-                ways=ways(
-                    asking.executor,
-                    memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory")),
-                    features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features")),
-                ),
-                reader=reader,
-            ),
-            runs=RunRoutes(asking=asking, reader=reader, webhooks=webhooks),
-            keys=KeyRoutes(world=world, gateway=gateway, reader=reader, save=keys.save),
-            lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=names, reader=reader),
-            live=Live(
-                asking=asking,
-                tiers=Tiers(adapters),
-                trials=Trials(asking.router),
-                page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
-            ),
-            registry=RegistryRoutes(config.registry),
-            inference=Inference(asking=asking, adapters=adapters, reader=reader),
-            cors_origins=config.cors_origins,
-        )
+        front = await _front(chassis, config, asking, keys, webhooks)
         handlers = GatewayHandlers(asking)
         async with (
             _settled(keys, asking, house.drain_s),
@@ -115,6 +91,36 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
             ),
         ):
             yield
+
+
+async def _front(chassis: Chassis, config: GatewayConfig, asking: Asking, keys: KeyStore, webhooks: Webhooks) -> Front:
+    adapters = adapters_pb2_grpc.AdaptersServiceStub(await chassis.dial("adapters"))
+    reader = Reader(max_bytes=config.max_body_bytes)
+    return Front(
+        asking=asking,
+        models=ModelList(executor=asking.executor, names=asking.names),
+        reader=reader,
+        passage=Passage(
+            ways=ways(
+                asking.executor,
+                memory_pb2_grpc.MemoryServiceStub(await chassis.dial("memory")),
+                features_pb2_grpc.FeaturesServiceStub(await chassis.dial("features")),
+            ),
+            reader=reader,
+        ),
+        runs=RunRoutes(asking=asking, reader=reader, webhooks=webhooks),
+        keys=KeyRoutes(world=chassis.world, gateway=asking.gateway, reader=reader, save=keys.save),
+        lora=LoraRoutes(adapters=adapters, executor=asking.executor, names=asking.names, reader=reader),
+        live=Live(
+            asking=asking,
+            tiers=Tiers(adapters),
+            trials=Trials(asking.router),
+            page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
+        ),
+        registry=RegistryRoutes(config.registry),
+        inference=Inference(asking=asking, adapters=adapters, reader=reader),
+        cors_origins=config.cors_origins,
+    )
 
 
 async def _known(keys: KeyStore, house: House, admin_key: str, world: World) -> Gateway:
