@@ -72,9 +72,10 @@ class Upstream(asyncio.Protocol):
 
     async def _paced(self, wait_s: float, count: int) -> None:
         self._transport.write(HEAD)
-        for _ in range(count):
+        for number in range(count):
             await asyncio.sleep(wait_s)
-            self._transport.write(chunk(piece("tok ")))
+            # LiteLLM gives up on a model that says the same a hundred times.
+            self._transport.write(chunk(piece(f"tok {number} ")))
         self._transport.write(ENDING)
 
 
