@@ -258,6 +258,18 @@ async def test_a_field_that_does_not_fit_is_named_as_documented(behind: Behind) 
     )
 
 
+async def test_true_is_no_number(behind: Behind) -> None:
+    for body in ({"collection": "x", "n_results": True}, {"collection": "x", "nResults": False}):
+        status, told = await post(behind, "/v1/memory/search", body)
+        assert (status, "n_results is a number" in told["error"]["message"]) == (400, True)
+    sop = {"name": "a", "triggers": ["b"], "priority": True}
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {behind.key}"}) as http,
+        http.put(f"{behind.url}/v1/memory/sops", json={"sop": sop}) as answer,
+    ):
+        assert answer.status == 400
+
+
 async def test_models_name_their_parents(behind: Behind) -> None:
     listed = {model.id: model for model in (await client(behind).models.list()).data}
     assert set(listed) == {"auto", "base", "base@code"}

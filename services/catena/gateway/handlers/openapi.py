@@ -86,7 +86,9 @@ def _operation(entry: Entry) -> Json:
         body: Json = {"schema": {"$ref": REF.format(name=_name(entry.takes))}}
         if entry.example is not None:
             body["example"] = entry.example
-        told["requestBody"] = {"required": not entry.optional_body, "content": {"application/json": body}}
+        # No body is a message of which nothing is said.
+        needed = not (entry.optional_body or _is_message(entry.takes))
+        told["requestBody"] = {"required": needed, "content": {"application/json": body}}
     return told
 
 
@@ -94,9 +96,9 @@ def _answer(entry: Entry) -> Json:
     schema: Json = {"type": "object"} if entry.gives is None else entry.gives
     if _is_message(entry.gives):
         schema = {"$ref": REF.format(name=_name(entry.gives))}
-    content: Json = {entry.media: {"schema": schema if entry.media == "application/json" else {"type": "string"}}}
+    content: Json = {entry.media: {"schema": schema} if entry.media == "application/json" else {}}
     if entry.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     return {"description": entry.says, "content": content}
 
 
@@ -142,7 +144,8 @@ def _describe(message: Descriptor, schemas: dict[str, Any]) -> None:
     properties: Json = {}
     schemas[label] = {"type": "object", "additionalProperties": False, "properties": properties}
     for field in message.fields:
-        properties[field.name] = _field(field, schemas)
+        # Null stands for a field that is not said.
+        properties[field.name] = {"anyOf": [_field(field, schemas), {"type": "null"}]}
 
 
 def _field(field: FieldDescriptor, schemas: dict[str, Any]) -> Json:

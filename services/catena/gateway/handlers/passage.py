@@ -22,6 +22,8 @@ from catena.gateway.handlers.exchange import Reader, decode
 from catena.gateway.handlers.routes import Entry
 from catena.kit.errors import Invalid
 
+NUMBERS = frozenset(getattr(FieldDescriptor, f"CPPTYPE_{kind}") for kind in (
+    "INT32", "INT64", "UINT32", "UINT64", "DOUBLE", "FLOAT"))  # fmt: skip
 Wanted = TypeVar("Wanted", bound=Message)
 
 
@@ -93,12 +95,26 @@ class Passage:
 
 def message_from(fields: dict[str, Any], kind: type[Wanted]) -> Wanted:
     """JSON as a message. Raises Invalid (`bad_request`) that names fields as the protos do."""
+    check_numbers(fields, cast(Descriptor, kind.DESCRIPTOR))
     try:
         return json_format.ParseDict(fields, kind())
     # Beside its own error, protobuf's parser lets slip what plain code raises at a value of a wrong type.
     except (json_format.ParseError, AttributeError, TypeError, ValueError) as error:
         told = str(error) if isinstance(error, json_format.ParseError) else "a value is of a wrong type"
         raise Invalid(f"the request does not fit: {snake(told, kind())}", code="bad_request") from None
+
+
+def check_numbers(fields: Any, message: Descriptor) -> None:
+    """Raise Invalid (`bad_request`) for true or false in the place of a number, which the parser takes for 1 and 0."""
+    if not isinstance(fields, dict) or message.full_name.startswith("google.protobuf."):
+        return
+    for field in message.fields:
+        values = fields.get(field.name, fields.get(field.json_name))
+        for value in values if isinstance(values, list) else [values]:
+            if field.message_type is not None:
+                check_numbers(value, field.message_type)
+            elif isinstance(value, bool) and field.cpp_type in NUMBERS:
+                raise Invalid(f"the request does not fit: {field.name} is a number, not {value}", code="bad_request")
 
 
 def snake(text: str, message: Message) -> str:
