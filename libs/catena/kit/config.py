@@ -120,7 +120,7 @@ class House(Section, frozen=True, kw_only=True):
     `home/models/minilm-int8`.
     `pipelines` holds, per strategy shape, the models and settings used when a request forces that shape;
     `catena.plan` gives it its meaning.
-    `source` is no key of the file but its own path, for what is read again when it changes; empty: there is no file.
+    `source` is no key of the file but its own path, for what is read again when it changes; unset: there is no file.
     """
 
     home: FilePath = "./.catena"
@@ -134,7 +134,7 @@ class House(Section, frozen=True, kw_only=True):
     addresses: dict[str, str] = msgspec.field(default_factory=dict)
     models: list[ModelConfig] = msgspec.field(default_factory=list)
     pipelines: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
-    source: str = ""
+    source: str | msgspec.UnsetType = msgspec.UNSET
 
     def folder(self, *parts: str) -> Path:
         """`home/parts...`, made if absent."""
@@ -187,7 +187,7 @@ def load(path: Path | None, room: str, kind: type[Room], environ: Environ | None
     override(tree, os.environ if environ is None else environ)
     house = convert({k: v for k, v in tree.items() if k in HOUSE_KEYS}, House, "")
     section = convert(tree.get(room, {}), kind, room)
-    return msgspec.structs.replace(house, source="" if path is None else str(path.absolute())), section
+    return msgspec.structs.replace(house, source=msgspec.UNSET if path is None else str(path.absolute())), section
 
 
 def read_file(path: Path, room: str, kind: type[Section]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ async def follow_models(
 
     A change counts once the file reads the same twice, so that one being written is left alone.
     """
-    if not house.source:
+    if not isinstance(house.source, str):
         return
     path, known = Path(house.source), list(house.models)
     seen = judged = b""
