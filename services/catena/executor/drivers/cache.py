@@ -8,13 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import Counter, Gauge
 
 from catena.executor.core.ports import Shelved
 from catena.kit.clock import Clock
 from catena.kit.telemetry import counter, gauge
 
-LOOKUPS = ("executor", "cache_lookups_total", "Lookups in the result caches", ["cache", "outcome"])
-BYTES = ("executor", "cache_bytes", "Bytes of results in the caches, as JSON", ["cache"])
 UNBOUNDED = 1 << 62
 
 
@@ -46,8 +45,7 @@ class LruCache:
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._held = 0
-        self._lookups = counter(*LOOKUPS)
-        self._bytes = gauge(*BYTES)
+        self._lookups, self._bytes = _figures()
 
     def get(self, key: str) -> Any:
         """The value, or None when there is none or it has expired."""
@@ -101,8 +99,7 @@ class MeaningCache:
         self._entries: OrderedDict[int, tuple[tuple[str, str], Entry]] = OrderedDict()
         self._shelves: dict[tuple[str, str], set[int]] = {}
         self._held = 0
-        self._lookups = counter(*LOOKUPS)
-        self._bytes = gauge(*BYTES)
+        self._lookups, self._bytes = _figures()
 
     def near(self, question: Shelved) -> tuple[Any, float] | None:
         """The value of the likest question that is like enough, and how like it is."""
@@ -185,3 +182,8 @@ def _unit(vector: Sequence[float]) -> npt.NDArray[np.float32]:
 
 def _came_from(entry: Entry, prefix: str) -> bool:
     return any(model.startswith(prefix) for model in entry.models)
+
+
+def _figures() -> tuple[Counter, Gauge]:
+    lookups = counter("executor", "cache_lookups_total", "Lookups in the result caches", ["cache", "outcome"])
+    return lookups, gauge("executor", "cache_bytes", "Bytes of results in the caches, as JSON", ["cache"])
