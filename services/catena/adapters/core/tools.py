@@ -84,7 +84,7 @@ class CallReader:
         while self._held and not self._may_be_bare():
             before, tag, rest = self._held.partition(OPEN)
             if not tag:
-                keep = _begun(self._held)
+                keep = begun(self._held, OPEN)
                 shown += self._held[: len(self._held) - keep]
                 self._held = self._held[len(self._held) - keep :]
                 break
@@ -160,10 +160,10 @@ class Calls:
         return msgspec.structs.replace(piece, text=text, calls=tuple(calls), first_call=first, finish=finish)
 
 
-def _begun(text: str) -> int:
-    """How much of the end of `text` may be the beginning of a call."""
-    for size in range(min(len(text), len(OPEN) - 1), 0, -1):
-        if OPEN.startswith(text[-size:]):
+def begun(text: str, word: str) -> int:
+    """The length of the longest end of `text` with which `word` begins, short of all of it."""
+    for size in range(min(len(text), len(word) - 1), 0, -1):
+        if text.endswith(word[:size]):
             return size
     return 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from catena.adapters.core.tools import begun
 from catena.adapters.core.work import Message, Tool
 from catena.adapters.drivers.engine.template import read_json, read_template
 from catena.adapters.drivers.engine.turns import Turn, function, known, plain
@@ -198,7 +199,7 @@ class StopWatch:
         if found:
             self.stopped, self._held = True, ""
             return held[: min(found)]
-        keep = max(_overlap(held, stop) for stop in self._stops)
+        keep = max(begun(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -206,14 +207,6 @@ class StopWatch:
         """What was held back in vain."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
 
 
 def _defaults(folder: Path, tokenizer: Tokenizer) -> tuple[frozenset[int], float]:
