@@ -23,6 +23,7 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from catena.kit.errors import CatenaError, Conflict, Invalid, Unavailable
+from catena.kit.sqlite import SqliteFile
 
 Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 """A column of plain JSON data; Python's None is stored as SQL NULL."""
@@ -42,11 +43,12 @@ class Store:
     `emitted` is set whenever a transaction that put events into the outbox has been committed.
     """
 
-    def __init__(self, engine: AsyncEngine, reader: AsyncEngine) -> None:
-        """Take the engine that writes and the one that reads; on PostgreSQL they are the same."""
+    def __init__(self, engine: AsyncEngine, reader: AsyncEngine, file: SqliteFile | None = None) -> None:
+        """Take the engine that writes and the one that reads (on PostgreSQL the same), and the file under them."""
         self.engine = engine
         self.emitted = asyncio.Event()
         self._reader = reader
+        self._file = file
         self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else None
         self._writing: asyncio.Task[Any] | None = None
 
@@ -76,6 +78,8 @@ class Store:
         """Close every connection."""
         await self.engine.dispose()
         await self._reader.dispose()
+        if self._file is not None:
+            await self._file.close()
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
@@ -133,8 +137,9 @@ def upsert_for(table: sa.Table, dialect: str) -> "sqlite.Insert | postgresql.Ins
 
 
 def _open_sqlite(url: str, synchronous: str) -> Store:
-    writer = create_async_engine(url, pool_size=1, max_overflow=0)
-    reader = create_async_engine(url, pool_size=READERS, max_overflow=READERS)
+    file = SqliteFile(sa.make_url(url).database or "")
+    writer = create_async_engine(url, pool_size=1, max_overflow=0, async_creator=file.connect)
+    reader = create_async_engine(url, pool_size=READERS, max_overflow=READERS, async_creator=file.connect)
 
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # sqlite3 would otherwise begin deferred transactions by itself
@@ -154,7 +159,7 @@ def _open_sqlite(url: str, synchronous: str) -> Store:
     event.listen(reader.sync_engine, "connect", read_only)
     event.listen(writer.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN IMMEDIATE"))
     event.listen(reader.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
-    return Store(writer, reader)
+    return Store(writer, reader, file)
 
 
 def _open_postgres(url: str, room: str) -> Store:

@@ -72,6 +72,29 @@ async def test_writers_in_one_process_take_turns(url):
         assert await rows(store) == [("n", None, 50)]
 
 
+async def test_writers_that_were_cancelled_leave_the_database_to_the_next(tmp_path):
+    gone = []  # a task that is kept keeps the statement that it ran
+    async with asyncio.timeout(25):
+        for turn in range(40):
+            async with open_store(sqlite_url(tmp_path), METADATA, room="features") as store:
+                writer = asyncio.create_task(write_without_end(store))
+                await asyncio.sleep(turn * 0.0005)
+                writer.cancel()
+                await asyncio.sleep(0)
+                writer.cancel()
+                await asyncio.wait([writer])
+                gone.append(writer)
+    assert all(writer.cancelled() for writer in gone)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def write_without_end(store):
+    while True:
+        async with store.begin() as conn:
+            await conn.execute(NOTES.insert().values(id="a"))
+            await conn.execute(NOTES.delete())
+
+
 async def test_a_broken_constraint_is_a_conflict(url):
     async with open_store(url, METADATA, room="features") as store:
         async with store.begin() as conn:
