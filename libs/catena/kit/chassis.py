@@ -85,6 +85,19 @@ class Chassis:
 
         self.background(self.bus.consume(durable, types, traced, in_flight=in_flight), durable)
 
+    def consume_together(
+        self, durable: str, types: Sequence[str], handle: Callable[[Sequence[Event]], Awaitable[None]]
+    ) -> None:
+        """Hand events of `types` to `handle` in groups, of any tenants; the group's span is linked to their traces."""
+
+        async def traced(events: Sequence[Event]) -> None:
+            name = f"{self.room}.on_{events[0].type.replace('.', '_')}"
+            causes = [event.traceparent for event in events if event.traceparent]
+            with span(name, {"messaging.batch.message_count": len(events)}, causes=causes, kind=SpanKind.CONSUMER):
+                await handle(events)
+
+        self.background(self.bus.consume_together(durable, types, traced), durable)
+
     def watch(self, types: Sequence[str], handle: Callable[[Event], Awaitable[None]]) -> None:
         """Show events of `types` to this process as they come; for caches, which every replica must clear."""
         self.background(self.bus.watch(types, handle), "watch")

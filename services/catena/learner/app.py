@@ -42,7 +42,7 @@ async def open_learner(house: House, config: LearnerConfig, world: World) -> Asy
         learner = Learner(SqlLibrary(chassis.store, chassis.outbox, world), rooms, rules, world)
         hearing = Hearing(learner)
         chassis.consume("learner-feedback", [COLLECTED], hearing.feedback)
-        chassis.consume("learner-executions", [EXECUTED], hearing.execution, in_flight=128)
+        chassis.consume_together("learner-executions", [EXECUTED], hearing.executions)
         chassis.consume("learner-steps", [DATASET, JOB, VERDICT], hearing.step)
         handlers = LearnerHandlers(learner)
         async with chassis.serve(

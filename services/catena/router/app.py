@@ -105,7 +105,7 @@ async def _no_meaning(texts: Sequence[str]) -> NDArray[np.float32]:
 def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
     """Listen to what teaches, and tend the estimates meanwhile."""
     for event_type, handle in hearing(router).items():
-        chassis.consume(f"router-{event_type.split('.')[1]}", [event_type], handle, in_flight=128)
+        chassis.consume_together(f"router-{event_type.split('.')[1]}", [event_type], handle)
 
     async def renewed(event: Event) -> None:
         await router.refetch(event.tenant)

@@ -5,7 +5,7 @@ import nats
 import pytest
 
 from catena.kit import nats_server as embedded
-from catena.kit.bus import open_bus
+from catena.kit.bus import ACK_WAIT_S, open_bus
 from catena.kit.errors import Invalid, Unavailable
 from catena.kit.event import Event
 from catena.kit.testing import MemoryBus, eventually, free_port, nats_process, nats_server, running
@@ -147,6 +147,64 @@ async def test_several_may_be_in_flight(tmp_path):
     async with real(tmp_path) as bus, running(bus.consume("router", ["*.*.*"], handle, in_flight=4)):
         await bus.publish_many([event(number) for number in range(12)])
         await eventually(lambda: most == 4)
+
+
+async def test_what_comes_together_is_handled_together_and_in_its_order(tmp_path):
+    groups = []
+
+    async def handle(events):
+        groups.append([event.id for event in events])
+
+    async with real(tmp_path) as bus:
+        await bus.publish_many([event(number) for number in range(20)])
+        async with running(bus.consume_together("router", ["*.*.*"], handle, linger_s=0.2, most=8)):
+            await eventually(lambda: sum(map(len, groups)) == 20)
+    assert [id_ for group in groups for id_ in group] == [event(number).id for number in range(20)]
+    assert 3 <= len(groups) <= 10
+    assert max(map(len, groups)) == 8
+
+
+async def test_in_a_group_the_one_to_blame_is_buried_and_the_others_are_handled(tmp_path):
+    done, groups = [], []
+
+    async def handle(events):
+        groups.append(len(events))
+        if event(3).id in [one.id for one in events]:
+            raise ValueError("poison")
+        done.extend(one.id for one in events)
+
+    wanted = {event(number).id for number in range(6) if number != 3}
+    async with real(tmp_path) as bus:
+        listening = bus.consume_together("router", ["*.*.*"], handle, max_deliver=2, backoff_s=[0.01])
+        async with running(listening):
+            await bus.publish_many([event(number) for number in range(6)])
+            await eventually(lambda: set(done) == wanted)
+            dead = []
+            while not dead:
+                await asyncio.sleep(0.05)
+                dead = await bus.dead_letters()
+    assert [(one.event.id, one.reason) for one in dead] == [(event(3).id, "ValueError: poison")]
+    assert sorted(done) == sorted(wanted)
+
+
+async def test_a_group_that_is_broken_off_comes_again_at_once(tmp_path):
+    async def stall(events):
+        await asyncio.sleep(60)
+
+    again = []
+
+    async def handle(events):
+        again.extend(event.id for event in events)
+
+    async with real(tmp_path) as bus:
+        async with running(bus.consume_together("router", ["*.*.*"], stall, linger_s=0.05)):
+            await bus.publish_many([event(number) for number in range(5)])
+            await asyncio.sleep(0.5)
+        started = asyncio.get_running_loop().time()
+        async with running(bus.consume_together("router", ["*.*.*"], handle)):
+            await eventually(lambda: len(again) == 5)
+        assert asyncio.get_running_loop().time() - started < ACK_WAIT_S - 1
+    assert sorted(again) == [event(number).id for number in range(5)]
 
 
 async def test_without_a_broker_publishing_says_so_and_works_once_there_is_one(tmp_path):

@@ -94,11 +94,12 @@ async def test_all_that_was_told_of_an_execution_is_found_by_it(library):
         await library.keep_feedback("acme", told(id_, execution_id="e1", created_s=at_s))
     await library.keep_feedback("acme", told("elsewhere", execution_id="e2"))
     await library.keep_feedback("other", told("theirs", execution_id="e1"))
-    assert [feedback.id for feedback in await library.feedback_on("acme", "e1")] == ["early", "late"]
-    assert await library.feedback_on("acme", "e1") == [
+    hers = [
         told(id_, execution_id="e1", created_s=at_s, request_id=id_) for id_, at_s in (("early", 3.0), ("late", 9.0))
     ]
-    assert await library.feedback_on("acme", "e3") == []
+    assert await library.feedback_on([("acme", "e1")]) == [hers]
+    mixed = await library.feedback_on([("acme", "e3"), ("acme", "e1"), ("other", "e1")])
+    assert [[feedback.id for feedback in heard] for heard in mixed] == [[], ["early", "late"], ["theirs"]]
 
 
 async def test_a_repeated_request_gives_the_first_feedback_and_no_second_event(library):

@@ -29,8 +29,8 @@ class Broker:
         self.answers = []
         self.buried = []
 
-    async def answer(self, msg, answer):
-        self.answers.append(answer)
+    async def answer(self, msgs, answer):
+        self.answers.extend([answer] * len(msgs))
 
     async def bury(self, msg, terms, reason):
         self.buried.append(reason)
@@ -41,16 +41,16 @@ def delivery(broker, handle, max_deliver=3):
     return Delivery(terms, handle, answer=broker.answer, bury=broker.bury)
 
 
-async def fails(event):
+async def fails(events):
     raise ValueError("no such domain")
 
 
 async def test_acknowledges_only_after_the_handler_is_done():
     broker, seen = Broker(), []
 
-    async def handle(event):
+    async def handle(events):
         assert broker.answers == []
-        seen.append(event)
+        seen.extend(events)
 
     await delivery(broker, handle).deliver(Message())
     assert (seen, broker.answers) == ([TOLD], [b"+ACK"])
@@ -80,7 +80,7 @@ async def test_a_message_that_is_no_event_is_buried_at_once():
 async def test_an_event_that_ends_the_process_each_time_is_buried_unhandled():
     broker = Broker()
 
-    async def handle(event):
+    async def handle(events):
         raise AssertionError("must not run")
 
     await delivery(broker, handle).deliver(Message(10))
@@ -90,8 +90,8 @@ async def test_an_event_that_ends_the_process_each_time_is_buried_unhandled():
 async def test_a_part_that_is_down_does_not_count_against_the_event():
     broker, calls = Broker(), []
 
-    async def handle(event):
-        calls.append(event)
+    async def handle(events):
+        calls.append(events)
         if len(calls) == 1:
             raise Unavailable("adapters restarts")
 

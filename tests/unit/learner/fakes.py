@@ -10,6 +10,7 @@ from catena.learner.core.judging import prompt_digest
 from catena.learner.core.learner import Learner, Rooms, Rules
 from catena.learner.core.records import (
     Dataset,
+    Executed,
     Execution,
     Feedback,
     JobResult,
@@ -82,9 +83,9 @@ class MemoryLibrary:
             raise Missing(f"no feedback {id_!r}", code="unknown_feedback")
         return self._feedback[tenant, id_]
 
-    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
-        same = [f for (owner, _), f in self._feedback.items() if (owner, f.execution_id) == (tenant, execution_id)]
-        return sorted(same, key=lambda f: (f.created_s, f.id))
+    async def feedback_on(self, executions: Sequence[tuple[str, str]]) -> list[list[Feedback]]:
+        told = [[f for (owner, _), f in self._feedback.items() if (owner, f.execution_id) == one] for one in executions]
+        return [sorted(same, key=lambda f: (f.created_s, f.id)) for same in told]
 
     async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
         fresh = (tenant, source) not in self._sources
@@ -341,7 +342,7 @@ class Bench:
         if news.kind == "feedback":
             await self.learner.learn_from(news.tenant, news.id)
         elif news.kind == "execution":
-            await self.learner.learn_from_execution(news.tenant, news.id, [])
+            await self.learner.learn_from_executions(Executed(tenant=news.tenant, execution_id=news.id))
         elif news.kind == "dataset":
             await self.learner.train(news.id)
         elif news.kind == "job":

@@ -5,7 +5,7 @@ import pytest
 from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.learner.core.judging import rows_of
 from catena.learner.core.learner import Capsule, Rules
-from catena.learner.core.records import Execution, Feedback, JobResult, Verdict
+from catena.learner.core.records import Executed, Execution, Feedback, JobResult, Verdict
 from tests.unit.learner.fakes import Bench, News
 
 pytestmark = pytest.mark.unit
@@ -114,11 +114,11 @@ async def test_feedback_on_what_was_never_run_holds_nobody_up_and_teaches_nothin
 
 @pytest.mark.parametrize("praise_first", [False, True])
 async def test_a_correction_wins_over_a_verifiers_praise_whichever_comes_first(bench, praise_first):
-    praised = bench.run("p"), [("exact", 1.0)]
+    praised = Executed(tenant="acme", execution_id=bench.run("p"), scores=(("exact", 1.0),))
     if praise_first:
-        await bench.learner.learn_from_execution("acme", *praised)
+        await bench.learner.learn_from_executions(praised)
     await bench.learner.learn_from("acme", await bench.say_early("p", correction="right"))
-    await bench.learner.learn_from_execution("acme", *praised)
+    await bench.learner.learn_from_executions(praised)
     (dataset,) = await bench.learner.datasets("acme")
     assert [sample.completion for sample in await bench.library.samples(dataset.id)] == ["right"]
 
@@ -145,8 +145,9 @@ async def test_feedback_told_again_after_its_data_set_was_frozen_starts_no_other
 async def test_only_a_trusted_verifier_makes_a_sample_of_an_execution(bench, scores, rows):
     bench.executions.known["e"] = Execution(id="e", prompt="p", answer="a", task="swap")
     for _ in range(2):
-        await bench.learner.learn_from_execution("acme", "e", scores)
-        await bench.learner.learn_from_execution("acme", "unheard", scores)
+        await bench.learner.learn_from_executions(
+            *(Executed(tenant="acme", execution_id=id_, scores=tuple(scores)) for id_ in ("e", "unheard"))
+        )
     assert [(d.rows, d.corrections) for d in await bench.learner.datasets("acme")] == [(1, 0)] * rows
 
 

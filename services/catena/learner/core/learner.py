@@ -13,7 +13,17 @@ from catena.kit.clock import World
 from catena.kit.errors import Conflict, Invalid, Missing
 from catena.learner.core.judging import domain_of, enough, rows_of, sample_of, scored
 from catena.learner.core.ports import Executions, Library, Registry, Routing, Training
-from catena.learner.core.records import ENDED, Dataset, Feedback, JobResult, Promotion, PromotionState, Sample, Verdict
+from catena.learner.core.records import (
+    ENDED,
+    Dataset,
+    Executed,
+    Feedback,
+    JobResult,
+    Promotion,
+    PromotionState,
+    Sample,
+    Verdict,
+)
 
 EXAMPLES = 60
 
@@ -67,24 +77,25 @@ class Learner:
         return await self._library.keep_feedback(tenant, scored(stamped, thumbs))
 
     async def learn_from(self, tenant: str, feedback_id: str) -> None:
-        """Make a sample of feedback that teaches something; `learn_from_execution` does if it overtook its execution.
+        """Make a sample of feedback that teaches something; `learn_from_executions` does if it overtook its execution.
 
         That which names an execution that never was is thus never learnt from, and nobody waits for it.
         """
         await self._learn_from(tenant, await self._library.feedback(tenant, feedback_id))
 
-    async def learn_from_execution(self, tenant: str, execution_id: str, scores: Sequence[tuple[str, float]]) -> None:
-        """Make samples of an execution, once it is recorded; `scores` as (source, value).
+    async def learn_from_executions(self, *several: Executed) -> None:
+        """Make samples of executions, once they are recorded.
 
-        Of the feedback that came before its record; where nobody said anything, if trusted verifiers judged it good.
+        Of the feedback that came before their record; where nobody said anything, if trusted verifiers judged it good.
         """
-        told = await self._library.feedback_on(tenant, execution_id)
-        for feedback in told:
-            await self._learn_from(tenant, feedback)
-        good = [value for source, value in scores if source in self._rules.verifiers]
-        if not told and good and min(good) > self._rules.good_score:
-            praise = Feedback(id="", execution_id=execution_id, score=min(good))
-            await self._learn_from(tenant, praise, source=f"execution {execution_id}")
+        heard = await self._library.feedback_on([(one.tenant, one.execution_id) for one in several])
+        for one, told in zip(several, heard, strict=True):
+            for feedback in told:
+                await self._learn_from(one.tenant, feedback)
+            good = [value for source, value in one.scores if source in self._rules.verifiers]
+            if not told and good and min(good) > self._rules.good_score:
+                praise = Feedback(id="", execution_id=one.execution_id, score=min(good))
+                await self._learn_from(one.tenant, praise, source=f"execution {one.execution_id}")
 
     async def _learn_from(self, tenant: str, feedback: Feedback, source: str = "") -> None:
         praised = feedback.score is not None and feedback.score > self._rules.good_score

@@ -17,7 +17,7 @@ class Library(Protocol):
         """One piece. Raises Missing."""
         ...
 
-    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
+    async def feedback_on(self, executions: Sequence[tuple[str, str]]) -> list[list[Feedback]]:
         """What was told of an execution so far, oldest first."""
         ...
 

@@ -100,6 +100,15 @@ class JobResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """An execution that ended and is recorded; `scores` of verifiers as (source, value)."""
+
+    tenant: str
+    execution_id: str
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """How a canary ended, seen from the candidate: `won`, `lost`, `undecided` or `stopped`."""
 

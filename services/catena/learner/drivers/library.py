@@ -1,7 +1,8 @@
 """The learner's SQL: feedback, data sets with their samples, promotions."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from catena.api.events.v1 import events_pb2
 from catena.kit.clock import World
 from catena.kit.errors import Missing
-from catena.kit.grouped import Grouped
 from catena.kit.outbox import Outbox, inbox_table, once, outbox_table
 from catena.kit.store import Json, Store, upsert
 from catena.learner.core.judging import prompt_digest
@@ -90,17 +90,7 @@ FEEDBACK_COLUMNS = [FEEDBACK.c[field.name] for field in fields(Feedback)]
 SAMPLE_COLUMNS = [SAMPLES.c[field.name] for field in fields(Sample)]
 
 
-LINGER_S, MOST_AT_ONCE = 0.1, 100
 """Executions that end within so many seconds have their feedback looked up together."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Asked:
-    """An execution whose feedback is looked up, and what was found."""
-
-    tenant: str
-    execution_id: str
-    found: list[Feedback] = field(default_factory=list)
 
 
 class SqlLibrary:
@@ -111,7 +101,6 @@ class SqlLibrary:
         self._store = store
         self._outbox = outbox
         self._world = world
-        self._reading = Grouped(self._feedback_on, linger_s=LINGER_S, most=MOST_AT_ONCE)
 
     async def keep_feedback(self, tenant: str, feedback: Feedback) -> str:
         """Commit feedback with its event; a repeated request id gives the first one's id."""
@@ -141,23 +130,17 @@ class SqlLibrary:
             raise Missing(f"no feedback {id_!r}", code="unknown_feedback")
         return Feedback(**row)
 
-    async def feedback_on(self, tenant: str, execution_id: str) -> list[Feedback]:
-        """What was told of an execution so far, oldest first."""
-        asked = Asked(tenant=tenant, execution_id=execution_id)
-        await self._reading(asked)
-        return asked.found
-
-    async def _feedback_on(self, several: Sequence["Asked"]) -> None:
-        """The same for all who ask together."""
-        ids = FEEDBACK.c.execution_id.in_({asked.execution_id for asked in several})
+    async def feedback_on(self, executions: Sequence[tuple[str, str]]) -> list[list[Feedback]]:
+        """What was told so far of each of the executions, by tenant and id; oldest first."""
+        ids = FEEDBACK.c.execution_id.in_({execution_id for _, execution_id in executions})
         query = sa.select(FEEDBACK.c.tenant, *FEEDBACK_COLUMNS).where(ids)
         query = query.order_by(FEEDBACK.c.created_s, FEEDBACK.c.id)
+        told = defaultdict(list)
         async with self._store.connect() as conn:
-            rows = [dict(row) for row in (await conn.execute(query)).mappings()]
-        told = [(row.pop("tenant"), Feedback(**row)) for row in rows]
-        for asked in several:
-            named = asked.tenant, asked.execution_id
-            asked.found = [one for tenant, one in told if (tenant, one.execution_id) == named]
+            for row in (await conn.execute(query)).mappings():
+                fields = dict(row)
+                told[fields.pop("tenant"), row["execution_id"]].append(Feedback(**fields))
+        return [told[one] for one in executions]
 
     async def collect(self, tenant: str, source: str, samples: Sequence[Sample], threshold: int) -> list[Dataset]:
         """Add samples; a later one about the same prompt replaces the earlier. A repeated source adds nothing."""

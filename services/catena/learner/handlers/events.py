@@ -1,11 +1,12 @@
 """The events that move the loop on. Each may come twice: every step looks at its own state first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from catena.api.events.v1 import events_pb2
 from catena.kit.event import Event
 from catena.learner.core.learner import Learner
-from catena.learner.core.records import JobResult, Verdict
+from catena.learner.core.records import Executed, JobResult, Verdict
 
 COLLECTED, EXECUTED, DATASET, JOB, VERDICT = (
     "learner.feedback.recorded",
@@ -27,11 +28,9 @@ class Hearing:
         told = events_pb2.FeedbackRecorded.FromString(event.data)
         await self.learner.learn_from(event.tenant, told.feedback_id)
 
-    async def execution(self, event: Event) -> None:
-        """An execution that is recorded now, with what verifiers made of it."""
-        told = events_pb2.ExecutionCompleted.FromString(event.data)
-        scores = [(score.source, score.value) for score in told.scores]
-        await self.learner.learn_from_execution(event.tenant, told.execution_id, scores)
+    async def executions(self, events: Sequence[Event]) -> None:
+        """Executions that are recorded now, with what verifiers made of them."""
+        await self.learner.learn_from_executions(*map(executed_of, events))
 
     async def step(self, event: Event) -> None:
         """A data set, a job or a verdict."""
@@ -41,6 +40,13 @@ class Hearing:
             await self.learner.judge_job(job_of(events_pb2.JobFinished.FromString(event.data)))
         else:
             await self.learner.judge_canary(verdict_of(events_pb2.ExperimentDecided.FromString(event.data)))
+
+
+def executed_of(event: Event) -> Executed:
+    """Which execution was recorded."""
+    told = events_pb2.ExecutionCompleted.FromString(event.data)
+    scores = tuple((score.source, score.value) for score in told.scores)
+    return Executed(tenant=event.tenant, execution_id=told.execution_id, scores=scores)
 
 
 def job_of(told: events_pb2.JobFinished) -> JobResult:

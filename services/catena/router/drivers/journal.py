@@ -6,17 +6,19 @@ replicas; two writers take turns on that counter.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.api.events.v1.events_pb2 import ExperimentDecided
 from catena.kit.errors import Conflict
 from catena.kit.grouped import Grouped
 from catena.kit.outbox import Outbox, first_time, once
-from catena.kit.store import Store, upsert
+from catena.kit.store import Store, upsert, upsert_for
 from catena.plan.model import Plan
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import RUNNING, STOPPED, Experiment, Outcome, count, stop
@@ -29,8 +31,8 @@ from catena.router.drivers.tables import domains, experiments, observations, out
 EVENT = "router.experiment.decided"
 CONSUMER = "router"
 _COUNTER = "router"
-LINGER_S, MOST_AT_ONCE = 0.1, 100
-"""Executions that are told of within so many seconds are taken in together: one costs nearly as much as many."""
+MOST_AT_ONCE = 128
+"""Executions that are told of at once are taken in together: one costs nearly as much as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class SqlJournal:
         self._store = store
         self._outbox = outbox
         self._window = window
-        self._observing = Grouped(self._observe, linger_s=LINGER_S, most=MOST_AT_ONCE)
+        self._observing = Grouped(self._observe, linger_s=0.0, most=MOST_AT_ONCE)
 
     async def changes(self, after: int) -> Changes:
         """Everything that changed after a revision, as of one moment."""
@@ -325,9 +327,14 @@ def _kept(tenant: str, whole: Observation, verdict: Verdict | None, *, revision:
 
 
 async def _put(conn: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
-    put = upsert(observations, conn)
-    moved = {name: put.excluded[name] for name in rows[0] if name not in ("tenant", "execution_id")}
-    await conn.execute(put.on_conflict_do_update(index_elements=["tenant", "execution_id"], set_=moved), rows)
+    await conn.execute(_putting(conn.dialect.name), rows)
+
+
+@cache
+def _putting(dialect: str) -> "sqlite.Insert | postgresql.Insert":
+    put = upsert_for(observations, dialect)
+    moved = {column.name: put.excluded[column.name] for column in observations.columns if not column.primary_key}
+    return put.on_conflict_do_update(index_elements=["tenant", "execution_id"], set_=moved)
 
 
 async def _rows(conn: AsyncConnection, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:

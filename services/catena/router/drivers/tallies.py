@@ -1,13 +1,15 @@
 """Totals of every execution ever, by configuration and domain: what stays when the window moves on."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from catena.kit.store import upsert
+from catena.kit.store import upsert, upsert_for
 from catena.plan.model import describe
 from catena.router.core.observation import Observation
 from catena.router.drivers.tables import totals
@@ -25,11 +27,16 @@ async def add_executions(conn: AsyncConnection, several: Sequence[tuple[str, Obs
         row = rows.setdefault((*_key(tenant, one).values(),), _row(tenant, one, {}))
         for name, amount in _sums(one).items():
             row[name] += amount
-    put = upsert(totals, conn)
-    moved = {name: totals.c[name] + put.excluded[name] for name in SUMS}
     # Sorted, so that two who count the same never wait for each other.
     added = [row for _, row in sorted(rows.items(), key=lambda item: item[0])]
-    await conn.execute(put.on_conflict_do_update(index_elements=list(_KEY), set_=moved), added)
+    await conn.execute(_adding(conn.dialect.name), added)
+
+
+@cache
+def _adding(dialect: str) -> "sqlite.Insert | postgresql.Insert":
+    put = upsert_for(totals, dialect)
+    moved = {name: totals.c[name] + put.excluded[name] for name in SUMS}
+    return put.on_conflict_do_update(index_elements=list(_KEY), set_=moved)
 
 
 def _sums(one: Observation) -> dict[str, Any]:

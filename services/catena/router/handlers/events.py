@@ -1,6 +1,7 @@
 """What the router hears on the bus: executions, feedback, news of adapters."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from catena.api.events.v1.events_pb2 import ExecutionCompleted, FeedbackRecorded
 from catena.kit.event import Event
@@ -14,15 +15,24 @@ JUDGED = "learner.feedback.recorded"
 ADAPTERS = "adapters.adapter.*"
 
 
-def hearing(router: Router) -> Mapping[str, Callable[[Event], Awaitable[None]]]:
-    """What to do with each type of event that teaches."""
+def hearing(router: Router) -> Mapping[str, Callable[[Sequence[Event]], Awaitable[None]]]:
+    """What to do with the events of each type that teaches; those that come together are taken in together."""
 
-    async def executed(event: Event) -> None:
+    async def executed(events: Sequence[Event]) -> None:
+        for outcome in await asyncio.gather(*map(observe, events), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    async def observe(event: Event) -> None:
         told = ExecutionCompleted.FromString(event.data)
         verdict = verdict_of(told.execution_id, [(score.value, score.source) for score in told.scores])
         await router.observe(event.tenant, observation_from(told), verdict, event.id)
 
-    async def judged(event: Event) -> None:
+    async def judged(events: Sequence[Event]) -> None:
+        for event in events:
+            await judge(event)
+
+    async def judge(event: Event) -> None:
         told = FeedbackRecorded.FromString(event.data)
         if not told.HasField("score") and not told.corrected:
             return
