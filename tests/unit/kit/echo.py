@@ -1,18 +1,24 @@
 """A small gRPC service made of byte handlers, so that the chassis is tested through real servers and sockets."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from catena.kit.dial import dial
+from catena.kit import dial as kit_dial
 from catena.kit.serve import Limits, Server, open_server
 
 TOKEN = "a-token"
+WAY = {"direct": True}
+"""Whether calls go through a server's door, or over its socket: both must behave alike."""
 Unary = Callable[[bytes], Awaitable[bytes]]
 Stream = Callable[[bytes], AsyncIterator[bytes]]
+
+
+def dial(address: str, **options: Any) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    return kit_dial.dial(address, **options, **WAY)
 
 
 def service(room: str, unary: Unary | None = None, stream: Stream | None = None) -> Callable[[grpc.aio.Server], None]:

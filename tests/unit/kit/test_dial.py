@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from catena.kit.dial import deadline_s, dial, unhurried, within
+from catena.kit.dial import deadline_s, unhurried, within
 from catena.kit.errors import Conflict, Denied, Exhausted, Invalid, Late, Missing, Unavailable
 from catena.kit.serve import Caller, caller, http_status
 from catena.kit.wire import verb_of
-from tests.unit.kit.echo import TOKEN, Client, echo, serving
+from tests.unit.kit.echo import TOKEN, WAY, Client, dial, echo, serving
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["direct", "socket"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WAY, "direct", request.param)
 
 
 async def tell_deadline(_request: bytes) -> bytes:

@@ -12,7 +12,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from catena.kit.dial import dial
 from catena.kit.errors import (
     CatenaError,
     Conflict,
@@ -24,9 +23,14 @@ from catena.kit.errors import (
     Unavailable,
 )
 from catena.kit.serve import Caller, Limits, as_caller, caller, deadline_s, http_status, open_server
-from tests.unit.kit.echo import TOKEN, Client, echo, name, serving
+from tests.unit.kit.echo import TOKEN, WAY, Client, dial, echo, name, serving
 
 KINDS = [Invalid, Missing, Conflict, Exhausted, Unavailable, Late, Denied]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["direct", "socket"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WAY, "direct", request.param)
 
 
 class NoSlot(Exhausted):
@@ -310,17 +314,18 @@ async def test_calls_are_counted_by_outcome_and_timed(tmp_path: Path) -> None:
             raise Missing("not here")
         return b""
 
-    async with echo(tmp_path, "counted", unary=answer) as client:
+    room = f"counted{'direct' if WAY['direct'] else 'socket'}"
+    async with echo(tmp_path, room, unary=answer) as client:
         await client.say(b"")
         await client.say(b"")
         with pytest.raises(Missing):
             await client.say(b"x")
 
     def count(outcome: str) -> float | None:
-        return REGISTRY.get_sample_value("catena_counted_calls_total", {"verb": "say", "outcome": outcome})
+        return REGISTRY.get_sample_value(f"catena_{room}_calls_total", {"verb": "say", "outcome": outcome})
 
     assert (count("ok"), count("missing")) == (2, 1)
-    assert REGISTRY.get_sample_value("catena_counted_call_duration_seconds_count", {"verb": "say"}) == 3
+    assert REGISTRY.get_sample_value(f"catena_{room}_call_duration_seconds_count", {"verb": "say"}) == 3
 
 
 async def test_draining_keeps_a_live_stream_and_takes_no_new_calls(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ class Outgoing:
     Raises CatenaError kinds where a plain call raises AioRpcError. Leaving an iteration early cancels the call.
     """
 
-    __slots__ = ("_address", "_call", "_cancelled_here", "_verb")
+    __slots__ = ("_address", "_call", "_cancelled_here", "_decode", "_verb")
 
-    def __init__(self, call: Any, *, verb: str, address: str) -> None:
-        """Watch over `call`, which goes to `verb` at `address`."""
+    def __init__(self, call: Any, *, verb: str, address: str, decode: Callable[[bytes], Any] | None = None) -> None:
+        """Watch over `call`, which goes to `verb` at `address`; `decode` what it answers, where it answers bytes."""
+        self._decode = decode
         self._call = call
         self._verb = verb
         self._address = address
@@ -28,7 +29,7 @@ class Outgoing:
     def __await__(self) -> Generator[Any, Any, Any]:
         """The response of a call with one."""
         try:
-            return (yield from self._call.__await__())
+            return self._made((yield from self._call.__await__()))
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             self._raise(error)
 
@@ -36,7 +37,7 @@ class Outgoing:
         """The responses of a streaming call."""
         try:
             async for message in self._call:
-                yield message
+                yield self._made(message)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             self._raise(error)
         finally:
@@ -45,7 +46,8 @@ class Outgoing:
     async def read(self) -> Any:
         """The next response, or `grpc.aio.EOF`."""
         try:
-            return await self._call.read()
+            message = await self._call.read()
+            return message if message is grpc.aio.EOF else self._made(message)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             self._raise(error)
 
@@ -104,6 +106,9 @@ class Outgoing:
     async def wait_for_connection(self) -> None:
         """Wait until the call has a connection."""
         await self._call.wait_for_connection()
+
+    def _made(self, message: Any) -> Any:
+        return message if self._decode is None else self._decode(message)
 
     def _raise(self, error: grpc.aio.AioRpcError | asyncio.CancelledError) -> Any:
         if isinstance(error, grpc.aio.AioRpcError):

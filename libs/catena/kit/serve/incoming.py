@@ -65,12 +65,16 @@ class Incoming(grpc.aio.ServerInterceptor):
         """The method's handler, wrapped; None when there is no such method."""
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None or method.startswith(OPEN_SERVICES):
-                return handler
-            wrapped = self._wrapped[method] = self._wrap(handler, Verb.of(method))
-        return wrapped
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        return handler if handler is None or method.startswith(OPEN_SERVICES) else self.around(method, handler)
+
+    def around(self, method: str, handler: Handler) -> Handler:
+        """The handler of a method with everything around it, made once."""
+        if method not in self._wrapped:
+            self._wrapped[method] = self._wrap(handler, Verb.of(method))
+        return self._wrapped[method]
 
     def _wrap(self, handler: Handler, verb: "Verb") -> Handler:
         behaviour, work = _work_of(handler)

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from catena.kit.clock import World
+from catena.kit.direct import Door, Method
 from catena.kit.errors import Conflict, Invalid
 from catena.kit.serve.incoming import Admit, Incoming, by_token
 
@@ -35,10 +37,11 @@ class Limits:
 class Server:
     """A running server. `address` is what to dial, with the port that was actually bound."""
 
-    def __init__(self, address: str, server: grpc.aio.Server, names: Sequence[str], limits: Limits) -> None:
+    def __init__(self, address: str, server: grpc.aio.Server, door: Door, names: Sequence[str], limits: Limits) -> None:
         """Wrap a server that is about to start; `names` are the services whose health it tells."""
         self.address = address
         self._server = server
+        self._door = door
         self._names = ("", *names)
         self._limits = limits
         self._health = health.aio.HealthServicer()
@@ -57,7 +60,7 @@ class Server:
         try:
             await asyncio.sleep(self._limits.linger_s)
         finally:
-            await self._server.stop(self._limits.grace_s)
+            await asyncio.gather(self._door.close(self._limits.grace_s), self._server.stop(self._limits.grace_s))
 
     async def wait(self) -> None:
         """Return when the server has stopped."""
@@ -86,26 +89,65 @@ async def open_server(
         raise Invalid("the service token is empty; set auth.service_token", code="no_token")
     limits = limits or Limits()
     claim(address)
-    server = grpc.aio.server(
-        interceptors=[
-            Incoming(
-                admit=by_token(token) if isinstance(token, str) else token,
-                limit_s=limits.deadline_s,
-                clock=(world or World()).clock,
-            )
-        ],
-        options=_options(limits),
-        maximum_concurrent_rpcs=limits.concurrent or None,
+    incoming = Incoming(
+        admit=by_token(token) if isinstance(token, str) else token,
+        limit_s=limits.deadline_s,
+        clock=(world or World()).clock,
     )
+    options, most = _options(limits), limits.concurrent or None
+    server = grpc.aio.server(interceptors=[incoming], options=options, maximum_concurrent_rpcs=most)
+    methods = _Methods(server, incoming)
     for add in services:
-        add(server)
-    running = Server(_bind(server, address, credentials), server, names, limits)
+        add(methods)  # type: ignore[arg-type]
+    door = Door(methods.find, concurrent=limits.concurrent, message_bytes=limits.message_bytes)
+    running = Server(_bind(server, address, credentials), server, door, names, limits)
     await server.start()
+    if credentials is None:
+        door.open(running.address)
     try:
         await running.mark(serving=True)
         yield running
     finally:
         await running.drain()
+
+
+class _Methods:
+    """Stands for a server while services add themselves to it, and remembers their methods."""
+
+    def __init__(self, server: grpc.aio.Server, incoming: Incoming) -> None:
+        self._server = server
+        self._incoming = incoming
+        self._services: list[grpc.GenericRpcHandler] = []
+        self._found: dict[str, Method | None] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Take services in."""
+        self._server.add_generic_rpc_handlers(handlers)
+        self._services.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """The same services once more, for servers that look methods up faster."""
+        self._server.add_registered_method_handlers(service, handlers)
+
+    def find(self, name: str) -> Method | None:
+        """A method for the door: not one that streams requests, nor one that writes its answers itself."""
+        if name not in self._found:
+            details = _Details(name)
+            handler = next((found for service in self._services if (found := service.service(details))), None)
+            self._found[name] = None if handler is None or handler.request_streaming else self._method(name, handler)
+        return self._found[name]
+
+    def _method(self, name: str, handler: Any) -> Method | None:
+        made: Any = self._incoming.around(name, handler)
+        if made.response_serializer is not None:
+            return None
+        return Method(made.unary_stream or made.unary_unary, streams=made.response_streaming)
+
+
+class _Details(grpc.HandlerCallDetails):
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
 
 
 def claim(address: str) -> None:
