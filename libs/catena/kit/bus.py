@@ -134,7 +134,7 @@ class Bus:
         types: Sequence[str],
         handle: HandleAll,
         *,
-        linger_s: float = 0.1,
+        linger_s: float = 0.25,
         most: int = 128,
         max_deliver: int = MAX_DELIVER,
         backoff_s: Sequence[float] = BACKOFF_S,

@@ -1,15 +1,16 @@
 """Events that are told if, and only if, the state change behind them was committed; effects that happen once.
 
 A room that emits puts its events into its own database, in the transaction of the change; a relay publishes them in
-order and deletes what the broker has stored. A room that consumes notes each event's id in the transaction of the
-effect. Together: at least once on the wire, once in effect.
+order and, a moment later, deletes what the broker has stored. A room that consumes notes each event's id in the
+transaction of the effect. Together: at least once on the wire, once in effect.
 """
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import sqlalchemy as sa
 import structlog
@@ -25,6 +26,8 @@ from catena.kit.telemetry import current_traceparent
 
 LEASE_S = 10.0
 POLL_S = 0.5
+CLEAR_S = 0.25
+"""How long published events may stay: to delete many costs as much as to delete one."""
 BATCH = 200
 REMEMBER_S = 14 * 86_400.0
 """How long an event's id is remembered: twice as long as the broker keeps events."""
@@ -44,6 +47,7 @@ _OUTBOX = sa.Table(
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("traceparent", sa.Text, nullable=False),
 )
+_CARRIED = [column.name for column in _OUTBOX.columns if column.name != "seq"]
 _LEASE = sa.Table(
     "outbox_lease",
     _TABLES,
@@ -138,28 +142,36 @@ async def relay(
 ) -> None:
     """Publish what was put, in order, until cancelled. Of several relays on one database one works at a time.
 
-    Wakes at once for commits of this process, within `poll_s` for others. A relay that loses its lease midway does no
-    harm: both publish the same events in the same order under the same ids.
+    Wakes at once for commits of this process, within `poll_s` for others. A relay that loses its lease midway, or its
+    process, does no harm: what is published again is so under the same ids. Consecutive events of one type about
+    different entities are on the way at once: should the connection break just then, their order among each other may
+    change, and theirs only.
     """
     me = world.new_id()
-    held_until_s = 0.0
+    held_until_s, idle = 0.0, False
+    forwarding = _Forwarding(store, bus, batch=batch, within_s=lease_s / 2)
     try:
         while True:
             heed_cancel()
+            sent, now_s = 0, world.clock.now()
             try:
-                if world.clock.now() > held_until_s - lease_s / 2:
-                    held_until_s = await _take_lease(store, me, world.clock.now(), lease_s)
-                sent = await _forward(store, bus, batch, lease_s / 2) if held_until_s else 0
+                if now_s > held_until_s:
+                    forwarding.forget()
+                if now_s > held_until_s - lease_s / 2:
+                    held_until_s = await _take_lease(store, me, now_s, lease_s)
+                if held_until_s:
+                    await forwarding.clear(idle=idle)
+                    sent = await forwarding.forward()
             except CatenaError as error:
                 log.warning("outbox waits", error=str(error))
-                sent = 0
             except Exception:
                 log.exception("outbox stumbles")
-                sent = 0
             if sent < batch:
-                await _woken(store, poll_s if held_until_s else lease_s / 4)
+                patience_s = min(poll_s, CLEAR_S) if forwarding.done else poll_s
+                idle = not await _woken(store, patience_s if held_until_s else lease_s / 4)
     finally:
         with contextlib.suppress(CatenaError):
+            await asyncio.shield(forwarding.clear(idle=True))
             await asyncio.shield(_end_lease(store, me))
 
 
@@ -195,26 +207,61 @@ class Outbox:
         await relay(self._store, self._bus, world=self._world)
 
 
-async def _forward(store: Store, bus: Publisher, batch: int, within_s: float) -> int:
-    """Publish the oldest events, each after the one before is stored, and delete them; how many."""
-    async with store.connect() as conn:
-        rows = (await conn.execute(sa.select(_OUTBOX).order_by(_OUTBOX.c.seq).limit(batch))).mappings().all()
-    done: list[int] = []
-    try:
-        for row in rows:
-            fields = dict(row)
-            seq = fields.pop("seq")
-            await bus.publish(Event(**fields), timeout_s=within_s)
-            done.append(seq)
-    finally:
-        if done:
-            await asyncio.shield(_delete(store, done))
-    return len(done)
+_Numbered: TypeAlias = Sequence[tuple[int, Event]]
 
 
-async def _delete(store: Store, done: Sequence[int]) -> None:
-    async with store.begin() as conn:
-        await conn.execute(_OUTBOX.delete().where(_OUTBOX.c.seq.in_(done)))
+class _Forwarding:
+    """Publishes what is in the outbox, and deletes it a moment later, much at once."""
+
+    def __init__(self, store: Store, bus: Publisher, *, batch: int, within_s: float) -> None:
+        self.done: list[str] = []
+        """Ids of what is published, though still there."""
+        self._upto = 0
+        self._store = store
+        self._bus = bus
+        self._batch = batch
+        self._within_s = within_s
+        self._cleared_s = time.monotonic()
+
+    async def forward(self) -> int:
+        """Publish the oldest events; how many."""
+        query = sa.select(_OUTBOX).where(_OUTBOX.c.seq > self._upto).order_by(_OUTBOX.c.seq).limit(self._batch)
+        async with self._store.connect() as conn:
+            rows = (await conn.execute(query)).mappings().all()
+        left: _Numbered = [(row["seq"], Event(**{name: row[name] for name in _CARRIED})) for row in rows]
+        while left:
+            several, left = _abreast(left)
+            publishing = (self._bus.publish(event, timeout_s=self._within_s) for _, event in several)
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            for (seq, event), outcome in zip(several, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                self._upto = seq
+                self.done.append(event.id)
+        return len(rows)
+
+    async def clear(self, *, idle: bool) -> None:
+        """Delete what is published, if nothing else is to be done or it is time."""
+        if not self.done or not (idle or time.monotonic() - self._cleared_s > CLEAR_S):
+            return
+        async with self._store.begin() as conn:
+            await conn.execute(_OUTBOX.delete().where(_OUTBOX.c.id.in_(self.done)))
+        self.forget()
+        self._cleared_s = time.monotonic()
+
+    def forget(self) -> None:
+        """Look at everything again: another relay may have been here, and SQLite counts an emptied table from 1."""
+        self.done, self._upto = [], 0
+
+
+def _abreast(left: _Numbered) -> tuple[_Numbered, _Numbered]:
+    """The first events that may be on the way at once, and the others: of one type, each about another entity."""
+    first, about = left[0][1], set[str]()
+    for count, (_, event) in enumerate(left):
+        if (event.type, event.tenant) != (first.type, first.tenant) or not event.subject or event.subject in about:
+            return left[: max(count, 1)], left[max(count, 1) :]
+        about.add(event.subject)
+    return left, []
 
 
 async def _take_lease(store: Store, me: str, now_s: float, lease_s: float) -> float:
@@ -235,10 +282,12 @@ async def _end_lease(store: Store, me: str) -> None:
         await conn.execute(_LEASE.update().where(_LEASE.c.holder == me).values(until_s=0.0))
 
 
-async def _woken(store: Store, poll_s: float) -> None:
+async def _woken(store: Store, poll_s: float) -> bool:
+    """Whether something was put within `poll_s`."""
     try:
         async with asyncio.timeout(poll_s):
             await store.emitted.wait()
     except TimeoutError:
-        return
+        return False
     store.emitted.clear()
+    return True

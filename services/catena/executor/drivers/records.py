@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ from catena.kit import outbox
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError
 from catena.kit.event import Event
-from catena.kit.store import Store, upsert
+from catena.kit.store import Store, upsert, upsert_for
 from catena.kit.telemetry import current_traceparent, trace_id
 
 COMPLETED = "executor.execution.completed"
@@ -78,14 +80,12 @@ class SqlRecords:
 
     async def write(self, conn: AsyncConnection, waiting: Sequence[Waiting]) -> None:
         """Write records that are not there yet, with figures and events, in the transaction of `conn`."""
-        fresh = {item.record.id: item for item in waiting}
-        known = sa.select(tables.executions.c.id).where(tables.executions.c.id.in_(list(fresh)))
-        for found in (await conn.execute(known)).scalars():
-            del fresh[found]
+        rows = {item.record.id: _row(item.record) for item in waiting}
+        new = set((await conn.execute(_inserting(conn.dialect.name), list(rows.values()))).scalars())
+        fresh = {item.record.id: item for item in waiting if item.record.id in new}
         if not fresh:
             return
         records = [item.record for item in fresh.values()]
-        await conn.execute(tables.executions.insert(), [_row(record) for record in records])
         marks = [
             {
                 "tenant": record.tenant,
@@ -186,6 +186,12 @@ async def forget_daily(records: SqlRecords, *, records_days: float, texts_days: 
         except CatenaError as error:
             log.warning("old records stay", error=error.message)
         await asyncio.sleep(every_s)
+
+
+@cache
+def _inserting(dialect: str) -> Any:
+    insert = upsert_for(tables.executions, dialect).on_conflict_do_nothing()
+    return insert.returning(tables.executions.c.id)
 
 
 def _row(record: Record) -> dict[str, object]:
