@@ -28,7 +28,7 @@ LEASE_S = 10.0
 POLL_S = 0.5
 CLEAR_S = 0.25
 """How long published events may stay: to delete many costs as much as to delete one."""
-BATCH = 200
+BATCH, ABREAST = 200, 32
 REMEMBER_S = 14 * 86_400.0
 """How long an event's id is remembered: twice as long as the broker keeps events."""
 
@@ -257,11 +257,11 @@ class _Forwarding:
 def _abreast(left: _Numbered) -> tuple[_Numbered, _Numbered]:
     """The first events that may be on the way at once, and the others: of one type, each about another entity."""
     first, about = left[0][1], set[str]()
-    for count, (_, event) in enumerate(left):
+    for count, (_, event) in enumerate(left[:ABREAST]):
         if (event.type, event.tenant) != (first.type, first.tenant) or not event.subject or event.subject in about:
             return left[: max(count, 1)], left[max(count, 1) :]
         about.add(event.subject)
-    return left, []
+    return left[:ABREAST], left[ABREAST:]
 
 
 async def _take_lease(store: Store, me: str, now_s: float, lease_s: float) -> float:

@@ -344,8 +344,9 @@ async def test_tool_calls_keep_their_indices_ids_and_arguments(dialect: Dialect)
 
 
 @every
-async def test_connections_are_kept_and_used_again(dialect: Dialect) -> None:
-    async with far(dialect) as it:
+@pytest.mark.parametrize("how", ["well", "ends late"])
+async def test_connections_are_kept_and_used_again(dialect: Dialect, how: str) -> None:
+    async with far(dialect, how) as it:
         for _ in range(5):
             await it.ask()
     assert len(it.server.bodies) == 5

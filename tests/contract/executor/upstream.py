@@ -112,6 +112,8 @@ class Upstream:
                         return response
                 await response.write(GARBAGE if how == "garbage" else self.dialect.error_inside)
             await response.write(frame)
+        if how == "ends late":
+            await asyncio.sleep(0.002)
         return response
 
     def _frames(self, how: str) -> list[bytes]:

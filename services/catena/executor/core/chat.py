@@ -242,6 +242,17 @@ def as_deltas(choices: Iterable[Choice]) -> list[Delta]:
     ]
 
 
+def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
+    """The same pieces, neighbours of one answer as one."""
+    found: list[Delta] = []
+    for delta in deltas:
+        if found and found[-1].index == delta.index:
+            found[-1] = append(found[-1], delta)
+        else:
+            found.append(delta)
+    return tuple(found)
+
+
 def append(held: Delta, more: Delta) -> Delta:
     """Two successive pieces of one answer as one."""
     return Delta(

@@ -9,7 +9,7 @@ from catena.executor.drivers.anthropic.events import DECODER, Reading, thinks
 from catena.executor.drivers.http import Door, Post, replies_of, server_of
 
 DEFAULT_URL = "https://api.anthropic.com/v1"
-VERSION = "2023-06-01"
+VERSION, STOP = "2023-06-01", "message_stop"
 
 
 class AnthropicProvider:
@@ -22,10 +22,9 @@ class AnthropicProvider:
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """Pieces as they come; usage verbatim. An answer that does not say why it ended was cut."""
         reading = Reading(model=ask.model.upstream)
-        async with aclosing(replies_of(self._door, self._post(ask), DECODER, "Anthropic")) as events:
+        replies = replies_of(self._door, self._post(ask), DECODER, "Anthropic", ends=lambda event: event.type == STOP)
+        async with aclosing(replies) as events:
             async for event in events:
-                if event.type == "message_stop":
-                    break
                 deltas = tuple(reading.read(event))
                 if deltas or thinks(event):
                     yield Piece(deltas=deltas, thinking=thinks(event))

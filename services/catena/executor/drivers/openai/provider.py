@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import Delta, Usage
+from catena.executor.core.chat import Delta, Usage, joined
 from catena.executor.core.ports import Ask, Ended, Piece, Vectors
-from catena.executor.drivers.http import Door, Post, replies_of, server_of, whole_body
+from catena.executor.drivers.http import Door, Post, reads_of, server_of, whole_body
 from catena.executor.drivers.openai.body import Constrain, chat_body
 from catena.executor.drivers.openai.chunks import DECODER, confidence_of, deltas_of, error_of, thinks, usage_of
 from catena.kit.errors import Unavailable
@@ -38,18 +38,25 @@ class OpenAiProvider:
         model = ask.model.upstream
         body = chat_body(ask, stream=True, constrain=self._constrain)
         post = self._post(ask.model, "completions" if ask.request.prompt else "chat/completions", body, ask.timeout_s)
-        async with aclosing(replies_of(self._door, post, DECODER, "OpenAI", last=b"[DONE]")) as replies:
-            async for reply in replies:
-                problem = error_of(reply)
+        async with aclosing(reads_of(self._door, post, DECODER, "OpenAI", last=b"[DONE]")) as reads:
+            async for several in reads:
+                fresh: list[Delta] = []
+                thinking, problem = False, None
+                for reply in several:
+                    problem = error_of(reply)
+                    if problem is not None:
+                        break
+                    thinking = thinking or thinks(reply)
+                    usage = usage_of(reply) or usage
+                    model = reply.model or model
+                    deltas = [delta for delta in deltas_of(reply) if delta.index not in closed]
+                    closed |= {delta.index for delta in deltas if delta.finish_reason}
+                    fresh.extend(deltas)
+                heard.extend(fresh)
+                if fresh:
+                    yield Piece(deltas=joined(fresh), thinking=thinking)
                 if problem is not None:
                     raise problem
-                usage = usage_of(reply) or usage
-                model = reply.model or model
-                deltas = tuple(delta for delta in deltas_of(reply) if delta.index not in closed)
-                closed |= {delta.index for delta in deltas if delta.finish_reason}
-                heard.extend(deltas)
-                if deltas:
-                    yield Piece(deltas=deltas, thinking=thinks(reply))
         if heard and {delta.index for delta in heard} <= closed:
             yield Piece(ended=Ended(usage=usage, resolved_model=model, confidence=confidence_of(heard)))
 

@@ -10,6 +10,7 @@ from catena.executor.drivers.http import Door, Post, replies_of, server_of
 from catena.executor.drivers.openai import OpenAiProvider
 from catena.executor.drivers.tgi.words import (
     DECODER,
+    Said,
     delta_of,
     generate_body,
     least_probability,
@@ -37,17 +38,20 @@ class TgiProvider:
                     yield piece
             return
         logprobs: list[float] = []
-        async with aclosing(replies_of(self._door, self._post(ask, root), DECODER, "TGI")) as events:
+        ended: Ended | None = None
+        async with aclosing(replies_of(self._door, self._post(ask, root), DECODER, "TGI", ends=_ends)) as events:
             async for said in events:
                 if said.error is not None:
                     raise fault_of(said.error, said.error_type)
                 if said.token and said.token.logprob is not None and not said.token.special:
                     logprobs.append(said.token.logprob)
                 yield Piece(deltas=(delta_of(said, logprobs=ask.request.sampling.logprobs),))
-                if said.generated_text is not None and said.details is not None:
-                    usage, sure = usage_of(said.details), least_probability(logprobs)
-                    yield Piece(ended=Ended(usage=usage, resolved_model=ask.model.upstream, confidence=sure))
-                    return
+                if _ends(said):
+                    usage = usage_of(said.details) if said.details else None
+                    sure = least_probability(logprobs)
+                    ended = Ended(usage=usage, resolved_model=ask.model.upstream, confidence=sure)
+        if ended is not None:
+            yield Piece(ended=ended)
 
     def _post(self, ask: Ask, root: str) -> Post:
         key = self._door.key_of(ask.model)
@@ -64,6 +68,10 @@ def _root(model: Model) -> str:
     if not model.base_url:
         raise Unavailable(f"{model.name} names no server; set its base_url to that of its TGI", code="no_provider")
     return model.base_url.rstrip("/").removesuffix("/v1")
+
+
+def _ends(said: Said) -> bool:
+    return said.generated_text is not None and said.details is not None
 
 
 def fault_of(message: str, kind: str) -> CatenaError:
