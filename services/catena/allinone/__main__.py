@@ -1,4 +1,4 @@
-"""Every room in one process, still talking gRPC over their sockets; what `catena up` runs on a laptop."""
+"""Every room in one process, calling each other through their servers' doors; what `catena up` runs on a laptop."""
 
 import asyncio
 import sys
