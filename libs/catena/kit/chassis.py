@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from catena.kit.event import Event
 from catena.kit.outbox import Outbox
 from catena.kit.serve import Admit, Limits, Server, open_server
 from catena.kit.store import Migration, Store, open_store
-from catena.kit.telemetry import span
+from catena.kit.telemetry import recorded, span
 
 TOKEN = "service.token"
 AddService = Callable[[grpc.aio.Server], None]
@@ -88,12 +88,14 @@ class Chassis:
     def consume_together(
         self, durable: str, types: Sequence[str], handle: Callable[[Sequence[Event]], Awaitable[None]]
     ) -> None:
-        """Hand events of `types` to `handle` in groups, of any tenants; the group's span is linked to their traces."""
+        """Hand events of `types` to `handle` in groups, of any tenants; each recorded trace among theirs has a span."""
 
         async def traced(events: Sequence[Event]) -> None:
-            name = f"{self.room}.on_{events[0].type.replace('.', '_')}"
-            causes = [event.traceparent for event in events if event.traceparent]
-            with span(name, {"messaging.batch.message_count": len(events)}, causes=causes, kind=SpanKind.CONSUMER):
+            with ExitStack() as spans:
+                for event in events:
+                    if recorded(event.traceparent):
+                        name = f"{self.room}.on_{event.type.replace('.', '_')}"
+                        spans.enter_context(span(name, parent=event.traceparent, kind=SpanKind.CONSUMER))
                 await handle(events)
 
         self.background(self.bus.consume_together(durable, types, traced), durable)

@@ -4,7 +4,7 @@ from catena.kit.telemetry.admin import open_admin
 from catena.kit.telemetry.logs import log
 from catena.kit.telemetry.metrics import counter, gauge, histogram
 from catena.kit.telemetry.setup import Telemetry, setup
-from catena.kit.telemetry.spans import current_traceparent, span, trace_id
+from catena.kit.telemetry.spans import current_traceparent, recorded, span, trace_id
 from catena.kit.telemetry.traces import TraceSpan, read_trace
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "log",
     "open_admin",
     "read_trace",
+    "recorded",
     "setup",
     "span",
     "trace_id",

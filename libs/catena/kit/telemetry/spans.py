@@ -4,7 +4,7 @@ Until `setup` has run nothing is recorded, but trace ids exist and travel, so te
 """
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -13,17 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    Tracer,
-)
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, Tracer
 
 from catena.kit.errors import CatenaError
 
@@ -91,24 +81,21 @@ def span(
     attributes: Attributes | None = None,
     *,
     parent: str = "",
-    causes: Iterable[str] = (),
     kind: SpanKind = SpanKind.INTERNAL,
     room: str = "",
 ) -> SpanScope:
     """A span named `room.verb`, child of the current one or of the `parent` traceparent, to be used in `with`.
 
-    A name without a room, such as `chat base@adapter`, is filed under `room`, or else under the process. Work for
-    several traces at once has their traceparents as `causes`: it is linked to those that are recorded.
+    A name without a room, such as `chat base@adapter`, is filed under `room`, or else under the process.
     """
     tracers = Current.tracers
     if not room:
         head, dot, _ = name.partition(".")
         room = head if dot and " " not in name else tracers.process
     above = _remote(parent) if parent else None
-    links = [Link(found) for cause in causes if (found := _context_of(cause)) and found.trace_flags.sampled]
     return SpanScope(
         tracers.of(room).start_span(
-            name, above, kind, attributes, links, record_exception=False, set_status_on_exception=False
+            name, above, kind, attributes, record_exception=False, set_status_on_exception=False
         )
     )
 
@@ -140,14 +127,13 @@ def trace_id() -> str:
     return f"{here.trace_id:032x}" if here.is_valid else ""
 
 
+def recorded(traceparent: str) -> bool:
+    """Whether the trace of a W3C traceparent is kept (the flag `sampled`)."""
+    return traceparent.endswith(("1", "3", "5", "7", "9", "b", "d", "f"))
+
+
 def _remote(traceparent: str) -> Context | None:
-    """The context below a W3C traceparent; None, so a new or inherited trace, when it is malformed."""
-    found = _context_of(traceparent)
-    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found else None
-
-
-def _context_of(traceparent: str) -> SpanContext | None:
-    """What a W3C traceparent (version 00) says; None when it is malformed."""
+    """The context of a W3C traceparent (version 00); None, so a new or inherited trace, when it is malformed."""
     parts = traceparent.split("-")
     if len(parts) < 4 or (len(parts[1]), len(parts[2]), len(parts[3])) != (32, 16, 2):
         return None
@@ -156,4 +142,4 @@ def _context_of(traceparent: str) -> SpanContext | None:
         found = SpanContext(int(parts[1], 16), int(parts[2], 16), is_remote=True, trace_flags=flags)
     except ValueError:
         return None
-    return found if found.is_valid else None
+    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found.is_valid else None
