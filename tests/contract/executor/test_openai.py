@@ -111,6 +111,15 @@ async def test_requests_say_all_that_was_asked() -> None:
     }  # fmt: skip
 
 
+async def test_one_call_at_a_time_is_told_where_there_are_tools() -> None:
+    hello = (Message(role="user", content="hi"),)
+    async with provider("well", "well", "well") as (far, model, server):
+        await heard(far, model, ChatRequest(messages=hello, tools=(Tool(name="f"),), one_call=True))
+        await heard(far, model, ChatRequest(messages=hello, tools=(Tool(name="f"),)))
+        await heard(far, model, ChatRequest(messages=hello, one_call=True))
+    assert [body.get("parallel_tool_calls") for body in server.bodies] == [False, None, None]
+
+
 async def test_vllms_ways_to_lengthen_an_answer_go_to_servers_that_may_know_them_and_never_to_openai() -> None:
     hello = (Message(role="user", content="hi"),)
     asked = ChatRequest(messages=hello, sampling=Sampling(ignore_eos=True, min_tokens=3))

@@ -112,6 +112,20 @@ async def test_anthropic_is_told_the_whole_conversation_in_its_own_blocks() -> N
     }
 
 
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ("", {"type": "auto", "disable_parallel_tool_use": True}),
+        ("required", {"type": "any", "disable_parallel_tool_use": True}),
+        ("look", {"type": "tool", "name": "look", "disable_parallel_tool_use": True}),
+        ("none", {"type": "none"}),
+    ],
+)
+async def test_anthropic_is_told_to_ask_for_one_tool_at_a_time(choice: str, told: dict[str, Any]) -> None:
+    request = ChatRequest(messages=CONVERSATION[:2], tools=TOOLS, tool_choice=choice, one_call=True)
+    assert (await sent(ANTHROPIC, request))["tool_choice"] == told
+
+
 async def test_anthropic_is_given_its_version_a_limit_and_a_schema() -> None:
     hello = (Message(role="user", content="hi"),)
     async with asking(ANTHROPIC, "well") as (provider, model, server):

@@ -9,6 +9,7 @@ import openai
 import pydantic
 import pytest
 
+from catena.kit.testing import eventually
 from tests.contract.gateway.whole import Whole, whole_gateway
 
 pytestmark = pytest.mark.contract
@@ -77,14 +78,28 @@ async def test_streamed_tool_calls_keep_index_id_and_arguments(client: openai.As
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-async def test_one_call_at_a_time_is_one_call(client: openai.AsyncOpenAI) -> None:
+async def test_one_call_at_a_time_is_told_and_is_one_call(whole: Whole, client: openai.AsyncOpenAI) -> None:
     asked: Any = {"model": "far", "messages": ASK, "tools": [tool("weather"), tool("time")]}
-    whole = await client.chat.completions.create(**asked, parallel_tool_calls=False)
+    plain = await client.chat.completions.create(**asked, parallel_tool_calls=False)
     async with client.chat.completions.stream(**asked, parallel_tool_calls=False) as stream:
         streamed = await stream.get_final_completion()
-    for answer in (whole, streamed):
+    for answer in (plain, streamed):
         assert [call.id for call in answer.choices[0].message.tool_calls or []] == ["call_0"]
         assert answer.choices[0].finish_reason == "tool_calls"
+    assert [body["parallel_tool_calls"] for body in whole.model.bodies] == [False, False]
+
+
+async def test_a_background_run_of_one_call_at_a_time_ends_with_one(client: openai.AsyncOpenAI) -> None:
+    asked: Any = {"model": "far", "messages": ASK, "tools": [tool("weather"), tool("time")]}
+    run = (await client.post("/runs", cast_to=dict[str, Any], body=asked | {"parallel_tool_calls": False}))["run"]
+
+    async def ended() -> bool:
+        run.update((await client.get(f"/runs/{run['id']}", cast_to=dict[str, Any]))["run"])
+        return bool(run["state"] == "succeeded")
+
+    await eventually(ended)
+    (choice,) = run["result"]["choices"]
+    assert [call["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
 
 
 async def test_parse_gives_an_object_of_the_schema(whole: Whole, client: openai.AsyncOpenAI) -> None:

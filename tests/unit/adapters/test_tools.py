@@ -18,10 +18,10 @@ def called(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
-def read(parts: list[str], finish: str = "stop") -> tuple[str, list[Call], str]:
+def read(parts: list[str], finish: str = "stop", *, one: bool = False) -> tuple[str, list[Call], str]:
     """The text, calls and end of an answer that comes in these parts."""
     numbers = count(1)
-    calls = Calls(BOTH, lambda: f"id{next(numbers)}")
+    calls = Calls(BOTH, lambda: f"id{next(numbers)}", one=one)
     pieces = [calls(Piece(0, part)) for part in parts] + [calls(Piece(0, "", (), finish))]
     found = [(piece.first_call + n, call) for piece in pieces for n, call in enumerate(piece.calls)]
     assert [number for number, _ in found] == list(range(len(found)))
@@ -72,6 +72,15 @@ def test_what_was_cut_off_is_no_call_and_stays_text() -> None:
 def test_nothing_that_is_no_call_is_lost_or_changed(text: str, size: int) -> None:
     said, calls, _ = read([text[at : at + size] for at in range(0, len(text), size)])
     assert (said, calls) == (text, [])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_where_one_call_is_wanted_nothing_follows_it(size: int) -> None:
+    whole = f"<tool_call>none</tool_call>Well. {PARIS}{NOW} and more <tool_call>"
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    said, calls, finish = read(parts, one=True)
+    assert (said.strip(), [call.name for call in calls]) == ("<tool_call>none</tool_call>Well.", ["weather"])
+    assert finish == "tool_calls"
 
 
 def test_every_answer_is_read_by_itself() -> None:

@@ -158,6 +158,18 @@ async def test_parallel_tool_calls_come_through_as_they_were_written(way: Way) -
 
 
 @every_way
+async def test_where_one_call_is_wanted_it_is_told_and_held_to(way: Way) -> None:
+    request = asked(tools=TOOLS, one_call=True)
+    table = way.bed(Tools(CALLS))
+    finished, events = await table.run(way.plan, request=request, stream=True)
+    (choice,) = finished.choices
+    assert (choice.message.tool_calls, choice.finish_reason) == (CALLS[:1], "tool_calls")
+    fragments = [call for event in events if isinstance(event, Delta) for call in event.tool_calls]
+    assert {fragment.index for fragment in fragments} == {0}
+    assert asks_of(table, speaker_of(way, request))[-1].request.one_call
+
+
+@every_way
 async def test_a_turn_after_tools_reads_what_they_gave(way: Way) -> None:
     turns = (
         Message(role="user", content="question"),

@@ -90,6 +90,9 @@ class Adapters:
             draft = None
             if question.draft_model:
                 draft = await self._hold(await self.names.resolve(tenant, question.draft_model), held, beside=True)
+            tools = tuple(question.tools) if question.tool_choice != "none" else ()
+            # What was asked to be of a form of its own is an answer, whatever it looks like.
+            reads = bool(tools) and question.constraint is None
             work = Work(
                 weights=target.weights,
                 messages=tuple(question.messages),
@@ -97,14 +100,13 @@ class Adapters:
                 sampling=self._seeded(question),
                 draft=draft.weights if draft is not None else None,
                 draft_tokens=question.draft_tokens or DRAFT_TOKENS,
-                tools=tuple(question.tools) if question.tool_choice != "none" else (),
+                tools=tools,
                 constraint=question.constraint or demanded(question.tools, question.tool_choice),
+                one_call=question.one_call and reads,
                 salt=tenant,
             )
             self.preloading.used(tenant, question)
-            calls = Calls(work.tools, self._world.new_id)
-            # What was asked to be of a form of its own is an answer, whatever it looks like.
-            reads = bool(work.tools) and question.constraint is None
+            calls = Calls(tools, self._world.new_id, one=work.one_call)
             async with aclosing(self._engine.submit(work)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Piece):

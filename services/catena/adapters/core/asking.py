@@ -27,7 +27,8 @@ Served = Literal["asked", "fallback", "auto", "auto-base"]
 class Question:
     """What a model is asked. `draft_model` empty: no speculation; `draft_tokens` 0: the default.
 
-    `tools` may be called as `tool_choice` says: `auto` (empty is that), `none`, `required`, or the one of this name.
+    `tools` may be called as `tool_choice` says: `auto` (empty is that), `none`, `required`, or the one of this name;
+    with `one_call` an answer calls one at most.
     `user` and `workflow`, empty if unknown, say whose habits to learn from; `task` what `base@auto` chooses for.
     """
 
@@ -40,6 +41,7 @@ class Question:
     constraint: Constraint | None = None
     tools: Sequence[Tool] = ()
     tool_choice: str = ""
+    one_call: bool = False
     user: str = ""
     workflow: str = ""
     task: str = ""

@@ -68,9 +68,10 @@ def _call_schema(tool: Tool) -> dict[str, object]:
 class CallReader:
     """Reads one answer as it comes: its text, and the calls of known tools within it."""
 
-    def __init__(self, names: Collection[str], new_id: Callable[[], str]) -> None:
-        """`names` are the known tools'; `new_id` names a call that was found."""
+    def __init__(self, names: Collection[str], new_id: Callable[[], str], *, one: bool = False) -> None:
+        """`names` are the known tools'; `new_id` names a call that was found; `one`: nothing follows a call."""
         self.found = 0
+        self._one = one
         self._names = names
         self._new_id = new_id
         self._held = ""
@@ -79,8 +80,10 @@ class CallReader:
 
     def push(self, text: str) -> tuple[str, list[Call]]:
         """The text that can be shown now, and the calls that are whole now."""
-        self._held += text
         shown, calls = "", list[Call]()
+        if self.whole:
+            return shown, calls
+        self._held += text
         while self._held and not self._may_be_bare():
             before, tag, rest = self._held.partition(OPEN)
             if not tag:
@@ -95,6 +98,7 @@ class CallReader:
             call, self._held = self._call(inner), after
             if call is not None:
                 calls.append(call)
+                self._held = "" if self._one else after
             else:
                 shown += tag + inner + closed
         return self._show(shown), calls
@@ -108,6 +112,11 @@ class CallReader:
             return "", [call]
         # White space around calls is not said to anybody.
         return ("" if self.found and not held.strip() else self._blank + held), []
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer ends here, as only one call was wanted."""
+        return self._one and self.found > 0
 
     def _show(self, text: str) -> str:
         """Text with the white space before it, which waits until something follows."""
@@ -140,8 +149,9 @@ class CallReader:
 class Calls:
     """Reads the calls out of all answers to one question."""
 
-    def __init__(self, tools: Sequence[Tool], new_id: Callable[[], str]) -> None:
+    def __init__(self, tools: Sequence[Tool], new_id: Callable[[], str], *, one: bool = False) -> None:
         """As `CallReader`, for every answer one."""
+        self._one = one
         self._names = frozenset(tool.name for tool in tools)
         self._new_id = new_id
         self._readers: dict[int, CallReader] = {}
@@ -149,7 +159,7 @@ class Calls:
     def __call__(self, piece: Piece) -> Piece:
         """The same piece, its calls apart from its text."""
         if piece.index not in self._readers:
-            self._readers[piece.index] = CallReader(self._names, self._new_id)
+            self._readers[piece.index] = CallReader(self._names, self._new_id, one=self._one)
         reader = self._readers[piece.index]
         first = reader.found
         text, calls = reader.push(piece.text)

@@ -77,7 +77,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One generation. Either `messages` or `prompt`, raw text, is set. `draft` proposes `draft_tokens` at a time.
 
-    `constraint` None: free text. `tools` are told to the model.
+    `constraint` None: free text. `tools` are told to the model; with `one_call` an answer ends with the first call.
     `salt` keeps what was read apart: keys and values are shared among works of the same salt only.
     """
 
@@ -89,6 +89,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     draft: Weights | None = None
     draft_tokens: int = 5
     constraint: Constraint | None = None
+    one_call: bool = False
     salt: str = ""
 
 

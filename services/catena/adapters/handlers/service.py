@@ -277,6 +277,7 @@ def question_of(request: pb.GenerateRequest) -> Question:
         prompt=asked.prompt,
         tools=list(map(tool_of, asked.tools)),
         tool_choice=asked.tool_choice,
+        one_call=asked.one_call,
         sampling=sampling_of(asked.sampling),
         draft_model=request.draft_model,
         draft_tokens=request.draft_tokens,

@@ -9,7 +9,7 @@ from catena.executor.core.actions import Call, Result
 from catena.executor.core.attempts import Patience
 from catena.executor.core.billing import stages_of
 from catena.executor.core.catalogue import LOCAL, Model, find
-from catena.executor.core.chat import ChatRequest, Delta, gather
+from catena.executor.core.chat import ChatRequest, Choice, Delta, first_call, gather
 from catena.executor.core.estimates import affordable_tokens, drafted_by, read_with
 from catena.executor.core.events import StageResult, StageStarted
 from catena.executor.core.execution import Execution, too_late
@@ -52,7 +52,7 @@ async def attempt(run: Execution, tried: Attempt, ended: list[StageResult]) -> A
     asked, clock = tried.asked, run.world.clock
     model = find(run.models, asked.stage.model)
     route = run.routes.of(model)
-    copies = [Heard(started_s=clock.monotonic(), seam=_seam(tried))]
+    copies = [_copy(tried, clock.monotonic())]
     error: CatenaError | None = None
     await run.emit(StageStarted(name=asked.stage.name, model=asked.stage.model, attempt=tried.number))
     try:
@@ -71,7 +71,7 @@ async def attempt(run: Execution, tried: Attempt, ended: list[StageResult]) -> A
     main.settle(error, clock.monotonic())
     said = (*tried.said, *main.deltas)
     result = Result(
-        choices=gather(said) if error is None else (),
+        choices=_answers(asked, said) if error is None else (),
         model=asked.stage.model,
         confidence=main.ended.confidence if main.ended else None,
         streamed=main.streamed or bool(tried.said),
@@ -88,8 +88,18 @@ async def attempt(run: Execution, tried: Attempt, ended: list[StageResult]) -> A
     return Attempted(result=result, stages=run.bill(stages), said=said if result.streamed else ())
 
 
-def _seam(tried: Attempt) -> Seam | None:
-    return Seam("".join(delta.text for delta in tried.said)) if tried.said else None
+def _copy(tried: Attempt, now_s: float) -> Heard:
+    seam = Seam("".join(delta.text for delta in tried.said)) if tried.said else None
+    return Heard(started_s=now_s, seam=seam, one_call=tried.asked.request.one_call)
+
+
+def _answers(asked: Call, said: tuple[Delta, ...]) -> tuple[Choice, ...]:
+    choices = gather(said)
+    if not asked.request.one_call:
+        return choices
+    return tuple(
+        replace(one, message=replace(one.message, tool_calls=first_call(one.message.tool_calls))) for one in choices
+    )
 
 
 async def _listen_or_hedge(
@@ -108,7 +118,7 @@ async def _listen_or_hedge(
     def send_again() -> None:
         at_ease = route.throttle.at_ease(run.world.clock.monotonic())
         if race.leader is None and at_ease and route.hedges.spend():
-            copies.append(Heard(started_s=run.world.clock.monotonic(), seam=_seam(tried)))
+            copies.append(_copy(tried, run.world.clock.monotonic()))
             race.second = asyncio.create_task(_listen(run, tried, model, route, copies[1], race))
 
     timer = asyncio.get_running_loop().call_later(after_s, send_again)

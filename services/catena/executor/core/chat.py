@@ -75,7 +75,8 @@ class ChatRequest:
     """What a model is asked: `messages`, or a raw `prompt` to continue.
 
     At most one of `json_schema`, `regex` and `choices` says what the answer must look like; none: free text.
-    `begun`: the answer's beginning, which only providers that verify drafts are asked to go on from.
+    `begun`: the answer's beginning, which only providers that verify drafts are asked to go on from. `one_call`: an
+    answer asks for one tool at most.
     """
 
     messages: tuple[Message, ...] = ()
@@ -87,6 +88,7 @@ class ChatRequest:
     regex: str = ""
     choices: tuple[str, ...] = ()
     begun: str = ""
+    one_call: bool = False
 
     @property
     def constrained(self) -> bool:
@@ -251,6 +253,11 @@ def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
         else:
             found.append(delta)
     return tuple(found)
+
+
+def first_call(calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+    """The calls, or fragments of calls, that belong to an answer's first."""
+    return tuple(call for call in calls if call.index == 0)
 
 
 def append(held: Delta, more: Delta) -> Delta:

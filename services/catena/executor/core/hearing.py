@@ -1,9 +1,9 @@
 """What has come of one copy of a call so far, and what its route learns from how it ends."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from catena.executor.core.breaker import Permit
-from catena.executor.core.chat import Delta
+from catena.executor.core.chat import Delta, first_call
 from catena.executor.core.ports import Ended, Piece
 from catena.executor.core.routes import Route
 from catena.executor.core.seams import Seam
@@ -15,11 +15,13 @@ class Heard:
     """Times are of the world's monotonic clock; `asked_s` 0: the provider was never asked; `first_s` 0: no word came.
 
     `seam` joins the words to those of an answer that broke off. `leads`: of several copies, this is the answer.
-    `alive`: it has thought or spoken. `error` is what the provider failed with.
+    `alive`: it has thought or spoken. `error` is what the provider failed with. `one_call`: of the tools that it asks
+    for all but the first are kept from the client, as not every model can be told.
     """
 
     started_s: float
     seam: Seam | None = None
+    one_call: bool = False
     asked_s: float = 0.0
     first_s: float = 0.0
     deltas: list[Delta] = field(default_factory=list)
@@ -58,7 +60,10 @@ class Heard:
                 self._route.hedges.heard(now_s - self.asked_s)
         fresh = [self.seam.join(delta) if self.seam else delta for delta in piece.deltas]
         self.deltas.extend(fresh)
-        self._held.extend(delta for delta in fresh if not self.seam or _says(delta) or delta.finish_reason)
+        if self.one_call:
+            fresh = [replace(delta, tool_calls=first_call(delta.tool_calls)) for delta in fresh]
+        bare = self.seam is not None or self.one_call
+        self._held.extend(delta for delta in fresh if not bare or _says(delta) or delta.finish_reason)
         return self.release() if self.spoke else []
 
     def release(self) -> list[Delta]:

@@ -39,6 +39,7 @@ def chat_from(message: pb.ChatRequest) -> ChatRequest:
             for tool in message.tools
         ),
         tool_choice=message.tool_choice,
+        one_call=message.one_call,
         json_schema=_schema_from(message),
         regex=message.regex,
         choices=tuple(message.choices),
@@ -60,6 +61,7 @@ def chat_to(request: ChatRequest) -> pb.ChatRequest:
             for tool in request.tools
         ],
         tool_choice=request.tool_choice,
+        one_call=request.one_call,
         json_schema_text="" if request.json_schema is None else msgspec.json.encode(request.json_schema).decode(),
         regex=request.regex,
         choices=request.choices,

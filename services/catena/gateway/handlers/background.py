@@ -63,8 +63,6 @@ class RunRoutes:
             raise Invalid(
                 "a background run is not streamed; leave `stream` out and watch the run", code="bad_parameter"
             )
-        if body.parallel_tool_calls is False:
-            raise Invalid("a background run tells all calls; leave `parallel_tool_calls` out", code="bad_parameter")
         if body.webhook is not None:
             self.webhooks.check(body.webhook)
         (question,) = questions_of(request, key, body, self.asking.world.new_id)

@@ -33,7 +33,6 @@ from catena.gateway.handlers.keys import KeyRoutes, key_entries
 from catena.gateway.handlers.live import Live, live_entries
 from catena.gateway.handlers.lora import LoraRoutes, lora_entries
 from catena.gateway.handlers.models import ModelList
-from catena.gateway.handlers.one_call import one_call
 from catena.gateway.handlers.openapi import document
 from catena.gateway.handlers.passage import Passage, message_json
 from catena.gateway.handlers.presence import while_there
@@ -230,8 +229,6 @@ class Front:
         body = await self.reader.read(request, kind)
         questions = questions_of(request, key, body, self.asking.world.new_id)
         events = in_turn(self.asking, questions)
-        if isinstance(body, openai.ChatBody) and body.parallel_tool_calls is False:
-            events = one_call(events)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = sse.Chunks(

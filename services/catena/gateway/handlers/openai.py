@@ -189,6 +189,7 @@ def chat_request(body: ChatBody) -> types_pb2.ChatRequest:
         if tool.function.parameters is not None:
             offered.parameters.update(tool.function.parameters)
     request.tool_choice = tool_choice_of(body.tool_choice)
+    request.one_call = body.parallel_tool_calls is False
     constrain(request, body)
     return request
 

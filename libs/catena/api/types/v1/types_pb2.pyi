@@ -382,6 +382,7 @@ class ChatRequest(_message.Message):
     JSON_SCHEMA_TEXT_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    ONE_CALL_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Raw text to continue without a chat template; empty: use messages."""
     tool_choice: _builtins.str
@@ -390,6 +391,8 @@ class ChatRequest(_message.Message):
     """The same as JSON text, whose order of properties local models follow; wins over `json_schema`; empty: none."""
     regex: _builtins.str
     """Regular expression that the whole answer must match (Rust's syntax for local models); empty: free text."""
+    one_call: _builtins.bool
+    """Whether an answer may ask for one tool at most; false: for as many as the model likes."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far; at least one turn unless `prompt` is set."""
@@ -422,10 +425,11 @@ class ChatRequest(_message.Message):
         json_schema_text: _builtins.str = ...,
         regex: _builtins.str = ...,
         choices: _abc.Iterable[_builtins.str] | None = ...,
+        one_call: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["json_schema", b"json_schema", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "json_schema", b"json_schema", "json_schema_text", b"json_schema_text", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "json_schema", b"json_schema", "json_schema_text", b"json_schema_text", "messages", b"messages", "one_call", b"one_call", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

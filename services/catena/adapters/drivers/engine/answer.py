@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from catena.adapters.core.work import Done, Piece, Sampling, TokenLogprob, Work
+from catena.adapters.core.tools import CallReader
+from catena.adapters.core.work import Done, Piece, TokenLogprob, Work
 from catena.adapters.drivers.engine.text import StopWatch, Text
 from catena.kit.errors import CatenaError
 
@@ -13,8 +14,9 @@ Tops = Sequence[tuple[int, float]]
 class Answer:
     """The text of one answer as tokens come; `pieces` waits to be sent. The tokens `ends` end it."""
 
-    def __init__(self, index: int, text: Text, sampling: Sampling, exact: bool) -> None:
-        """Answer `index` of its generation; `exact` as in `Text.stream`."""
+    def __init__(self, index: int, text: Text, work: Work) -> None:
+        """Answer `index` to `work`."""
+        sampling = work.sampling
         self.index = index
         self.ends = frozenset[int]() if sampling.ignore_eos else text.ends
         self.finish = ""
@@ -23,8 +25,10 @@ class Answer:
         self.total = 0.0
         self.pieces: list[Piece] = []
         self._text = text
-        self._stream = text.stream(exact=exact)
+        self._stream = text.stream(exact=work.constraint is not None)
         self._stop = StopWatch(sampling.stop)
+        # Read here only to see where a call ends; the room reads it again, and names it.
+        self._calls = CallReader({tool.name for tool in work.tools}, str, one=True) if work.one_call else None
         self._wants = sampling.logprobs
         self._least = sampling.min_tokens
         self._entries: list[tuple[int, TokenLogprob]] = []
@@ -46,8 +50,12 @@ class Answer:
             top = tuple((name(other), value) for other, value in tops)
             self._entries.append((self._seen, TokenLogprob(name(token), logprob, top)))
         self._say(self._stop.push(text) if self.written > self._least else text)
+        if self._calls is not None:
+            self._calls.push(text)
         if self._stop.stopped:
             self._end("stop")
+        elif self._calls is not None and self._calls.whole and self.written > self._least:
+            self.close("stop")
 
     def early(self) -> int:
         """How many of the next tokens may not be among `ends`."""
@@ -81,13 +89,11 @@ class Generation:
 
     def __init__(self, call: int, work: Work, prompt_tokens: int, text: Text, now: Callable[[], float]) -> None:
         """Begin the clock."""
-        sampling = work.sampling
         self.call = call
         self.work = work
         self.prompt_tokens = prompt_tokens
         self.error: CatenaError | None = None
-        exact = work.constraint is not None
-        self.answers = [Answer(i, text, sampling, exact) for i in range(sampling.n)]
+        self.answers = [Answer(i, text, work) for i in range(work.sampling.n)]
         self.drafted = self.accepted = self.draft_input = self.draft_output = self.cached = 0
         self._now = now
         self._began_s = now()

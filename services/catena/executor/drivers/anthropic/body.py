@@ -35,12 +35,18 @@ def messages_body(ask: Ask) -> dict[str, Any]:
         "tools": [_tool(tool) for tool in request.tools] or None,
         "stream": True,
     }
-    if request.tools and request.tool_choice:
-        named = {"type": "tool", "name": request.tool_choice}
-        body["tool_choice"] = CHOICES.get(request.tool_choice, named)
+    if request.tools and (request.tool_choice or request.one_call):
+        body["tool_choice"] = _choice(request)
     if request.json_schema is not None and dict(request.json_schema) != ANY_OBJECT:
         body["output_config"] = {"format": {"type": "json_schema", "schema": dict(request.json_schema)}}
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _choice(request: ChatRequest) -> dict[str, Any]:
+    wanted = request.tool_choice or "auto"
+    told = CHOICES.get(wanted, {"type": "tool", "name": wanted})
+    # The choice of none takes no such word.
+    return told | {"disable_parallel_tool_use": True} if request.one_call and wanted != "none" else told
 
 
 def _system(request: ChatRequest) -> str:

@@ -96,6 +96,8 @@ def _tools(request: ChatRequest) -> dict[str, Any]:
         told["tool_choice"] = request.tool_choice
     elif request.tool_choice:
         told["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice}}
+    if request.one_call:
+        told["parallel_tool_calls"] = False
     return told
 
 
