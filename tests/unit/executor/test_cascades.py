@@ -1,7 +1,13 @@
 """Cascades that rest on agreement and on a verifier."""
 
+from typing import Any
+
 import pytest
 
+from catena.executor.core.actions import Call
+from catena.executor.core.chat import ChatRequest, Delta, Message, Sampling
+from catena.executor.core.parts import facts
+from catena.executor.core.strategies.cascade import cascade
 from catena.kit.errors import Unavailable
 from catena.plan.model import Role, Shape
 from tests.unit.executor.fakes import bed, plan, stage
@@ -13,6 +19,84 @@ AGREEING = plan(
     stage(Role.MAIN, "large"),
     checks=("refusal", "agreement", "confidence"),
 )
+
+
+EARLY = plan(Shape.CASCADE, stage(Role.FAST, "small"), stage(Role.MAIN, "large"), checks=("refusal", "schema"))
+LONG = " ".join(["word"] * 60)
+
+
+def texts(events: list[Any]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Delta) and event.text]
+
+
+async def test_a_fast_answer_streams_from_where_its_beginning_is_no_refusal() -> None:
+    finished, events = await bed(small=LONG, large="never").run(EARLY, stream=True)
+    assert texts(events) == ["word", *[" word"] * 59]
+    assert finished.choices[0].text == LONG
+    assert [(one.name, one.outcome) for one in finished.stages] == [("fast", "accepted")]
+
+
+def test_a_fast_answer_is_held_for_as_long_as_a_refusal_may_come() -> None:
+    request = ChatRequest(messages=(Message(role="user", content="question"),))
+    call = next(cascade(EARLY, request, facts(bed().parts)))
+    assert isinstance(call, Call)
+    assert call.stream
+    assert call.sift is not None
+    sift = call.sift()
+    assert list(sift([Delta(text="a" * 199)])) == []
+    assert [delta.text for delta in sift([Delta(text="b")])] == ["a" * 199, "b"]
+    assert [delta.text for delta in sift([Delta(text="I cannot")])] == ["I cannot"], "it is a quotation by now"
+
+
+@pytest.mark.parametrize("refused", [f"I cannot help. {LONG}", "too short"])
+async def test_nothing_is_shown_of_a_fast_answer_that_fails(refused: str) -> None:
+    wanted = plan(Shape.CASCADE, *EARLY.stages, checks=("refusal", "schema"), min_chars=20)
+    finished, events = await bed(small=refused, large="strong and well").run(wanted, stream=True)
+    assert "".join(texts(events)) == finished.choices[0].text == "strong and well"
+    assert [one.outcome for one in finished.stages] == ["rejected", "accepted"]
+
+
+async def test_what_ends_before_it_has_passed_comes_whole_when_it_has() -> None:
+    _, events = await bed(small="short and good", large="never").run(EARLY, stream=True)
+    assert texts(events) == ["short and good"]
+
+
+@pytest.mark.parametrize("more", [{"checks": ("refusal", "truncation")}, {"checks": ("confidence",)}])
+async def test_checks_that_see_the_end_hold_the_answer_until_then(more: dict[str, Any]) -> None:
+    wanted = plan(Shape.CASCADE, *EARLY.stages, **more)
+    _, events = await bed(small=LONG, large="never").run(wanted, stream=True)
+    assert texts(events) == [LONG]
+
+
+async def test_a_schema_holds_the_answer_until_it_is_whole() -> None:
+    schema = {"type": "object"}
+    said = '{"a": 1, "b": 2}'
+    wanted = plan(Shape.CASCADE, *EARLY.stages, checks=("schema",))
+    _, events = await bed(small=said, large="never").run(wanted, stream=True, json_schema=schema)
+    assert texts(events) == [said]
+
+
+async def test_the_strong_model_is_not_asked_behind_words_that_the_client_has() -> None:
+    table = bed(small=LONG, large="never")
+    table.provider.cut.add("small")
+    wanted = plan(Shape.CASCADE, *EARLY.stages, checks=("schema",))
+    with pytest.raises(Unavailable) as caught:
+        await table.run(wanted, stream=True)
+    assert caught.value.code == "stream_cut"
+    assert set(table.provider.models_asked()) == {"small"}
+
+
+async def test_a_fast_answer_that_breaks_off_before_it_was_shown_is_the_strong_ones_to_give() -> None:
+    table = bed(small=LONG, large="strong")
+    table.provider.cut.add("small")
+    _, events = await table.run(EARLY, stream=True)
+    assert texts(events) == ["strong"]
+
+
+async def test_several_fast_answers_stream_when_the_first_has_passed() -> None:
+    table = bed(small=LONG, large="never")
+    finished, events = await table.run(EARLY, stream=True, sampling=Sampling(n=2))
+    assert "".join(texts(events)) == finished.choices[0].text
 
 
 async def test_two_cheap_models_that_agree_spare_the_strong_one_however_unsure_each_is() -> None:

@@ -65,6 +65,12 @@ WAYS = [
         live=False,
     ),
     Way(
+        "a fast answer that passes by its beginning",
+        plan(Shape.CASCADE, FAST, MAIN, checks=()),
+        lambda said: {"small": [said], "large": ["never"]},
+        speaker="small",
+    ),
+    Way(
         "two fast ones that agree",
         plan(Shape.CASCADE, FAST, SECOND, MAIN, checks=CHECKS),
         lambda said: {"small": [said], "third": [said], "large": ["never"]},

@@ -59,6 +59,24 @@ def doubt(request: ChatRequest, result: Result, settings: Settings) -> Doubt | N
     return next((found for name in settings.checks if name in checks and (found := checks[name]())), None)
 
 
+def told_early(request: ChatRequest, settings: Settings) -> bool:
+    """Whether the first words of a free answer settle every check: the others have to see how it ends."""
+    late = set(settings.checks) - {"refusal"}
+    if not request.constrained and not request.tools:
+        late.discard("schema")
+    if settings.threshold <= 0.0:
+        late.discard("confidence")
+    return not late
+
+
+def settled(begun: str, settings: Settings) -> bool:
+    """Whether an answer that begins like this passes, `told_early` given, however it goes on."""
+    said = begun.strip()
+    if "refusal" not in settings.checks:
+        return len(said) >= settings.min_chars
+    return len(said) >= max(settings.min_chars, WITHIN_CHARS) and not is_refusal(said, settings.refusals)
+
+
 def _truncation(result: Result) -> Doubt | None:
     if result.finish_reason not in ("stop", "tool_calls"):
         return Doubt("truncation", f"ended by {result.finish_reason or 'nothing'}")

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from catena.executor.core import voting
-from catena.executor.core.actions import Action, Call, Mark, Result, Strategy, Together, decided
+from catena.executor.core.actions import Action, Call, Mark, Result, Sift, Strategy, Together, decided
 from catena.executor.core.answers import form_of
-from catena.executor.core.chat import ChatRequest, Sampling
-from catena.executor.core.checks import Doubt, below, doubt
+from catena.executor.core.chat import ChatRequest, Delta, Sampling
+from catena.executor.core.checks import Doubt, below, doubt, settled, told_early
 from catena.executor.core.prompts import for_stage, judging, one, spoken
 from catena.executor.core.strategies.draft_refine import agreement
 from catena.executor.core.strategies.facts import Facts
@@ -38,7 +39,7 @@ class Try:
 
 
 def cascade(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
-    """The first acceptable answer. The fast ones are held back until checked; the strong one streams.
+    """The first acceptable answer. The fast ones are held back until they have passed; the strong one streams.
 
     Fast models that cannot take the request's images or tools are not asked.
     """
@@ -51,7 +52,8 @@ def cascade(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
         tried = yield from _verified(plan, request, facts, tried)
         yield from _marks(tried)
         fast = tried.result
-        if tried.doubt is None:
+        # Words that the client has cannot be taken back: an answer that breaks off behind them is an error.
+        if tried.doubt is None or fast.streamed:
             return decided(_as_asked(fast, request))
     main = plan.of(Role.MAIN)[0]
     strong: Result = yield Call(stage=main, request=for_stage(request, main), stream=True)
@@ -73,10 +75,37 @@ def _marks(tried: Try) -> Generator[Mark, None, None]:
 
 
 def _alone(plan: Plan, request: ChatRequest, facts: Facts, stage: Stage) -> Generator[Action, Any, Try]:
-    """One fast answer, as sure as its model was of it."""
-    result: Result = yield Call(stage=stage, request=_measured(for_stage(request, stage), stage, facts))
+    """One fast answer, as sure as its model was of it; it streams where its first words tell that it passes."""
+    early = told_early(request, plan.settings)
+    result: Result = yield Call(
+        stage=stage,
+        request=_measured(for_stage(request, stage), stage, facts),
+        stream=early,
+        sift=partial(_holding, request, plan.settings) if early else None,
+    )
     found = doubt(request, result, plan.settings)
     return Try(names=(stage.name,), result=result, sureness=result.confidence or 0.0, doubt=found)
+
+
+def _holding(request: ChatRequest, settings: Settings) -> Sift:
+    """Holds pieces back until the answer passes, then lets all of them go."""
+    held: list[Delta] = []
+    passed = False
+
+    def sift(deltas: Sequence[Delta]) -> Sequence[Delta]:
+        nonlocal passed
+        held.extend(deltas)
+        if not passed:
+            first = [delta for delta in held if delta.index == 0]
+            calls = any(delta.tool_calls for delta in first)
+            passed = calls or settled("".join(delta.text for delta in first), settings)
+        if not passed:
+            return ()
+        free = [delta if request.sampling.logprobs else replace(delta, logprobs=()) for delta in held]
+        held.clear()
+        return free
+
+    return sift
 
 
 def _agreed(plan: Plan, request: ChatRequest, stages: tuple[Stage, ...]) -> Generator[Action, Any, Try]:
