@@ -34,7 +34,8 @@ class ShapeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One `pipelines.<shape>` section. Roles that a shape does not have are refused.
 
     `fast`: one model, or several: asked in turn, or, with check `agreement`, all at once. `accuracies`: share of right
-    answers by model, from which the votes of a weighted consensus get their weights.
+    answers by model, from which the votes of a weighted consensus get their weights. `prompts`: by role, templates of
+    what the user's last words become.
     """
 
     main: str = ""
@@ -43,6 +44,7 @@ class ShapeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     members: list[str] = msgspec.field(default_factory=list)
     judge: str = ""
     instructions: dict[str, str] = msgspec.field(default_factory=dict)
+    prompts: dict[str, str] = msgspec.field(default_factory=dict)
     timeouts_s: dict[str, float] = msgspec.field(default_factory=dict)
     temperatures: list[float] = msgspec.field(default_factory=list)
     threshold: float = 0.5
@@ -136,6 +138,9 @@ def _check(shape: Shape, config: ShapeConfig) -> None:
     for what, word, known in words:
         if word not in known:
             raise Invalid(f"unknown {what} {word!r}; use one of {', '.join(known)}", code="bad_pipeline")
+    if unknown := config.prompts.keys() - set(NEEDS[shape]):
+        roles = ", ".join(NEEDS[shape])
+        raise Invalid(f"{shape} has no prompt for {min(unknown)!r}; use one of {roles}", code="bad_pipeline")
     for needy, judged in ((Shape.CONSENSUS, config.vote == "judge"), (Shape.CASCADE, "verifier" in config.checks)):
         if shape is needy and judged and not config.judge:
             word = "vote 'judge'" if shape is Shape.CONSENSUS else "check 'verifier'"
@@ -157,6 +162,7 @@ def _consensus_stages(config: ShapeConfig) -> tuple[Stage, ...]:
             model=model,
             timeout_s=config.timeouts_s.get("members", 0.0),
             instruction=config.instructions.get("members", ""),
+            prompt=config.prompts.get("members", ""),
             temperature=heat[number - 1] if number <= len(heat) else None,
         )
         for number, model in enumerate(config.members, 1)
@@ -198,6 +204,7 @@ def _stage(shape: Shape, role: str, model: str, config: ShapeConfig, number: int
         model=model,
         instruction=config.instructions.get(role, defaults.get((shape, role), "")),
         timeout_s=config.timeouts_s.get(role, 0.0),
+        prompt=config.prompts.get(role, ""),
     )
 
 

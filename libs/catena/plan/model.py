@@ -53,7 +53,10 @@ def parse_shape(name: str) -> Shape | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One model call. `timeout_s` 0 and `max_attempts` 0 mean the role's defaults."""
+    """One model call. `timeout_s` 0 and `max_attempts` 0 mean the role's defaults.
+
+    `prompt` is a template of what the user's last words become; empty: they stay as they are.
+    """
 
     name: str
     role: Role
@@ -63,6 +66,7 @@ class Stage:
     max_attempts: int = 0
     optional: bool = False
     temperature: float | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

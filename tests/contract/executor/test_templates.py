@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from catena.api.types.v1 import types_pb2
 from catena.executor.drivers.templating import SandboxedTemplates
 from catena.kit.errors import CatenaError, Invalid, Late
 from catena.kit.testing import eventually
+from catena.plan.model import Plan, Role, Shape, Stage
+from tests.contract.executor.rooms import around, finished, request
 
 
 @asynccontextmanager
@@ -146,3 +150,31 @@ async def test_strange_text_is_rendered_or_refused(bad: str) -> None:
             assert isinstance(await templates.render(bad, {}), str)
         except CatenaError as error:
             assert error.code
+
+
+PROMPT = "{% for word in input.split() %}{{ word }}, {% endfor %}{{ user_id }}{{ draft }}"
+
+
+async def test_a_stages_prompt_is_a_template_over_the_question_the_draft_and_who_asks(tmp_path: Path) -> None:
+    drafter, main = (
+        Stage(name="draft", role=Role.DRAFT, model="small"),
+        Stage(name="main", role=Role.MAIN, model="large"),
+    )
+    plan = Plan(shape=Shape.DRAFT_REFINE, stages=(drafter, replace(main, prompt=PROMPT)))
+    async with around(tmp_path) as room:
+        said = []
+        for user in ("ada", "bob"):
+            asked = request(plan, context=types_pb2.RequestContext(user_id=user))
+            asked.request.sampling.temperature = 0.0
+            said.append((await finished(room.stub.Run(asked))).choices[0].message.content)
+        assert said == ["HELLO, THERE, ADAHELLO THERE", "HELLO, THERE, BOBHELLO THERE"], "not out of a cache"
+        for wrong, code in (("{{ inptu }}", "no_such_value"), ("{% for %}", "bad_template")):
+            bad = replace(plan, stages=(drafter, replace(main, prompt=wrong)))
+            with pytest.raises(Invalid, match="prompt of stage 'main'") as caught:
+                await finished(room.stub.Run(request(bad)))
+            assert caught.value.code == code
+        judged = Plan(
+            shape=Shape.SEQUENTIAL, stages=(main, Stage(name="j", role=Role.JUDGE, model="small", prompt="x"))
+        )
+        with pytest.raises(Invalid, match="a judge's stage takes no prompt"):
+            await finished(room.stub.Run(request(judged)))

@@ -86,7 +86,9 @@ def test_weights_follow_log_odds_and_chance_weighs_nothing() -> None:
 
 
 def test_a_cascade_may_have_several_fast_models_and_a_verifier() -> None:
-    made = build(Shape.CASCADE, ShapeConfig(fast=["a", "b"], main="c", judge="v", checks=["agreement", "verifier"]))
+    told = {"judge": "v", "checks": ["agreement", "verifier"], "prompts": {"fast": "{{ input }}!"}}
+    made = build(Shape.CASCADE, ShapeConfig(fast=["a", "b"], main="c", **told))  # type: ignore[arg-type]
+    assert [one.prompt for one in made.stages] == ["{{ input }}!", "{{ input }}!", "", ""]
     assert [(one.name, one.role, one.model) for one in made.stages] == [
         ("fast", Role.FAST, "a"),
         ("fast-2", Role.FAST, "b"),
@@ -104,6 +106,7 @@ def test_a_cascade_may_have_several_fast_models_and_a_verifier() -> None:
         ({"context_tag": "div"}, "unknown context_tag 'div'"),
         ({"samples": 1}, "samples 1"),
         ({"accuracies": {"a": 1.5}}, "accuracy of a 1.5"),
+        ({"judge": "c", "prompts": {"judge": "{{ input }}"}}, "no prompt for 'judge'; use one of fast, main"),
     ],
 )
 def test_shapes_that_make_no_sense_are_refused(wrong: dict[str, object], said_of_it: str) -> None:

@@ -176,6 +176,19 @@ async def test_where_one_call_is_wanted_it_is_told_and_held_to(way: Way) -> None
 
 
 @every_way
+async def test_a_stages_prompt_puts_the_question_in_its_own_words(way: Way) -> None:
+    prompted = replace(
+        way.plan, stages=tuple(replace(one, prompt="{{ task }}: {{ input }} in rhyme") for one in way.plan.stages)
+    )
+    table = way.bed("roses")
+    table.memory.facts["question"] = ["violets"]
+    finished, _ = await table.run(prompted, context=Context(task="verse"))
+    assert finished.choices[0].text == "roses"
+    read = [turn.content for turn in asks_of(table, way.speaker)[-1].request.messages if turn.role == "user"]
+    assert read[0] == "verse: question in rhyme"
+
+
+@every_way
 async def test_a_turn_after_tools_reads_what_they_gave(way: Way) -> None:
     turns = (
         Message(role="user", content="question"),

@@ -4,7 +4,7 @@ A strategy is a generator: it yields what it wants done, receives what came of i
 no I/O, so the same strategy runs live, resumes from a journal, and is tested by sending it results.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,14 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """Run the `prompt` of a stage over `scope` and who asks; the reply is its text."""
+
+    stage: Stage
+    scope: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
     """Make vectors of texts; the reply has one a text, or is None where there is no embedding model to be had."""
 
@@ -119,7 +127,7 @@ class Decision:
     scores: tuple[Score, ...] = ()
 
 
-Action = Call | Together | Lookup | Embed | Mark
+Action = Call | Together | Lookup | Fill | Embed | Mark
 Strategy = Generator[Action, Any, Decision]
 
 

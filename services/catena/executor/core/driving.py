@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import structlog
 
-from catena.executor.core.actions import Action, Call, Decision, Embed, Lookup, Mark, Result, Strategy, Together
+from catena.executor.core.actions import Action, Call, Decision, Embed, Fill, Lookup, Mark, Result, Strategy, Together
 from catena.executor.core.calling import call
 from catena.executor.core.catalogue import find
 from catena.executor.core.events import StageResult
-from catena.executor.core.execution import Execution, too_late
+from catena.executor.core.execution import Execution, told, too_late
 from catena.executor.core.normal import digest_of
-from catena.kit.errors import Missing, Unavailable
+from catena.kit.errors import Invalid, Missing, Unavailable
 
 log = structlog.get_logger()
 
@@ -54,6 +54,8 @@ async def _perform(run: Execution, action: Action, key: str, ended: list[StageRe
             return await _together(run, action, key, ended)
         case Lookup():
             return await look_up(run, action)
+        case Fill():
+            return await _filled(run, action)
         case Embed():
             return await _vectors(run, action.texts)
     raise AssertionError(f"no such action: {action}")
@@ -105,6 +107,17 @@ async def _vectors(run: Execution, texts: Sequence[str]) -> Sequence[Sequence[fl
     except (Missing, Unavailable) as error:
         log.info("no vectors to compare answers by", error=error.message)
         return None
+
+
+async def _filled(run: Execution, action: Fill) -> str:
+    """The words of a stage's prompt. Raises Invalid that names the stage, Late, Unavailable."""
+    try:
+        async with asyncio.timeout(max(0.0, run.left_s())):
+            return await run.render(action.stage.prompt, {**action.scope, **told(run.context)})
+    except TimeoutError:
+        raise too_late(run) from None
+    except Invalid as error:
+        raise Invalid(f"prompt of stage {action.stage.name!r}: {error.message}", code=error.code) from error
 
 
 async def look_up(run: Execution, action: Lookup) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from catena.executor.core.attempts import Limits
 from catena.executor.core.catalogue import Model
@@ -16,6 +17,7 @@ from catena.kit.clock import World
 from catena.kit.errors import Late
 
 Emit = Callable[[RunEvent], Awaitable[None]]
+Render = Callable[[str, Mapping[str, Any]], Awaitable[str]]
 Embedder = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 
@@ -24,7 +26,8 @@ class Execution:
     """One execution under way: its bounds, what it may call, and what it has done so far.
 
     `due_s` is on the world's monotonic clock; `streams`: the client wants deltas. `embed`: vectors by the
-    default model. `stages` are final; `usage` and `spent_usd` count every call made.
+    default model; `render(template, scope)` runs a template in its sandbox. `stages` are final; `usage` and `spent_usd`
+    count every call made.
     """
 
     tenant: str
@@ -39,6 +42,7 @@ class Execution:
     routes: Routes
     world: World
     emit: Emit
+    render: Render
     streams: bool = False
     embed: Embedder | None = None
     sleep: Sleep = asyncio.sleep
@@ -62,6 +66,15 @@ class Execution:
         self.stages.extend(stages)
         for stage in stages:
             await self.emit(stage)
+
+
+TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
+"""What templates may read of who asks."""
+
+
+def told(context: Context) -> dict[str, str]:
+    """Who asks, as templates read it."""
+    return {name: getattr(context, name) for name in TOLD}
 
 
 def too_late(run: Execution) -> Late:

@@ -13,7 +13,7 @@ from catena.executor.core.admission import Errand
 from catena.executor.core.catalogue import Kind, Model, cost_usd, find, only
 from catena.executor.core.chat import Choice, Message
 from catena.executor.core.events import StageResult
-from catena.executor.core.execution import Execution
+from catena.executor.core.execution import Execution, told
 from catena.executor.core.inputs import inputs_of
 from catena.executor.core.parts import Parts, facts, plan_of
 from catena.executor.core.pipelines.running import Bench, run_pipeline
@@ -28,8 +28,6 @@ from catena.plan.model import Role
 EMBED, PREDICT = "embed", "predict"
 SILENT = frozenset({EMBED, PREDICT})
 """Stages that say nothing themselves."""
-TOLD = ("user_id", "agent_id", "agent_type", "workflow_type", "task")
-"""What a pipeline may read of who asks."""
 
 
 def bench_of(parts: Parts, run: Execution) -> Bench:
@@ -195,8 +193,7 @@ async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
     pipeline = await stored(parts, errand.tenant, errand.plan.pipeline)
     turns = [{"role": turn.role, "content": turn.content} for turn in errand.request.messages]
     text = question(errand.request)
-    who = {name: getattr(errand.context, name) for name in TOLD}
-    data = {"text": text, "messages": turns, "prompt": errand.request.prompt, "context": who}
+    data = {"text": text, "messages": turns, "prompt": errand.request.prompt, "context": told(errand.context)}
     bench = replace(bench_of(parts, run), live=run.streams)
     run.streams = False
     value, _ = await run_pipeline(bench, pipeline, data, dict(errand.context.metadata), start=text)

@@ -36,6 +36,11 @@ def with_draft(request: ChatRequest, draft: str) -> ChatRequest:
     return _edit_last_user(request, lambda text: f"{text}\ndraft: {draft}")
 
 
+def with_question(request: ChatRequest, words: str) -> ChatRequest:
+    """`request` with other words in place of the user's last ones, or of its raw prompt."""
+    return replace(request, prompt=words) if request.prompt else _edit_last_user(request, lambda text: words)
+
+
 def with_context(request: ChatRequest, found: Sequence[str]) -> ChatRequest:
     """`request` with what memory found before the last user turn."""
     return _edit_last_user(request, lambda text: f"{context_block(found)}\n{text}")

@@ -8,6 +8,7 @@ import msgspec
 
 from catena.executor.core.admission import Errand
 from catena.executor.core.chat import ChatRequest, Sampling
+from catena.executor.core.execution import told
 from catena.plan.model import Plan, Shape, models_of
 
 _ANCHOR = re.compile(
@@ -18,15 +19,15 @@ _ANCHOR = re.compile(
 
 def cache_key(errand: Errand) -> str:
     """The same for the same tenant, plan configuration and request, however their bytes were laid out."""
-    told = msgspec.json.encode(
-        [errand.plan.configuration_id, errand.plan.settings.weights, errand.request], order="sorted"
-    )
-    return f"{errand.tenant}/{hashlib.sha256(told).hexdigest()}"
+    return _digest(errand, errand.request)
 
 
 def _digest(errand: Errand, request: ChatRequest) -> str:
-    told = msgspec.json.encode([errand.plan.configuration_id, errand.plan.settings.weights, request], order="sorted")
-    return f"{errand.tenant}/{hashlib.sha256(told).hexdigest()}"
+    # Prompts may read who asks.
+    who = told(errand.context) if any(stage.prompt for stage in errand.plan.stages) else {}
+    parts = [errand.plan.configuration_id, errand.plan.settings.weights, request, who]
+    asked = msgspec.json.encode(parts, order="sorted")
+    return f"{errand.tenant}/{hashlib.sha256(asked).hexdigest()}"
 
 
 def request_key(tenant: str, request_id: str) -> str:

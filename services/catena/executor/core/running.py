@@ -105,6 +105,7 @@ def begin(parts: Parts, errand: Errand, emit: Emit, journal: Journal) -> Executi
         routes=parts.routes,
         world=parts.world,
         emit=emit,
+        render=parts.templates.render,
         sleep=parts.sleep,
     )
 

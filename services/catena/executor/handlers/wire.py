@@ -123,7 +123,7 @@ def completed_event(record: Record) -> events_pb2.ExecutionCompleted:
     """The event of an execution: ids and figures, no instruction, no label, no text."""
     plan = plan_to_proto(record.plan)
     for stage in plan.stages:
-        stage.instruction = ""
+        stage.instruction = stage.prompt = ""
     context = chat.context_to(record.context)
     context.metadata.clear()
     return events_pb2.ExecutionCompleted(

@@ -683,6 +683,7 @@ class Stage(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     OPTIONAL_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique within the plan, for example `fast`."""
     role: Global___Role.ValueType
@@ -699,6 +700,11 @@ class Stage(_message.Message):
     """Whether the plan goes on when this stage fails."""
     temperature: _builtins.float
     """Temperature that overrides the request's; absent: the request's."""
+    prompt: _builtins.str
+    """Jinja template of what the user's last words become for this stage, run in a sandbox: it knows `input`, those words,
+    `draft`, what a stage before made of them (empty: nothing), and who asks: `task`, `user_id`, `agent_id`, `agent_type`
+    and `workflow_type`; empty: the words as they are, a draft below them. A judge's stage takes none.
+    """
     def __init__(
         self,
         *,
@@ -710,10 +716,11 @@ class Stage(_message.Message):
         max_attempts: _builtins.int = ...,
         optional: _builtins.bool = ...,
         temperature: _builtins.float | None = ...,
+        prompt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "instruction", b"instruction", "max_attempts", b"max_attempts", "model", b"model", "name", b"name", "optional", b"optional", "role", b"role", "temperature", b"temperature", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "instruction", b"instruction", "max_attempts", b"max_attempts", "model", b"model", "name", b"name", "optional", b"optional", "prompt", b"prompt", "role", b"role", "temperature", b"temperature", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015

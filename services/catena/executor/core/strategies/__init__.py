@@ -40,6 +40,8 @@ def check_roles(plan: Plan) -> None:
     for role in ROLES.get(plan.shape, ()):
         if not plan.of(role):
             raise Invalid(f"{plan.shape} needs a stage of role {role!r}; add one", code="bad_plan")
+    if any(judge.prompt for judge in plan.of(Role.JUDGE)):
+        raise Invalid("a judge's stage takes no prompt; give it an instruction", code="bad_plan")
     names = [stage.name for stage in plan.stages]
     if len(set(names)) < len(names):
         raise Invalid(f"stage names {names} are not unique; rename one", code="bad_plan")

@@ -11,9 +11,10 @@ from catena.executor.core.actions import Action, Call, Mark, Result, Sift, Strat
 from catena.executor.core.answers import form_of
 from catena.executor.core.chat import ChatRequest, Delta, Sampling
 from catena.executor.core.checks import Doubt, below, doubt, settled, told_early
-from catena.executor.core.prompts import for_stage, judging, one, spoken
+from catena.executor.core.prompts import judging, spoken
 from catena.executor.core.strategies.draft_refine import agreement
 from catena.executor.core.strategies.facts import Facts
+from catena.executor.core.strategies.staging import side_by_side, staged
 from catena.plan.model import Plan, Role, Settings, Stage
 
 VERIFY = (
@@ -56,7 +57,7 @@ def cascade(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
         if tried.doubt is None or fast.streamed:
             return decided(_as_asked(fast, request))
     main = plan.of(Role.MAIN)[0]
-    strong: Result = yield Call(stage=main, request=for_stage(request, main), stream=True)
+    strong: Result = yield Call(stage=main, request=(yield from staged(request, main)), stream=True)
     if strong.error is not None and main.optional and fast is not None and fast.error is None and not strong.streamed:
         return decided(_as_asked(fast, request))
     form = _form(strong, request, plan.settings) if together else None
@@ -79,7 +80,7 @@ def _alone(plan: Plan, request: ChatRequest, facts: Facts, stage: Stage) -> Gene
     early = told_early(request, plan.settings)
     result: Result = yield Call(
         stage=stage,
-        request=_measured(for_stage(request, stage), stage, facts),
+        request=_measured((yield from staged(request, stage)), stage, facts),
         stream=early,
         sift=partial(_holding, request, plan.settings) if early else None,
     )
@@ -111,7 +112,7 @@ def _holding(request: ChatRequest, settings: Settings) -> Sift:
 def _agreed(plan: Plan, request: ChatRequest, stages: tuple[Stage, ...]) -> Generator[Action, Any, Try]:
     """The answer that most of the fast models, or most samples of one, came to; as sure as their share."""
     voters = stages if len(stages) > 1 else _samples(stages[0], plan.settings)
-    calls = tuple(Call(stage=stage, request=for_stage(one(request), stage)) for stage in voters)
+    calls = yield from side_by_side(request, voters)
     results: Sequence[Result | None] = yield Together(calls=calls, enough=lambda found: False)
     forms = [_form(result, request, plan.settings) for result in results]
     if all(form is None for form in forms):

@@ -9,8 +9,9 @@ from catena.executor.core.actions import Action, Call, Decision, Embed, Mark, Re
 from catena.executor.core.answers import form_of
 from catena.executor.core.chat import ChatRequest
 from catena.executor.core.normal import normal_choice
-from catena.executor.core.prompts import for_stage, judging, one, spoken
+from catena.executor.core.prompts import judging, spoken
 from catena.executor.core.strategies.facts import Facts
+from catena.executor.core.strategies.staging import side_by_side
 from catena.kit.errors import CatenaError, Unavailable
 from catena.plan.model import Plan, Role, Stage
 
@@ -26,7 +27,7 @@ def consensus(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
     """
     members = facts.ables(plan.of(Role.MEMBER), request) or plan.of(Role.MEMBER)
     weights = _weights(plan, members)
-    asked = tuple(Call(stage=member, request=for_stage(one(request), member)) for member in members)
+    asked = yield from side_by_side(request, members)
     results: Results = yield Together(calls=asked, enough=_enough(plan, request, weights))
     forms = _forms(results, request, plan.settings.answer)
     if all(form is None for form in forms):

@@ -3,8 +3,9 @@
 from catena.executor.core.actions import Call, Result, Strategy, decided
 from catena.executor.core.chat import ChatRequest
 from catena.executor.core.normal import normal_choice
-from catena.executor.core.prompts import drafting, for_stage, spoken, with_draft
+from catena.executor.core.prompts import drafting, spoken
 from catena.executor.core.strategies.facts import Facts
+from catena.executor.core.strategies.staging import staged
 from catena.plan.model import Plan, Role
 
 
@@ -17,15 +18,13 @@ def draft_refine(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
     drafter, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
     draft = Result()
     if facts.able(drafter.model, request):
-        draft = yield Call(stage=drafter, request=for_stage(drafting(request), drafter))
+        draft = yield Call(stage=drafter, request=(yield from staged(drafting(request), drafter)))
     if draft.error is not None and not drafter.optional:
         draft.must()
     said = spoken(draft.choices[0]) if draft.choices else ""
-    if not said:
-        return decided((yield Call(stage=main, request=for_stage(request, main), stream=True)))
-    asked = with_draft(request, said)
-    refined: Result = yield Call(stage=main, request=for_stage(asked, main), stream=True)
-    return decided(refined, agreement=agreement(draft, refined))
+    asked = yield from staged(request, main, said)
+    refined: Result = yield Call(stage=main, request=asked, stream=True)
+    return decided(refined, agreement=agreement(draft, refined) if said else None)
 
 
 def agreement(first: Result, second: Result) -> float | None:

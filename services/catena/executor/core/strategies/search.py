@@ -10,8 +10,9 @@ from dataclasses import replace
 from catena.executor.core.actions import Call, Decision, Lookup, Result, Strategy
 from catena.executor.core.chat import ChatRequest, Choice, Delta, Message
 from catena.executor.core.checks import fits
-from catena.executor.core.prompts import context_block, for_stage, one, unconstrained
+from catena.executor.core.prompts import context_block, one, unconstrained
 from catena.executor.core.strategies.facts import Facts
+from catena.executor.core.strategies.staging import staged
 from catena.plan.model import Plan, Role
 
 CLOSE = "</search>"
@@ -35,7 +36,7 @@ def search(plan: Plan, request: ChatRequest, facts: Facts) -> Strategy:
     """
     main, settings = plan.of(Role.MAIN)[0], plan.settings
     collection = settings.collection or facts.collection
-    asked = for_stage(one(_stopping(request)), main)
+    asked = yield from staged(one(_stopping(request)), main)
     free = unconstrained(asked)
     # Of tokens with their probabilities it could not be told which of them the answer is made of.
     shows = not request.constrained and not request.sampling.logprobs
