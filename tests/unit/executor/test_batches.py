@@ -163,6 +163,27 @@ async def test_after_a_crash_no_finished_call_of_a_pipeline_is_made_again_whatev
     assert finished.cost_usd > 0
 
 
+async def test_after_a_crash_a_pipeline_reads_no_memory_and_no_features_again() -> None:
+    table, journal = bed(small=[Unavailable("crash", code="model_disabled"), "done"]), DictJournal()
+    feature = {"entity_type": "user", "entity_id": "{item}", "group": "profile"}
+    made = pipeline(
+        step("who", "batch", items=["ada", "bob"], step={"type": "feature", "config": feature}),
+        step("found", "memory", query="{data.text}", collection="notes"),
+        step("say", "model", model="small", prompt="{who.0.values.tier} {who.1.values.tier} {found.text}"),
+    )
+    await table.pipelines.put("acme", made)
+    table.memory.facts["good"] = ["old"]
+    table.features.values |= {"user/ada": {"tier": "gold"}, "user/bob": {"tier": "tin"}}
+    asked = Plan(shape=Shape.SEQUENTIAL, pipeline="p")
+    with pytest.raises(Unavailable):
+        await table.run(asked, "good", journal=journal)
+    table.memory.facts["good"] = ["new"]
+    table.features.values |= {"user/ada": {"tier": "lead"}, "user/bob": {"tier": "lead"}}
+    await table.run(asked, "good", journal=journal)
+    assert table.provider.said_to("small", 1) == "user: gold tin old"
+    assert len(table.memory.asked) == 1
+
+
 SAY = step("say", "model", model="large")
 
 

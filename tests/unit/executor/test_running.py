@@ -93,6 +93,36 @@ async def test_a_finished_call_is_never_made_again() -> None:
     assert finished.cost_usd == pytest.approx(sum(one.cost_usd for one in finished.stages))
 
 
+CRASH = Unavailable("crash", code="model_disabled")
+
+
+async def test_what_was_looked_up_before_a_crash_is_not_looked_up_again_and_does_not_change() -> None:
+    journal, table = DictJournal(), bed(large=[CRASH, "fine"])
+    table.memory.facts["question"] = ["old"]
+    table.features.values["user/ada"] = {"tier": "gold"}
+    knows = Context(memory_collection="notes", feature_vector="user/ada/profile")
+    with pytest.raises(Unavailable):
+        await table.run(ANY, context=knows, journal=journal)
+    table.memory.facts["question"], table.features.values["user/ada"] = ["new"], {"tier": "lead"}
+    await table.run(ANY, context=knows, journal=journal)
+    assert len(table.memory.asked) == 1
+    assert table.provider.said_to("large", 1) == table.provider.said_to("large", 0)
+    assert "old" in table.provider.said_to("large", 1)
+    assert "gold" in table.provider.said_to("large", 1)
+
+
+async def test_a_search_that_crashed_goes_on_with_what_it_had_found() -> None:
+    journal, table = DictJournal(), bed(large=["<search>sky</search>", CRASH, "<answer>blue</answer>"])
+    table.memory.facts["sky"] = ["old"]
+    searching = plan(Shape.SEARCH, stage(Role.MAIN, "large"), collection="notes")
+    with pytest.raises(Unavailable):
+        await table.run(searching, journal=journal)
+    table.memory.facts["sky"] = ["new"]
+    finished, _ = await table.run(searching, journal=journal)
+    assert (finished.choices[0].text, len(table.memory.asked)) == ("blue", 1)
+    assert "<context>old</context>" in finished.trace
+
+
 async def texts_of(*deltas: Delta, advance_s: float) -> list[str]:
     clock = ManualClock()
 

@@ -53,7 +53,7 @@ async def _perform(run: Execution, action: Action, key: str, ended: list[StageRe
         case Together():
             return await _together(run, action, key, ended)
         case Lookup():
-            return await look_up(run, action)
+            return await look_up(run, action, key)
         case Fill():
             return await _filled(run, action)
         case Embed():
@@ -120,14 +120,21 @@ async def _filled(run: Execution, action: Fill) -> str:
         raise Invalid(f"prompt of stage {action.stage.name!r}: {error.message}", code=error.code) from error
 
 
-async def look_up(run: Execution, action: Lookup) -> list[str]:
-    """What memory finds, each piece written as the plan wants it. Raises Late, Unavailable."""
+async def look_up(run: Execution, action: Lookup, key: str) -> list[str]:
+    """What memory finds, each piece written as the plan wants it; `key` names it in the journal.
+
+    Raises Late, Unavailable.
+    """
+
+    async def work() -> list[str]:
+        hits = await run.memory.search(action.collection, action.query, action.n_results)
+        return [written(action.result_format, hit) for hit in hits]
+
     try:
         async with asyncio.timeout(max(0.0, run.left_s())):
-            hits = await run.memory.search(action.collection, action.query, action.n_results)
+            return await run.once(key, list[str], work)
     except TimeoutError:
         raise too_late(run) from None
-    return [written(action.result_format, hit) for hit in hits]
 
 
 def written(form: str, hit: Mapping[str, str]) -> str:

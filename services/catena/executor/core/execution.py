@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from catena.executor.core.attempts import Limits
 from catena.executor.core.catalogue import Model
@@ -17,6 +19,7 @@ from catena.kit.clock import World
 from catena.kit.errors import Late
 
 Emit = Callable[[RunEvent], Awaitable[None]]
+Found = TypeVar("Found")
 Render = Callable[[str, Mapping[str, Any]], Awaitable[str]]
 Embedder = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
@@ -53,6 +56,18 @@ class Execution:
     def left_s(self) -> float:
         """Seconds until the execution is late."""
         return self.due_s - self.world.clock.monotonic()
+
+    async def once(self, key: str, kind: type[Found], work: Callable[[], Awaitable[Found]]) -> Found:
+        """What `work` gives, or gave before a crash: what was looked up is looked up once, as it may have changed.
+
+        `kind` is what it is as JSON.
+        """
+        recalled = await self.journal.recall(key)
+        if recalled is not None:
+            return msgspec.json.decode(recalled, type=kind)
+        found = await work()
+        await self.journal.note(key, msgspec.json.encode(found))
+        return found
 
     def bill(self, stages: list[StageResult]) -> list[StageResult]:
         """Count what the calls cost; the same list."""

@@ -1,7 +1,7 @@
 """The life of an errand: cache, retrieval, strategy or pipeline, scores, record."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,7 +138,7 @@ async def _informed(parts: Parts, errand: Errand, run: Execution) -> ChatRequest
     asked = Lookup(
         query=words, collection=collection, n_results=settings.n_results, result_format=settings.result_format
     )
-    return with_context(request, await look_up(run, asked))
+    return with_context(request, await look_up(run, asked, "memory"))
 
 
 async def _featured(parts: Parts, request: ChatRequest, named: str, run: Execution) -> ChatRequest:
@@ -146,13 +146,16 @@ async def _featured(parts: Parts, request: ChatRequest, named: str, run: Executi
     if len(pieces) != 3 or not all(pieces):
         raise Invalid(f"feature vector {named!r}; write entity_type/entity_id/group", code="bad_feature_vector")
     kind, entity, group = pieces
+
+    async def read() -> dict[str, Any]:
+        return dict(await parts.features.read(kind, entity, group, ()))
+
     try:
         async with asyncio.timeout(max(0.0, run.left_s())):
-            found = await parts.features.read(kind, entity, group, ())
+            found = await run.once("features", dict[str, Any], read)
     except TimeoutError:
         raise too_late(run) from None
-    values: Mapping[str, Any] = found.get("values", {})
-    return with_features(request, f"{kind} {entity}", values)
+    return with_features(request, f"{kind} {entity}", found.get("values", {}))
 
 
 def _finished(

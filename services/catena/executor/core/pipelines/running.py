@@ -123,10 +123,9 @@ async def perform(bench: Bench, told: Told, scope: Scope, key: str) -> Any:
             named = {name.replace("-", "_"): value for name, value in scope.items()}
             return await bench.render(told.template, named)
         case Feature():
-            entity = text(told.entity_id, scope)
-            return dict(await bench.features.read(told.entity_type, entity, told.group, told.features))
+            return await _featured(bench, told, scope, key)
         case Recall():
-            return await _recall(bench, told, scope)
+            return await _recall(bench, told, scope, key)
         case ModelCall():
             return await _model(bench, told, scope, key)
         case Nested():
@@ -137,14 +136,23 @@ async def perform(bench: Bench, told: Told, scope: Scope, key: str) -> Any:
     raise AssertionError(f"no such step: {told}")
 
 
-async def _recall(bench: Bench, told: Recall, scope: Scope) -> dict[str, Any]:
+async def _featured(bench: Bench, told: Feature, scope: Scope, key: str) -> dict[str, Any]:
+    entity = text(told.entity_id, scope)
+
+    async def read() -> dict[str, Any]:
+        return dict(await bench.features.read(told.entity_type, entity, told.group, told.features))
+
+    return await bench.run.once(f"{key}features", dict[str, Any], read)
+
+
+async def _recall(bench: Bench, told: Recall, scope: Scope, key: str) -> dict[str, Any]:
     asked = Lookup(
         query=text(told.query, scope),
         collection=text(told.collection, scope) or bench.facts.collection,
         n_results=told.n_results,
         result_format=told.format,
     )
-    found = await look_up(bench.run, asked)
+    found = await look_up(bench.run, asked, f"{key}memory")
     return {"hits": found, "text": "\n".join(found)}
 
 
