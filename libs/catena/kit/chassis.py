@@ -100,9 +100,14 @@ class Chassis:
 
         self.background(self.bus.consume_together(durable, types, traced), durable)
 
-    def watch(self, types: Sequence[str], handle: Callable[[Event], Awaitable[None]]) -> None:
-        """Show events of `types` to this process as they come; for caches, which every replica must clear."""
-        self.background(self.bus.watch(types, handle), "watch")
+    def watch(
+        self, types: Sequence[str], handle: Callable[[Event], Awaitable[None]], *, since_now: bool = True
+    ) -> None:
+        """Show events of `types` to this process as they come; for caches, which every replica must clear.
+
+        `since_now` False begins with the oldest that the bus keeps.
+        """
+        self.background(self.bus.watch(types, handle, since_now=since_now), "watch")
 
     @asynccontextmanager
     async def serve(

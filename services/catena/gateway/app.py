@@ -177,7 +177,9 @@ def _keep_up(chassis: Chassis, config: GatewayConfig, keys: KeyStore, asking: As
     chassis.watch(["gateway.key.changed"], reload)
     chassis.watch([USED], replicas.hear)
     chassis.watch(["adapters.adapter.served", "adapters.adapter.withdrawn"], forget)
-    chassis.watch(list(News.KINDS), News(asking.figures, lost=exported.lost, decided=exported.decided).hear)
+    news = News(asking.figures, lost=exported.lost, decided=exported.decided, since_s=world.clock.now())
+    # From the oldest that is kept, so that curves and news outlive this process.
+    chassis.watch(list(News.KINDS), news.hear, since_now=False)
     chassis.background(flush(), "spending")
 
 

@@ -100,6 +100,27 @@ async def test_a_training_job_is_drawn_from_its_events(behind: Behind) -> None:
         await eventually(drawn)
 
 
+async def test_curves_and_news_outlive_the_gateway(tmp_path: Path) -> None:
+    for life in range(2):
+        async with gateway_with_rooms(tmp_path) as behind:
+            if life == 0:
+                await train(behind)
+                ended = events_pb2.JobFinished(job_id="j1", state="succeeded", model="base@code:1")
+                async with open_bus(behind.bus, name="test") as bus:
+                    await bus.publish(event("trainer.job.finished", "finished", ended))
+            headers = {"Authorization": f"Bearer {behind.key}"}
+            async with aiohttp.ClientSession(behind.url, headers=headers) as http:
+
+                async def drawn(http: aiohttp.ClientSession = http) -> bool:
+                    async with http.get("/dashboard/data") as answer:
+                        view = await answer.json()
+                    jobs, news = view["jobs"], [one["what"] for one in view["news"]]
+                    told = news == ["trainer.job.finished", "trainer.job.started"]
+                    return told and (jobs[0]["state"], len(jobs[0]["curve"])) == ("succeeded", 40)
+
+                await eventually(drawn)
+
+
 async def test_prometheus_reads_what_the_page_shows(behind: Behind) -> None:
     def told(families: Any, name: str, **labels: str) -> float:
         samples = [one for one in families[name].samples if not one.name.endswith("_created")]

@@ -14,11 +14,15 @@ from catena.kit.event import Event
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Puts events into the figures; `lost` hears of losses by base, `decided` of experiments' ends."""
+    """Puts events into the figures, old ones too; `lost` hears of losses by base, `decided` of experiments' ends.
+
+    What ended before `since_s` was counted by whoever ran then.
+    """
 
     figures: Board
     lost: Callable[[str, float], None]
     decided: Callable[[str], None]
+    since_s: float
     KINDS: ClassVar[dict[str, type[Message]]] = {
         "trainer.job.started": events_pb2.JobStarted,
         "trainer.job.progressed": events_pb2.JobProgressed,
@@ -35,7 +39,7 @@ class News:
         """Take one event in."""
         message = self.KINDS[event.type].FromString(event.data)
         self._train(event, message)
-        if isinstance(message, events_pb2.ExperimentDecided):
+        if isinstance(message, events_pb2.ExperimentDecided) and event.time_s >= self.since_s:
             self.decided(message.state)
         if isinstance(message, events_pb2.JobProgressed):
             return
