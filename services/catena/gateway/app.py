@@ -9,6 +9,7 @@ from catena.api.adapters.v1 import adapters_pb2_grpc
 from catena.api.executor.v1 import executor_pb2_grpc
 from catena.api.features.v1 import features_pb2_grpc
 from catena.api.gateway.v1 import gateway_pb2_grpc
+from catena.api.inference.v2 import inference_pb2_grpc
 from catena.api.learner.v1 import learner_pb2_grpc
 from catena.api.memory.v1 import memory_pb2_grpc
 from catena.api.router.v1 import router_pb2_grpc
@@ -29,6 +30,8 @@ from catena.gateway.handlers.grpc import GatewayHandlers, by_key
 from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.images import Images
 from catena.gateway.handlers.inference import Inference
+from catena.gateway.handlers.inference_grpc import InferenceHandlers
+from catena.gateway.handlers.inferring import Inferring
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.live import Live
 from catena.gateway.handlers.lora import LoraRoutes
@@ -50,7 +53,7 @@ from catena.kit.config import House, ModelConfig
 from catena.kit.errors import CatenaError
 from catena.kit.event import Event
 
-SERVICE = "catena.api.gateway.v1.GatewayService"
+SERVICE, INFERENCE = "catena.api.gateway.v1.GatewayService", "inference.GRPCInferenceService"
 
 
 @asynccontextmanager
@@ -73,12 +76,13 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
         chassis.consume(DURABLE, [FINISHED], webhooks.hear, in_flight=16)
         chassis.background(webhooks.run(), "webhooks")
         front = await _front(chassis, config, asking, keys, webhooks)
-        handlers = GatewayHandlers(asking)
+        handlers, inference = GatewayHandlers(asking), InferenceHandlers(Inferring(asking))
         async with (
             _settled(keys, asking, house.drain_s),
             chassis.serve(
                 lambda server: gateway_pb2_grpc.add_GatewayServiceServicer_to_server(handlers, server),
-                names=[SERVICE],
+                lambda server: inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server),
+                names=[SERVICE, INFERENCE],
                 admit=by_key(gateway),
             ),
             open_web(
@@ -118,7 +122,7 @@ async def _front(chassis: Chassis, config: GatewayConfig, asking: Asking, keys: 
             page=files("catena.gateway.drivers").joinpath("dashboard.html").read_text(),
         ),
         registry=RegistryRoutes(config.registry),
-        inference=Inference(asking=asking, adapters=adapters, reader=reader),
+        inference=Inference(inferring=Inferring(asking), adapters=adapters, reader=reader),
         cors_origins=config.cors_origins,
     )
 

@@ -89,6 +89,7 @@ class Whole:
     url: str
     key: str
     model: Obliging
+    grpc: str
 
 
 @asynccontextmanager
@@ -112,4 +113,4 @@ async def whole_gateway(home: Path, **settings: Any) -> AsyncIterator[Whole]:
         await stack.enter_async_context(open_executor(house, ExecutorConfig(), World()))
         await stack.enter_async_context(open_gateway(house, GatewayConfig(port=0, **settings), World()))
         url = msgspec.json.decode((home / "run" / "gateway.json").read_bytes())["url"]
-        yield Whole(url, (home / "keys" / "development.key").read_text().strip(), model)
+        yield Whole(url, (home / "keys" / "development.key").read_text().strip(), model, house.address("gateway"))

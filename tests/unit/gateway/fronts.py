@@ -13,6 +13,7 @@ from catena.gateway.handlers.background import RunRoutes
 from catena.gateway.handlers.exchange import Reader
 from catena.gateway.handlers.http import Front
 from catena.gateway.handlers.inference import Inference
+from catena.gateway.handlers.inferring import Inferring
 from catena.gateway.handlers.keys import KeyRoutes
 from catena.gateway.handlers.live import Live
 from catena.gateway.handlers.lora import LoraRoutes
@@ -41,7 +42,7 @@ def front(*keys: Key) -> Front:
         lora=LoraRoutes(adapters=nobody, executor=nobody, names=nobody, reader=reader),
         live=Live(asking=asking, tiers=nobody, trials=nobody, page=""),
         registry=RegistryRoutes(""),
-        inference=Inference(asking=asking, adapters=nobody, reader=reader),
+        inference=Inference(inferring=Inferring(asking), adapters=nobody, reader=reader),
         cors_origins=[],
     )
 

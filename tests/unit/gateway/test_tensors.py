@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from catena.gateway.core.tensors import Tensor, column, from_bytes, rows_of, tensor
+from catena.gateway.core.tensors import Tensor, column, from_bytes, rows_of, tensor, to_bytes
 from catena.kit.errors import Invalid
 
 pytestmark = pytest.mark.unit
@@ -31,6 +31,12 @@ def test_bytes_are_read_little_endian_with_their_lengths() -> None:
     assert tuple(from_bytes("a", "FP32", [2], struct.pack("<2f", 1.5, -2.0), {}).data) == (1.5, -2.0)
 
 
+@pytest.mark.parametrize(("datatype", "data"), [("BYTES", ["x", "", "é"]), ("FP64", [1.5, -2.0]), ("BOOL", [True])])
+def test_what_is_written_as_bytes_is_read_again(datatype: str, data: list[Any]) -> None:
+    raw = to_bytes(tensor("a", datatype, [len(data)], data, {}))
+    assert list(from_bytes("a", datatype, [len(data)], raw, {}).data) == data
+
+
 @pytest.mark.parametrize(
     ("make", "args"),
     [
@@ -41,6 +47,7 @@ def test_bytes_are_read_little_endian_with_their_lengths() -> None:
         (tensor, ("FP99", [1], [1])),
         (tensor, ("FP32", [-1], [])),
         (tensor, ("FP32", [1 << 40], [])),
+        (tensor, ("FP32", [1], [float("inf")])),
         (from_bytes, ("FP32", [1], b"abc")),
         (from_bytes, ("FP32", [2], b"abcd")),
         (from_bytes, ("FP32", [1], struct.pack("<f", float("nan")))),

@@ -23,7 +23,12 @@ from catena.kit.telemetry import counter, histogram, log, span, trace_id
 from catena.kit.telemetry.spans import mark_failed
 
 TENANT_KEY, ROLE_KEY, TOKEN_KEY, TRACE_KEY = "x-catena-tenant", "x-catena-role", "authorization", "traceparent"
-OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+PROBES = (
+    "/grpc.health.v1.Health/",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+)
+"""What asks whether a server is there, by gRPC's own protocol and by that of inference servers."""
 LAST_WORD_S = 1.0
 _OUTCOME = {kind: kind.__name__.lower() for kind in wire.KINDS}
 
@@ -48,7 +53,7 @@ def by_token(token: str) -> Admit:
 
 
 class Incoming(grpc.aio.ServerInterceptor):
-    """Wraps each method once, when first called; probes of the health service pass untouched and need no token."""
+    """Wraps each method once, when first called; probes pass untouched and need no token."""
 
     def __init__(self, *, admit: Admit, limit_s: float, clock: Clock) -> None:
         """Let in whom `admit` knows; a call that brings no deadline gets `limit_s`."""
@@ -68,7 +73,7 @@ class Incoming(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        return handler if handler is None or method.startswith(OPEN_SERVICES) else self.around(method, handler)
+        return handler if handler is None or method.startswith(PROBES) else self.around(method, handler)
 
     def around(self, method: str, handler: Handler) -> Handler:
         """The handler of a method with everything around it, made once."""

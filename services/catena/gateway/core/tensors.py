@@ -37,6 +37,7 @@ def tensor(name: str, datatype: str, shape: Sequence[int], data: Any, parameters
     for one in flat:
         if not isinstance(one, kinds) or (datatype != "BOOL" and isinstance(one, bool)):
             raise bad(name, f"an element of JSON type {type(one).__name__} is no {datatype}")
+    _check_finite(name, flat)
     return Tensor(name=name, datatype=datatype, shape=tuple(shape), data=flat, parameters=parameters)
 
 
@@ -52,9 +53,16 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes, param
         data = struct.unpack(f"<{len(raw) // struct.calcsize(CODES[datatype])}{CODES[datatype]}", raw)
     if len(data) != count:
         raise bad(name, f"shape {list(shape)} holds {count} elements, its bytes {len(data)}")
-    if any(isinstance(one, float) and not math.isfinite(one) for one in data):
-        raise bad(name, "an element is not finite")
+    _check_finite(name, data)
     return Tensor(name=name, datatype=datatype, shape=tuple(shape), data=data, parameters=parameters)
+
+
+def to_bytes(one: Tensor) -> bytes:
+    """The elements as `from_bytes` reads them."""
+    if one.datatype == "BYTES":
+        texts = [text.encode() for text in one.data]
+        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    return struct.pack(f"<{len(one.data)}{CODES[one.datatype]}", *one.data)
 
 
 def rows_of(inputs: Sequence[Tensor]) -> list[Any]:
@@ -116,6 +124,11 @@ def check_type(name: str, datatype: str) -> None:
 def bad(name: str, why: str) -> Invalid:
     """The refusal of a tensor."""
     return Invalid(f"tensor {name!r}: {why}", code="bad_tensor")
+
+
+def _check_finite(name: str, data: Sequence[Any]) -> None:
+    if any(isinstance(one, float) and not math.isfinite(one) for one in data):
+        raise bad(name, "an element is not finite")
 
 
 def _rows(one: Tensor, count: int) -> Iterator[Any]:

@@ -4,29 +4,34 @@ Chat models, pipelines, classifiers and models of feature vectors answer in the 
 `embedding`. Binary tensors are read (Triton's extension), answers are JSON, which its clients read as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
-from google.protobuf import json_format
 from starlette.requests import Request
 from starlette.responses import Response
 
 from catena.api.adapters.v1 import adapters_pb2, adapters_pb2_grpc
 from catena.api.executor.v1 import executor_pb2
-from catena.gateway.core.choice import PIPELINE
 from catena.gateway.core.keys import Key
-from catena.gateway.core.tensors import Tensor, bad, column, from_bytes, rows_of, tensor
-from catena.gateway.handlers.asking import Asking
+from catena.gateway.core.tensors import Tensor, bad, from_bytes, rows_of, tensor
 from catena.gateway.handlers.context import read_context
 from catena.gateway.handlers.exchange import Reader, check_plain, decode, json_response
+from catena.gateway.handlers.inferring import (
+    LOCAL,
+    SERVER,
+    VERSION,
+    Inferring,
+    Wanted,
+    callable_now,
+    gives,
+    platform,
+    takes,
+)
 from catena.gateway.handlers.keys import admin
-from catena.kit.errors import Invalid, Missing
-from catena.kit.jsonvalue import from_json, struct_from_json
+from catena.kit.errors import Invalid
 
-VERSION = "1"
 LENGTH = "inference-header-content-length"
-LOCAL = "local"
 
 
 class InputTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,15 +74,15 @@ class RepositoryBody(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
-    """Asks the executor and, to load and unload, the adapters."""
+    """Asks what infers and, to load and unload, the adapters."""
 
-    asking: Asking
+    inferring: Inferring
     adapters: "adapters_pb2_grpc.AdaptersServiceAsyncStub"
     reader: Reader
 
     async def server(self, _: Request, __: Key) -> Response:
         """Who serves."""
-        return json_response({"name": "catena", "version": VERSION, "extensions": ["binary_tensor_data"]})
+        return json_response({"name": SERVER, "version": VERSION, "extensions": ["binary_tensor_data"]})
 
     async def live(self, _: Request) -> Response:
         """Whether the gateway is up."""
@@ -89,19 +94,15 @@ class Inference:
 
     async def model(self, request: Request, _: Key) -> Response:
         """What a model takes and gives. Raises Missing."""
-        model = await self._model(request.path_params["name"])
-        embeds = model.type == "embedding"
-        kind = "FP32" if model.type == "prediction" else "BYTES"
-        gives = {"name": "embedding", "datatype": "FP32", "shape": [-1, -1]} if embeds else _OUTPUT
-        told = {"name": model.name, "versions": [VERSION], "platform": f"catena-{model.type or 'chat'}"}
-        return json_response(
-            {**told, "inputs": [{"name": "input", "datatype": kind, "shape": [-1]}], "outputs": [gives]}
-        )
+        model = await self.inferring.model(request.path_params["name"])
+        told = {"name": model.name, "versions": [VERSION], "platform": platform(model)}
+        inputs, outputs = [asdict(takes(model))], [asdict(gives(model))]
+        return json_response({**told, "inputs": inputs, "outputs": outputs})
 
     async def model_ready(self, request: Request, _: Key) -> Response:
         """200 where the model can be called. Raises Missing, Invalid (`model_not_ready`)."""
-        model = await self._model(request.path_params["name"])
-        if model.problem or model.status == "disabled":
+        model = await self.inferring.model(request.path_params["name"])
+        if not callable_now(model):
             raise Invalid(f"{model.name}: {model.problem or 'it is disabled'}", code="model_not_ready")
         return json_response({"name": model.name, "ready": True})
 
@@ -109,15 +110,14 @@ class Inference:
         """A result a row. Raises Invalid, Missing."""
         name = request.path_params["name"]
         body, inputs = await self._read(request)
-        rows = rows_of(inputs)
-        model = await self._model(name)
-        if model.type == "embedding":
-            output = await self._embedded(key, name, rows)
-        else:
-            output = await self._predicted(request, key, name, rows, body.parameters)
-        if any(wanted.name != output.name for wanted in body.outputs):
-            names = ", ".join(repr(wanted.name) for wanted in body.outputs)
-            raise Invalid(f"outputs {names} are asked for; {name} gives {output.name!r}", code="unknown_output")
+        wanted = Wanted(
+            model=name,
+            rows=rows_of(inputs),
+            parameters=body.parameters,
+            outputs=[one.name for one in body.outputs],
+            context=read_context(request.headers, {}),
+        )
+        output = await self.inferring.infer(key, wanted)
         told = {"name": output.name, "datatype": output.datatype, "shape": output.shape, "data": output.data}
         return json_response({"model_name": name, "model_version": VERSION, "id": body.id, "outputs": [told]})
 
@@ -125,7 +125,7 @@ class Inference:
         """Every model and pipeline with its state."""
         raw = await self.reader.raw(request)
         wanted = decode(raw, IndexBody) if raw else IndexBody()
-        told = [_state(model) for model in await self._models()]
+        told = [_state(model) for model in await self.inferring.models()]
         return json_response([one for one in told if one["state"] == "READY" or not wanted.ready])
 
     async def load(self, request: Request, key: Key) -> Response:
@@ -145,47 +145,10 @@ class Inference:
         raw = await self.reader.raw(request)
         if raw:
             decode(raw, RepositoryBody)
-        model = await self._model(request.path_params["name"])
+        model = await self.inferring.model(request.path_params["name"])
         if model.provider != LOCAL:
             raise Invalid(f"{model.name} is served elsewhere; there is nothing to load", code="not_local")
         return str(model.name)
-
-    async def _models(self) -> list[executor_pb2.Model]:
-        listed = await self.asking.executor.ListModels(executor_pb2.ListModelsRequest())
-        stored = await self.asking.executor.ListPipelines(executor_pb2.ListPipelinesRequest(page_size=1000))
-        pipelines = [executor_pb2.Model(name=PIPELINE + one.name, type="pipeline") for one in stored.pipelines]
-        return [*listed.models, *pipelines]
-
-    async def _model(self, name: str) -> executor_pb2.Model:
-        for model in await self._models():
-            if model.name == name:
-                return model
-        # An adapter may be named by version or alias, which no list spells out.
-        if "@" in name:
-            return executor_pb2.Model(name=name, provider=LOCAL, type="chat")
-        raise Missing(f"no model {name!r}; list them with POST /v2/repository/index", code="unknown_model")
-
-    async def _embedded(self, key: Key, name: str, rows: list[Any]) -> Tensor:
-        texts = [row for row in rows if isinstance(row, str)]
-        if len(texts) < len(rows):
-            raise Invalid(f"{name} embeds texts; send one BYTES tensor", code="bad_tensor")
-        made = await self.asking.embed(key, executor_pb2.EmbedRequest(model=name, texts=texts))
-        width = len(made.vectors[0].values) if made.vectors else 0
-        flat = [value for vector in made.vectors for value in vector.values]
-        return Tensor(name="embedding", datatype="FP32", shape=(len(made.vectors), width), data=flat)
-
-    async def _predicted(
-        self, request: Request, key: Key, name: str, rows: list[Any], parameters: dict[str, Any]
-    ) -> Tensor:
-        wanted = executor_pb2.BatchPredictRequest(
-            model_id=await self.asking.names.meaning(key.tenant, name),
-            data=[from_json(row) for row in rows],
-            parameters=struct_from_json(parameters),
-            context=read_context(request.headers, {}),
-        )
-        done = await self.asking.predict_many(key, wanted)
-        results = [json_format.MessageToDict(one.result) for one in done.results]
-        return column("output", results, lambda value: msgspec.json.encode(value).decode())
 
     async def _read(self, request: Request) -> tuple[InferBody, list[Tensor]]:
         raw = await self.reader.raw(request)
@@ -211,10 +174,6 @@ class Inference:
         return body, tensors
 
 
-_OUTPUT = {"name": "output", "datatype": "BYTES", "shape": [-1]}
-
-
 def _state(model: executor_pb2.Model) -> dict[str, str]:
-    ready = not model.problem and model.status != "disabled"
-    state = "READY" if ready else "UNAVAILABLE"
+    state = "READY" if callable_now(model) else "UNAVAILABLE"
     return {"name": model.name, "version": VERSION, "state": state, "reason": model.problem}
