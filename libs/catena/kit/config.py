@@ -68,11 +68,15 @@ class TelemetryConfig(Section, frozen=True, kw_only=True):
 
 
 class PriceConfig(Section, frozen=True, kw_only=True):
-    """USD per million tokens, by kind. `cached` null: as other input; `reasoning` null: as other output."""
+    """USD per million tokens, by kind; null: as other input, or output.
+
+    `cached` is input that the provider had in its cache, `cache_write` what it wrote there.
+    """
 
     input: float = 0.0
     output: float = 0.0
     cached: float | None = None
+    cache_write: float | None = None
     reasoning: float | None = None
 
 

@@ -273,6 +273,7 @@ def model_of(model: ModelConfig) -> Model:
         api_key_env=model.api_key_env,
         draft_for=tuple(model.draft_for),
         price_cached_input=model.price.cached,
+        price_cache_write=model.price.cache_write,
         price_reasoning=model.price.reasoning,
         version=model.version,
         fallbacks=tuple(model.fallbacks),

@@ -8,7 +8,18 @@ import pytest
 
 from catena.executor.app import outside_providers
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import ChatRequest, Choice, Delta, Image, Message, Sampling, Tool, ToolCall, gather
+from catena.executor.core.chat import (
+    ChatRequest,
+    Choice,
+    Delta,
+    Image,
+    Message,
+    Sampling,
+    Tool,
+    ToolCall,
+    Usage,
+    gather,
+)
 from catena.executor.core.ports import Ask, Ended
 from catena.executor.drivers.gemini.body import SIGNED
 from catena.executor.drivers.http import Door, open_session
@@ -173,7 +184,8 @@ async def test_what_anthropic_writes_to_its_cache_was_read_as_well_and_thoughts_
     assert choice.text == "yes"
     assert ended is not None
     assert ended.usage is not None
-    assert (ended.usage.input_tokens, ended.usage.cached_input_tokens, ended.usage.output_tokens) == (60, 30, 5)
+    used = Usage(input_tokens=60, cached_input_tokens=30, cache_write_tokens=20, output_tokens=5)
+    assert ended.usage == used
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, ANTHROPIC, GEMINI], ids=lambda dialect: dialect.provider)

@@ -73,6 +73,7 @@ def test_a_model_comes_back_as_it_went_and_a_price_of_nothing_is_no_missing_pric
         price_input=3.0,
         price_output=15.0,
         price_cached_input=price,
+        price_cache_write=price,
         price_reasoning=price,
         context_tokens=200_000,
         capabilities=("tools",),

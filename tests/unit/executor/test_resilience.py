@@ -14,7 +14,7 @@ from catena.executor.core.attempts import Tried, next_step, patience, pause_s
 from catena.executor.core.breaker import BreakerLimits
 from catena.executor.core.catalogue import Model, check_fallbacks, cost_usd, instead_of, needs_of
 from catena.executor.core.chat import ChatRequest, Context, Delta, Image, Message, Sampling, Tool, Usage
-from catena.executor.core.estimates import Paces, impossible
+from catena.executor.core.estimates import Paces, affordable_tokens, impossible
 from catena.executor.core.hedging import ENOUGH, HedgeLimits, Hedges
 from catena.executor.core.parts import Settings
 from catena.executor.core.ports import NoJournal
@@ -236,6 +236,9 @@ def test_what_is_repeated_at_the_seam_is_left_out_once_it_is_no_chance(said: str
         (Usage(input_tokens=5, output_tokens=0), True),
         (Usage(input_tokens=-1, output_tokens=2), True),
         (Usage(input_tokens=5, output_tokens=2, cached_input_tokens=6), True),
+        (Usage(input_tokens=5, output_tokens=2, cached_input_tokens=3, cache_write_tokens=3), True),
+        (Usage(input_tokens=5, output_tokens=2, cache_write_tokens=-1), True),
+        (Usage(input_tokens=5, output_tokens=2, cached_input_tokens=3, cache_write_tokens=2), False),
         (Usage(input_tokens=5, output_tokens=2, reasoning_tokens=3), True),
     ],
 )
@@ -251,6 +254,20 @@ def test_each_kind_of_token_costs_its_own_price(cached: float | None, reasoning:
     model = Model(name="m", price_input=10.0, price_output=40.0, price_cached_input=cached, price_reasoning=reasoning)
     used = Usage(input_tokens=100, output_tokens=10, cached_input_tokens=60, reasoning_tokens=4)
     assert cost_usd(model, used) == pytest.approx(usd / 1e6)
+
+
+@pytest.mark.parametrize(("kept", "usd"), [(None, 100 * 10), (12.5, 70 * 10 + 10 * 1 + 20 * 12.5)])
+def test_what_is_written_to_a_providers_cache_has_a_price_of_its_own(kept: float | None, usd: float) -> None:
+    cached = None if kept is None else 1.0
+    model = Model(name="m", price_input=10.0, price_cached_input=cached, price_cache_write=kept)
+    used = Usage(input_tokens=100, cached_input_tokens=10, cache_write_tokens=20)
+    assert cost_usd(model, used) == pytest.approx(usd / 1e6)
+
+
+def test_a_cap_holds_where_all_that_is_read_is_written_to_a_cache() -> None:
+    model = Model(name="m", price_input=10.0, price_output=10.0, price_cache_write=20.0)
+    asked = ChatRequest(prompt="x" * 400)
+    assert affordable_tokens(model, asked, 2_105e-6, Paces()) == 10
 
 
 @pytest.mark.parametrize(("name", "why"), [("m", "is that model itself"), ("gone", "is in no catalogue")])

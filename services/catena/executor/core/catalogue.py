@@ -21,10 +21,10 @@ Status = Literal["active", "disabled"]
 class Model:
     """An entry of the catalogue. Prices are USD per million tokens; `context_tokens` 0: unknown.
 
-    `price_cached_input` None: as other input; `price_reasoning` None: as other output. `fallbacks` are asked instead,
-    in this order, while this model fails. The last three figures are what its provider allows us, 0: no limit.
-    `upstream_name` empty: the same at the provider. `parent` names the base of an adapter. `problem`: why it cannot be
-    called now; a call that names it is tried all the same, and told by its provider.
+    `price_cached_input` and `price_cache_write` None: as other input; `price_reasoning` None: as other output.
+    `fallbacks` are asked instead, in this order, while this model fails. The last three figures are what its provider
+    allows us, 0: no limit. `upstream_name` empty: the same at the provider. `parent` names the base of an adapter.
+    `problem`: why it cannot be called now; a call that names it is tried all the same, and told by its provider.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Model:
     parent: str = ""
     problem: str = ""
     price_cached_input: float | None = None
+    price_cache_write: float | None = None
     price_reasoning: float | None = None
     version: str = ""
     fallbacks: tuple[str, ...] = ()
@@ -155,11 +156,13 @@ def may_draft(models: Mapping[str, Model], draft: str, target: str) -> bool:
 
 
 def cost_usd(model: Model, usage: Usage) -> float:
-    """What `usage` costs: cached input and reasoning at their own prices, where they have any."""
+    """What `usage` costs: input from and to a cache, and reasoning, at their own prices, where they have any."""
     cached = model.price_input if model.price_cached_input is None else model.price_cached_input
+    keeping = model.price_input if model.price_cache_write is None else model.price_cache_write
     thinking = model.price_output if model.price_reasoning is None else model.price_reasoning
-    fresh, said = usage.input_tokens - usage.cached_input_tokens, usage.output_tokens - usage.reasoning_tokens
-    read = fresh * model.price_input + usage.cached_input_tokens * cached
+    kept, said = usage.cache_write_tokens, usage.output_tokens - usage.reasoning_tokens
+    fresh = usage.input_tokens - usage.cached_input_tokens - kept
+    read = fresh * model.price_input + usage.cached_input_tokens * cached + kept * keeping
     written = said * model.price_output + usage.reasoning_tokens * thinking
     return (read + written) / MILLION
 

@@ -58,10 +58,17 @@ def read_with(request: ChatRequest, draft: str) -> ChatRequest:
 
 def impossible(usage: Usage, chars_out: int) -> bool:
     """Whether no call can have used this: a part larger than its whole, less than nothing, or words without tokens."""
-    parts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.reasoning_tokens)
+    cached = usage.cached_input_tokens + usage.cache_write_tokens
+    parts = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+    )
     return (
         min(parts) < 0
-        or usage.cached_input_tokens > usage.input_tokens
+        or cached > usage.input_tokens
         or usage.reasoning_tokens > usage.output_tokens
         or (chars_out > 0 and usage.output_tokens == 0)
     )
@@ -70,7 +77,7 @@ def impossible(usage: Usage, chars_out: int) -> bool:
 def affordable_tokens(model: Model, request: ChatRequest, left_usd: float, paces: Paces) -> int | None:
     """How many tokens may be written for `left_usd` after reading the request; None: no limit, 0: not even one."""
     expected = paces.guess(model.name, chars_in=request.chars, chars_out=0).input_tokens
-    left = left_usd - expected * model.price_input / MILLION
+    left = left_usd - expected * max(model.price_input, model.price_cache_write or 0.0) / MILLION
     dearest = max(model.price_output, model.price_reasoning or 0.0)
     if left <= 0:
         return 0 if model.price_input or dearest else None

@@ -23,7 +23,7 @@ from catena.kit.errors import Invalid, Missing
 from catena.plan.build import sequential
 from catena.plan.model import models_of
 
-PRICES = ("price_input", "price_output", "price_cached_input", "price_reasoning")
+PRICES = ("price_input", "price_output", "price_cached_input", "price_cache_write", "price_reasoning")
 RATES = ("requests_per_minute", "tokens_per_minute", "at_once")
 
 

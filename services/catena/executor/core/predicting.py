@@ -9,7 +9,7 @@ import msgspec
 
 from catena.executor.core.admission import Errand, check_context, check_plan, check_request
 from catena.executor.core.catalogue import find
-from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Context, Message, Sampling
+from catena.executor.core.chat import NOTHING_USED, ChatRequest, Choice, Context, Message, Sampling, Usage
 from catena.executor.core.driving import drive
 from catena.executor.core.events import Finished, Saved
 from catena.executor.core.execution import Execution
@@ -153,9 +153,7 @@ def _finished(made: Predicted, errand: Errand, run: Execution) -> Finished:
 async def _compute_many(parts: Parts, asked: Sequence[Inquiry]) -> list[Predicted]:
     """One call for all: a batch costs a model that does not generate little more than one."""
     together = await predict(parts, replace(asked[0], data=[one.data for one in asked]))
-    share = replace(
-        together.usage, input_tokens=together.usage.input_tokens // len(asked), output_tokens=0, cached_input_tokens=0
-    )
+    share = Usage(input_tokens=together.usage.input_tokens // len(asked))
     return [
         replace(together, result=row, cost_usd=together.cost_usd / len(asked), usage=share) for row in together.result
     ]

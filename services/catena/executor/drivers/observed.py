@@ -83,6 +83,7 @@ class Observed:
             here.set_attribute(genai.INPUT_TOKENS, usage.input_tokens)
             here.set_attribute(genai.OUTPUT_TOKENS, usage.output_tokens)
             here.set_attribute(genai.CACHE_READ_TOKENS, usage.cached_input_tokens)
+            here.set_attribute(genai.CACHE_WRITE_TOKENS, usage.cache_write_tokens)
 
 
 async def observe_routes(routes: Routes, clock: Clock, *, every_s: float = OBSERVE_EVERY_S) -> None:

@@ -168,6 +168,7 @@ def usage_from(message: pb.Usage) -> Usage:
         output_tokens=message.output_tokens,
         cached_input_tokens=message.cached_input_tokens,
         reasoning_tokens=message.reasoning_tokens,
+        cache_write_tokens=message.cache_write_tokens,
     )
 
 
@@ -178,6 +179,7 @@ def usage_to(usage: Usage) -> pb.Usage:
         output_tokens=usage.output_tokens,
         cached_input_tokens=usage.cached_input_tokens,
         reasoning_tokens=usage.reasoning_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
     )
 
 

@@ -4,13 +4,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from catena.api.executor.v1 import executor_pb2
+from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers.asking import Asking, Question
 
 
 async def in_turn(asking: Asking, questions: Sequence[Question]) -> AsyncGenerator[executor_pb2.RunResponse, None]:
     """The executor's events for one question after the other, each admitted by itself; one `finished` last.
 
-    It bears the first execution's id.
+    It bears the first execution's id, and what caches saved names the first of theirs.
     """
     whole = executor_pb2.Finished()
     for number, question in enumerate(questions):
@@ -35,10 +36,18 @@ def _add(whole: executor_pb2.Finished, part: executor_pb2.Finished, first: int) 
     whole.choices.extend(part.choices)
     whole.stages.extend(part.stages)
     whole.scores.extend(part.scores)
-    for field in part.usage.DESCRIPTOR.fields:
-        total = getattr(whole.usage, field.name) + getattr(part.usage, field.name)
-        setattr(whole.usage, field.name, total)
+    _count(whole.usage, part.usage)
     whole.cost_usd += part.cost_usd
     whole.duration_ms += part.duration_ms
     whole.cached = whole.cached and part.cached
     whole.lossy = whole.lossy or part.lossy
+    if part.HasField("saved") and not whole.HasField("saved"):
+        whole.saved.CopyFrom(part.saved)
+    elif part.HasField("saved"):
+        _count(whole.saved.usage, part.saved.usage)
+        whole.saved.cost_usd += part.saved.cost_usd
+
+
+def _count(whole: types_pb2.Usage, part: types_pb2.Usage) -> None:
+    for field in part.DESCRIPTOR.fields:
+        setattr(whole, field.name, getattr(whole, field.name) + getattr(part, field.name))

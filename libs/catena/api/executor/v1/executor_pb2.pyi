@@ -1127,6 +1127,7 @@ class Model(_message.Message):
     REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     AT_ONCE_FIELD_NUMBER: _builtins.int
+    PRICE_CACHE_WRITE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """As requests name it."""
     provider: _builtins.str
@@ -1165,6 +1166,8 @@ class Model(_message.Message):
     """Tokens a minute, read and written, that its provider allows us; 0: no limit."""
     at_once: _builtins.int
     """Calls at once that its provider allows us; 0: no limit."""
+    price_cache_write: _builtins.float
+    """USD per million input tokens that the provider writes to its cache; absent: as other input."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`tools`, `vision`, `json`, `logprobs`, `stream`."""
@@ -1202,15 +1205,20 @@ class Model(_message.Message):
         requests_per_minute: _builtins.float = ...,
         tokens_per_minute: _builtins.float = ...,
         at_once: _builtins.int = ...,
+        price_cache_write: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "price_cached_input", b"price_cached_input", "price_reasoning", b"price_reasoning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_cache_write", b"_price_cache_write", "_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "price_cache_write", b"price_cache_write", "price_cached_input", b"price_cached_input", "price_reasoning", b"price_reasoning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "api_key_env", b"api_key_env", "at_once", b"at_once", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "fallbacks", b"fallbacks", "name", b"name", "parent", b"parent", "price_cached_input", b"price_cached_input", "price_input", b"price_input", "price_output", b"price_output", "price_reasoning", b"price_reasoning", "problem", b"problem", "provider", b"provider", "requests_per_minute", b"requests_per_minute", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "type", b"type", "upstream_name", b"upstream_name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_cache_write", b"_price_cache_write", "_price_cached_input", b"_price_cached_input", "_price_reasoning", b"_price_reasoning", "api_key_env", b"api_key_env", "at_once", b"at_once", "base_url", b"base_url", "calls", b"calls", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "draft_for", b"draft_for", "fallbacks", b"fallbacks", "name", b"name", "parent", b"parent", "price_cache_write", b"price_cache_write", "price_cached_input", b"price_cached_input", "price_input", b"price_input", "price_output", b"price_output", "price_reasoning", b"price_reasoning", "problem", b"problem", "provider", b"provider", "requests_per_minute", b"requests_per_minute", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "type", b"type", "upstream_name", b"upstream_name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__price_cache_write: _TypeAlias = _typing.Literal["price_cache_write"]  # noqa: Y015
+    _WhichOneofArgType__price_cache_write: _TypeAlias = _typing.Literal["_price_cache_write", b"_price_cache_write"]  # noqa: Y015
     _WhichOneofReturnType__price_cached_input: _TypeAlias = _typing.Literal["price_cached_input"]  # noqa: Y015
     _WhichOneofArgType__price_cached_input: _TypeAlias = _typing.Literal["_price_cached_input", b"_price_cached_input"]  # noqa: Y015
     _WhichOneofReturnType__price_reasoning: _TypeAlias = _typing.Literal["price_reasoning"]  # noqa: Y015
     _WhichOneofArgType__price_reasoning: _TypeAlias = _typing.Literal["_price_reasoning", b"_price_reasoning"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_cache_write) -> _WhichOneofReturnType__price_cache_write | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__price_cached_input) -> _WhichOneofReturnType__price_cached_input | None: ...
     @_typing.overload

@@ -102,11 +102,12 @@ class Reading:
         told = self._counted
         if told.input_tokens is None or told.output_tokens is None:
             return None
-        cached = told.cache_read_input_tokens or 0
+        read, kept = told.cache_read_input_tokens or 0, told.cache_creation_input_tokens or 0
         return Usage(
-            input_tokens=told.input_tokens + cached + (told.cache_creation_input_tokens or 0),
+            input_tokens=told.input_tokens + read + kept,
             output_tokens=told.output_tokens,
-            cached_input_tokens=cached,
+            cached_input_tokens=read,
+            cache_write_tokens=kept,
         )
 
     def read(self, event: Event) -> list[Delta]:
