@@ -61,7 +61,7 @@ async def test_a_library_that_was_told_to_stay_offline_says_how_to_let_it_out(mo
 async def test_hugging_face_embeds_all_texts_in_one_call() -> None:
     async with endpoint([[0.5, 1.5], [2.5, 3.5]]) as (provider, url, asked):
         found = await provider.embed(encoder(url, "embedding"), ["a", "b"], 5.0, truncate=True)
-    assert found.vectors == [[0.5, 1.5], [2.5, 3.5]]
+    assert (found.vectors, found.usage) == ([[0.5, 1.5], [2.5, 3.5]], None)
     assert asked == [({"inputs": ["a", "b"], "truncate": True}, "Bearer k-1")]
 
 

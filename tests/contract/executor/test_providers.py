@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from catena.executor.core.chat import (
     Usage,
     gather,
 )
-from catena.executor.core.ports import Ask, Ended
+from catena.executor.core.ports import Ask, Ended, Vectors
 from catena.executor.drivers.gemini.body import SIGNED
 from catena.executor.drivers.http import Door, open_session
 from catena.kit.clock import SystemClock
@@ -429,3 +430,40 @@ async def test_conversations_with_hugging_face_are_openais() -> None:
     assert choice.text == "Hello from afar"
     assert ended is not None
     assert server.headers[0]["Authorization"] == "Bearer k-1"
+
+
+def embeds(**more: Any) -> Dialect:
+    told = {"embeddings": [{"values": [0.5, 1.0]}, {"values": [2.0, 3.0]}], **more}
+    return replace(GEMINI, whole=lambda: told)
+
+
+async def test_gemini_embeds_many_texts_in_one_call_and_counts_their_tokens_where_it_tells() -> None:
+    async with asking(embeds(usageMetadata={"promptTokenCount": 7}), "whole", type="embedding") as (far, model, server):
+        made = await far.embed(model, ["a", "b"], 5.0)
+    assert made == Vectors(vectors=[[0.5, 1.0], [2.0, 3.0]], usage=Usage(input_tokens=7))
+    assert server.paths == ["/v1beta/models/real:batchEmbedContents"]
+    assert server.headers[0]["x-goog-api-key"] == "k-1"
+    assert server.bodies[0]["requests"] == [
+        {"model": "models/real", "content": {"parts": [{"text": text}]}} for text in ("a", "b")
+    ]
+    async with asking(embeds(), "whole", type="embedding") as (far, model, _):
+        assert (await far.embed(model, ["a", "b"], 5.0)).usage is None
+
+
+async def test_more_texts_than_gemini_takes_at_once_are_asked_in_turn() -> None:
+    told = {"embeddings": [{"values": [1.0]}] * 100, "usageMetadata": {"promptTokenCount": 5}}
+    dialect = replace(GEMINI, whole=lambda: told)
+    async with asking(dialect, "whole", type="embedding") as (far, model, server):
+        made = await far.embed(model, ["a"] * 200, 5.0)
+    assert [len(body["requests"]) for body in server.bodies] == [100, 100]
+    assert (len(made.vectors), made.usage) == (200, Usage(input_tokens=10))
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "code"), [("whole", Unavailable, "bad_reply"), ("busy", Exhausted, "provider_busy")]
+)
+async def test_geminis_failures_to_embed_are_told_by_kind(how: str, kind: type[CatenaError], code: str) -> None:
+    async with asking(embeds(), how, type="embedding") as (far, model, _):
+        with pytest.raises(kind) as caught:
+            await far.embed(model, ["only one"], 5.0)
+    assert caught.value.code == code

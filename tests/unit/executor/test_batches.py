@@ -8,6 +8,7 @@ import pytest
 from catena.executor.core.chat import Delta
 from catena.executor.core.parts import Settings
 from catena.executor.core.pipelines.soundness import check_pipeline, check_templates
+from catena.executor.core.ports import Vectors
 from catena.executor.core.steps import Step
 from catena.executor.handlers.written import read_pipeline
 from catena.kit.errors import Invalid, Unavailable
@@ -182,6 +183,22 @@ async def test_after_a_crash_a_pipeline_reads_no_memory_and_no_features_again() 
     await table.run(asked, "good", journal=journal)
     assert table.provider.said_to("small", 1) == "user: gold tin old"
     assert len(table.memory.asked) == 1
+
+
+async def test_tokens_that_no_encoder_counted_are_estimated_and_say_so() -> None:
+    table = bed()
+    embed = table.embedding.embed
+
+    async def uncounted(*args: Any, **more: Any) -> Vectors:
+        return replace(await embed(*args, **more), usage=None)
+
+    table.embedding.embed = uncounted  # type: ignore[method-assign]
+    vector = step("vector", "model", kind="embedding", model="vectors", input="{data}")
+    first = await predicted(table, vector, data="x" * 400)
+    assert (first.usage.input_tokens, table.records.added[-1].stages[0].reason) == (100, "tokens estimated")
+    table.embedding.embed = embed  # type: ignore[method-assign]
+    second = await predicted(table, vector, data="y" * 10)
+    assert (second.usage.input_tokens, table.records.added[-1].stages[0].reason) == (1, "")
 
 
 SAY = step("say", "model", model="large")

@@ -10,6 +10,7 @@ import msgspec
 
 from catena.executor.core.actions import Decision
 from catena.executor.core.admission import Errand
+from catena.executor.core.billing import ESTIMATED
 from catena.executor.core.catalogue import Kind, Model, cost_usd, find, only
 from catena.executor.core.chat import Choice, Message
 from catena.executor.core.events import StageResult
@@ -78,12 +79,14 @@ async def hinted(parts: Parts, tenant: str, names: Iterable[str], error: Missing
 class Billing:
     """What a call to a model that does not generate is recorded as: a stage of this name and role.
 
-    `key` names it in the journal; empty: it is not noted, because it may be made again.
+    `key` names it in the journal; empty: it is not noted, because it may be made again. Tokens that nobody counted are
+    estimated from the `chars` read.
     """
 
     verb: str
     role: Role = Role.MAIN
     key: str = ""
+    chars: int = 0
 
 
 EMBEDDING = Billing(verb=EMBED)
@@ -108,7 +111,7 @@ async def embedded(
         made = await provider.embed(model, texts, run.left_s(), truncate=truncate)
         return Vectors(vectors=[list(row) for row in made.vectors], usage=made.usage)
 
-    return await _billed(run, model, billing, work, Vectors)
+    return await _billed(run, model, replace(billing, chars=sum(map(len, texts))), work, Vectors)
 
 
 async def predicted(
@@ -126,7 +129,8 @@ async def predicted(
     async def work() -> Prediction:
         return await provider.predict(model, inputs, parameters, run.left_s())
 
-    values = (await _billed(run, model, Billing(verb=PREDICT, key=key), work, Prediction)).values
+    billing = Billing(verb=PREDICT, key=key, chars=sum(len(as_text(one)) for one in inputs))
+    values = (await _billed(run, model, billing, work, Prediction)).values
     return values[0] if alone else list(values)
 
 
@@ -151,14 +155,19 @@ async def _billed(
     except TimeoutError:
         late = f"{model.name} did not {billing.verb} in time; send less or allow more"
         raise Late(late, code="deadline_exceeded") from None
+    usage = made.usage or run.paces.guess(model.name, chars_in=billing.chars, chars_out=0)
+    if made.usage is not None:
+        run.paces.learn(model.name, billing.chars, made.usage)
     stage = StageResult(
         name=billing.verb,
         role=billing.role,
         model=model.name,
         duration_ms=(clock.monotonic() - started) * 1000,
-        usage=made.usage,
-        cost_usd=cost_usd(model, made.usage),
+        usage=usage,
+        cost_usd=cost_usd(model, usage),
+        reason=ESTIMATED if made.usage is None else "",
     )
+    made = replace(made, usage=usage)
     if key:
         await run.journal.note(key, msgspec.json.encode({"made": made, "stage": stage}))
     await run.tell(run.bill([stage]))

@@ -66,10 +66,10 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vectors:
-    """One vector a text, and the tokens read."""
+    """One vector a text, and the tokens read; None: nobody counted them."""
 
     vectors: Sequence[Sequence[float]]
-    usage: Usage
+    usage: Usage | None
 
 
 class Embedding(Protocol):
@@ -82,10 +82,10 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a model made of each input, as JSON data, and the tokens read."""
+    """What a model made of each input, as JSON data, and the tokens read; None: nobody counted them."""
 
     values: Sequence[Any]
-    usage: Usage
+    usage: Usage | None
 
 
 class Predictor(Protocol):

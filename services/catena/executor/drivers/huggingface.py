@@ -15,7 +15,6 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
 from catena.executor.core.catalogue import Model
-from catena.executor.core.chat import NOTHING_USED
 from catena.executor.core.ports import Ask, Piece, Prediction, Vectors
 from catena.executor.drivers.http import Door, server_of
 from catena.executor.drivers.http.refusals import refusal
@@ -47,12 +46,12 @@ class HuggingFaceProvider:
                 yield piece
 
     async def embed(self, model: Model, texts: Sequence[str], timeout_s: float, *, truncate: bool = False) -> Vectors:
-        """A vector for each text in one call. The service counts no tokens, and bills by time."""
+        """A vector for each text in one call. The service counts no tokens: it bills by time."""
         async with self._asking(model, "/pipeline/feature-extraction", timeout_s) as client:
             found = (await client.feature_extraction(list(texts), truncate=truncate or None)).tolist()
         if len(found) != len(texts) or not all(row and isinstance(row[0], float) for row in found):
             raise Unavailable(f"{model.name} sent no vector a text; is it a sentence embedder?", code="bad_reply")
-        return Vectors(vectors=found, usage=NOTHING_USED)
+        return Vectors(vectors=found, usage=None)
 
     async def predict(
         self, model: Model, inputs: Sequence[Any], parameters: Mapping[str, Any], timeout_s: float
@@ -75,7 +74,7 @@ class HuggingFaceProvider:
 
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(text)) for text in inputs]
-        return Prediction(values=[task.result() for task in tasks], usage=NOTHING_USED)
+        return Prediction(values=[task.result() for task in tasks], usage=None)
 
     @asynccontextmanager
     async def _asking(self, model: Model, task: str, timeout_s: float) -> AsyncGenerator[AsyncInferenceClient, None]:

@@ -12,6 +12,7 @@ from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.executor.v1 import executor_pb2_grpc
 from catena.executor.core import background
 from catena.executor.core.admission import Errand
+from catena.executor.core.chat import NOTHING_USED
 from catena.executor.core.events import StageResult, StageStarted
 from catena.executor.core.executor import Executor
 from catena.executor.core.predicting import Inquiry
@@ -50,7 +51,7 @@ class ExecutorHandlers(executor_pb2_grpc.ExecutorServiceServicer):
             caller().tenant, request.model, list(request.texts), deadline_s(), truncate=request.truncate
         )
         vectors = [pb.Vector(values=row) for row in found.vectors]
-        return pb.EmbedResponse(vectors=vectors, usage=chat.usage_to(found.usage), model=model)
+        return pb.EmbedResponse(vectors=vectors, usage=chat.usage_to(found.usage or NOTHING_USED), model=model)
 
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Context) -> pb.SubmitRunResponse:
         """Accept a run for the background."""

@@ -74,8 +74,7 @@ class OpenAiProvider:
         if len(told.data) != len(texts):
             raise Unavailable(f"{server} sent {len(told.data)} vectors for {len(texts)} texts", code="bad_reply")
         rows = [row.embedding for row in sorted(told.data, key=lambda row: row.index)]
-        tokens = told.usage.prompt_tokens if told.usage else 0
-        return Vectors(vectors=rows, usage=Usage(input_tokens=tokens))
+        return Vectors(vectors=rows, usage=Usage(input_tokens=told.usage.prompt_tokens) if told.usage else None)
 
     async def post(self, model: Model, verb: str, body: dict[str, Any], timeout_s: float) -> bytes:
         """What the model's server answers, whole. Raises as `generate` does."""
