@@ -147,8 +147,27 @@ async def test_prometheus_reads_what_the_page_shows(behind: Behind) -> None:
     await eventually(counted)
 
 
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it, by apt-get say")
+
+
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; install it, for example by apt-get")
+@needs_chromium
+async def test_an_empty_page_and_one_without_a_key_say_what_to_do(behind: Behind, tmp_path: Path) -> None:
+    width, height, mobile = SCREENS["phone"]
+    async with browser(tmp_path / "profile") as page:
+        await page.open(f"{behind.url}/dashboard#key=wrong", width=width, height=height, mobile=mobile)
+        await page.until("document.body?.innerText.includes('that key is not known')")
+        assert "keys/development.key" in await page.value("document.body.innerText")
+        # Another address of the same page, as a click on a link with a key gives it.
+        await page.value(f"location.hash = 'key={behind.key}'")
+        await page.until("document.querySelector('.tile b')?.textContent == '0'")
+        assert behind.key not in await page.value("location.href")
+        assert f"curl {behind.url}/v1/chat/completions" in await page.value("document.querySelector('pre').textContent")
+        assert await page.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.browser
+@needs_chromium
 @pytest.mark.parametrize("screen", SCREENS)
 async def test_the_page_shows_every_panel_live_and_fits_its_screen(behind: Behind, tmp_path: Path, screen: str) -> None:
     for model, agent in (("base", "assistant"), ("base@code", "coder"), ("base@code", "coder"), ("pipeline:mod", "")):
@@ -160,6 +179,10 @@ async def test_the_page_shows_every_panel_live_and_fits_its_screen(behind: Behin
         await page.until("document.querySelectorAll('.card svg polyline').length == 1")
         titles = await page.value("[...document.querySelectorAll('h2')].map(h => h.textContent)")
         assert set(PANELS) <= set(titles)
+        assert "The first request" not in titles
+        said = await page.value("document.body.innerText")
+        assert "Training of base@code began" in said
+        assert "treatment: quality 74.0%, 40 judged" in said
         assert behind.key not in await page.value("location.href")
         await ask(behind, "base")
         await page.until("document.querySelector('.tile b').textContent == '5'")
