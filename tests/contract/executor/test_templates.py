@@ -49,6 +49,27 @@ async def test_templates_write_text_out_of_values(template: str, text: str) -> N
         assert await templates.render(template, scope) == text
 
 
+async def test_a_template_that_is_kept_keeps_nothing_of_what_it_wrote() -> None:
+    source = "{% set seen = namespace(all=[]) %}{% set seen.all = seen.all + [name] %}{{ seen.all | join(',') }}"
+    async with sandbox(children=1) as templates:
+        assert [await templates.render(source, {"name": name}) for name in ("Ada", "Bob", "Ada")] == [
+            "Ada",
+            "Bob",
+            "Ada",
+        ]
+
+
+async def test_many_templates_fit_into_the_memory_that_one_process_has() -> None:
+    async with sandbox(children=1) as templates:
+        for number in range(70):
+            dense = f"{number}" + "{{a}}" * 790
+            assert await templates.render(dense, {"a": "x"}) == f"{number}" + "x" * 790
+        (child,) = children()
+        assert await templates.render("{{ name }}", {"name": "Ada"}) == "Ada"
+        assert children() == [child]
+        assert child.memory_info().rss < 128 * 1024 * 1024
+
+
 async def test_a_template_says_what_it_needs() -> None:
     async with sandbox() as templates:
         assert await templates.names("{% for one in items %}{{ one }}{{ name }}{% endfor %}") == {"items", "name"}
