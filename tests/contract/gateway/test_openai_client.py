@@ -177,3 +177,22 @@ async def test_a_stream_that_the_client_closes_is_closed_at_the_model(whole: Who
     await stream.close()
     async with asyncio.timeout(30):
         await whole.model.left.wait()
+
+
+async def test_a_cascades_fast_answer_streams_while_it_is_written(tmp_path: Path) -> None:
+    shapes = {"cascade": {"fast": "far", "main": "large", "checks": ["schema"], "min_chars": 0}}
+    step = {"name": "say", "type": "model", "config": {"shape": "cascade", "model": "large"}}
+    async with (
+        whole_gateway(tmp_path, shapes=shapes) as whole,
+        openai.AsyncOpenAI(base_url=f"{whole.url}/v1", api_key=whole.key, max_retries=0) as client,
+    ):
+        await client.put("/pipelines", cast_to=dict[str, Any], body={"pipeline": {"name": "quick", "steps": [step]}})
+        whole.model.hold = True
+        stream = await client.chat.completions.create(model="pipeline:quick", messages=ASK, stream=True)
+        async with asyncio.timeout(30):
+            async for chunk in stream:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    break
+        assert chunk.choices[0].delta.content == "Hello", "its model still holds the rest back"
+        await stream.close()
+        await asyncio.wait_for(whole.model.left.wait(), 30)

@@ -93,8 +93,11 @@ class Whole:
 
 
 @asynccontextmanager
-async def whole_gateway(home: Path, **settings: Any) -> AsyncIterator[Whole]:
-    """It, with the models `far` and `far-embed`, and `small` and `large`, which are local and echo."""
+async def whole_gateway(home: Path, *, shapes: Any = None, **settings: Any) -> AsyncIterator[Whole]:
+    """It, with the models `far` and `far-embed`, and `small` and `large`, which are local and echo.
+
+    `shapes` configures strategies where those of `house_at` will not do.
+    """
     model = Obliging()
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", model.chat), web.post("/v1/embeddings", model.embeddings)])
@@ -109,6 +112,7 @@ async def whole_gateway(home: Path, **settings: Any) -> AsyncIterator[Whole]:
         embed = ModelConfig(name="far-embed", provider="openai", base_url=model.url, type="embedding")
         bus = await stack.enter_async_context(nats_server(home))
         house = house_at(home, bus_url=bus, models=[far, embed])
+        house = msgspec.structs.replace(house, pipelines=shapes or house.pipelines)
         await stack.enter_async_context(neighbours(house))
         await stack.enter_async_context(open_executor(house, ExecutorConfig(), World()))
         await stack.enter_async_context(open_gateway(house, GatewayConfig(port=0, **settings), World()))
