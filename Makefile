@@ -13,7 +13,7 @@ TORCH_IMAGES := image-adapters image-trainer
 ROOM_IMAGES := image-gateway image-router image-executor image-memory image-features image-learner $(TORCH_IMAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint fmt proto models clean bench-platform bench-pipelines bench-gateway bench-adapters bench-adapters-cuda images chart engine image-models $(ROOM_IMAGES)
+.PHONY: help demo up test lint fmt proto models clean bench-platform bench-pipelines bench-gateway bench-router bench-adapters bench-adapters-cuda images chart engine image-models $(ROOM_IMAGES)
 
 help: ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-pipelines: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what pipelines,
 
 bench-gateway: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the gateway adds, beside the LiteLLM proxy; PARTS=a,b, OUT=figures.json
 	@$(BIN)/python -m benchmarks.gateway $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT))
+
+bench-router: $(VENV)/.dev ## Score the router on outcomes of real models below CATENA_DATA; TABLE=f.csv, PARTS=1,2, OUT=tables.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.router $(if $(TABLE),--table $(TABLE)) $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-adapters: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure many adapters on one base; SIZE=tiny, DTYPE=bfloat16, PARTS=a,d, OUT=figures.json
 	@$(BIN)/python -m benchmarks.adapters --size $(or $(SIZE),full) --dtype $(or $(DTYPE),float32) $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT))

@@ -73,11 +73,12 @@ DEFAULT_BONDS = Bonds()
 def expect(plan: Plan, calls: Sequence[Call], *, gate: Gate | None = None, bonds: Bonds = DEFAULT_BONDS) -> Prediction:
     """Quality, cost and latency of `plan`, whose stages are expected to do `calls`, in the order of the stages.
 
-    `gate` is read by cascades alone; absent, a fast answer is kept when right, and half of the time when wrong.
+    `gate` is read by cascades alone; absent, answers of several fast stages that must agree stand when they do, and a
+    lone fast answer is kept when right, and half of the time when wrong.
     """
     match plan.shape:
         case Shape.CASCADE:
-            return _cascade(_first(plan, calls), calls[_main(plan)], gate or _blind_gate(calls[0].quality.mean), bonds)
+            return _cascade(_first(plan, calls), calls[_main(plan)], gate or _gate_of(plan, calls, bonds), bonds)
         case Shape.DRAFT_REFINE:
             return _series(calls, _refined(calls[0], calls[1], bonds))
         case Shape.CONSENSUS:
@@ -96,6 +97,11 @@ def both_right(first: float, second: float, rho: float) -> float:
     pairs = zip(_given_difficulty(first, rho), _given_difficulty(second, rho), strict=True)
     joint = sum(a * b for a, b in pairs) / _NODES
     return min(max(joint, first + second - 1.0, 0.0), first, second)
+
+
+def agreeing(accuracies: Sequence[float], bonds: Bonds) -> Gate:
+    """How often models of these accuracies all give the same answer, and how often it is then the right one."""
+    return _agreeing(tuple(round(accuracy, 3) for accuracy in accuracies), bonds.rho, bonds.coincidence)
 
 
 def vote(accuracies: Sequence[float], bonds: Bonds, *, judge: float | None = None) -> float:
@@ -233,6 +239,13 @@ def _speculative(draft: Call, main: Call, drafted: int, bonds: Bonds) -> Predict
     )
 
 
+def _gate_of(plan: Plan, calls: Sequence[Call], bonds: Bonds) -> Gate:
+    fast = [call.quality.mean for stage, call in zip(plan.stages, calls, strict=True) if stage.role is Role.FAST]
+    if "agreement" in plan.settings.checks and len(fast) > 1:
+        return agreeing(fast, bonds)
+    return _blind_gate(fast[0])
+
+
 def _blind_gate(accuracy: float) -> Gate:
     kept = accuracy + 0.5 * (1.0 - accuracy)
     return Gate(kept=kept, right_if_kept=accuracy / kept if kept else 0.0)
@@ -252,7 +265,16 @@ def _win(right: int, members: int, coincidence: float, judge: float | None) -> f
     return 1.0 - as_large * (1.0 - rescued)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
+def _agreeing(accuracies: tuple[float, ...], rho: float, coincidence: float) -> Gate:
+    columns = [_given_difficulty(accuracy, rho) for accuracy in accuracies]
+    right = sum(math.prod(node) for node in zip(*columns, strict=True)) / _NODES
+    wrong = sum(math.prod(1.0 - p for p in node) for node in zip(*columns, strict=True)) / _NODES
+    kept = right + wrong * coincidence ** (len(accuracies) - 1)
+    return Gate(kept=kept, right_if_kept=right / kept if kept else 0.0)
+
+
+@lru_cache(maxsize=16384)
 def _given_difficulty(accuracy: float, rho: float) -> tuple[float, ...]:
     """Accuracy at each of `_NODES` equally likely difficulties, easy to hard reversed."""
     if accuracy <= 0.0 or accuracy >= 1.0:

@@ -110,7 +110,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A whole way to answer a request; `pipeline` names a stored one to run instead of a shape."""
+    """A whole way to answer a request; `pipeline` names a stored one to run instead of a shape.
+
+    `features`: figures on the request that it was chosen for, by which its outcome is learned; empty: none.
+    """
 
     shape: Shape
     stages: tuple[Stage, ...] = ()
@@ -122,6 +125,7 @@ class Plan:
     experiment_arm: str = ""
     domain: str = ""
     propensity: float = 0.0
+    features: tuple[float, ...] = ()
 
     @property
     def configuration_id(self) -> str:

@@ -26,6 +26,7 @@ def plan_to_proto(plan: Plan) -> types_pb2.Plan:
         configuration_id=plan.configuration_id,
         domain=plan.domain,
         propensity=plan.propensity,
+        features=plan.features,
     )
 
 
@@ -45,6 +46,7 @@ def plan_from_proto(message: types_pb2.Plan) -> Plan:
         experiment_arm=message.experiment_arm,
         domain=message.domain,
         propensity=message.propensity,
+        features=tuple(message.features),
     )
 
 

@@ -19,7 +19,7 @@ from catena.kit.config import House
 from catena.kit.event import Event
 from catena.plan.build import read_shapes
 from catena.router.config import DomainConfig, RouterConfig
-from catena.router.core.ask import check_weights
+from catena.router.core.ask import check_budget, check_weights
 from catena.router.core.candidates import House as Shapes
 from catena.router.core.choice import Taste
 from catena.router.core.decision import Curiosity
@@ -82,6 +82,7 @@ def manner_of(config: RouterConfig) -> Manner:
         half_life=config.half_life,
         window=config.window,
         catalogue_s=config.catalogue_s,
+        budget_usd=check_budget(config.budget_usd),
     )
 
 

@@ -36,6 +36,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     weights: of `balanced`; 0.3, 0.3, 0.4 put quality first without letting it rule.
     margin: quality that the objectives `cost` and `latency` may give away, as a probability.
     caution: standard deviations taken off an estimated quality; a plan that nobody judged must not win by luck.
+    budget_usd: what a request may cost on average in the long run, beside its own hard cap; 0: no such budget.
     exploration: share of requests spent on learning at the start; it falls as outcomes are judged.
     exploration_floor: share that stays for noticing change.
     min_judged: judged outcomes before estimates replace the rules (simple: cascade, complex: draft-refine,
@@ -56,6 +57,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     weights: WeightsConfig = WeightsConfig()
     margin: float = 0.02
     caution: float = 0.5
+    budget_usd: float = 0.0
     exploration: float = 0.1
     exploration_floor: float = 0.01
     min_judged: int = 10

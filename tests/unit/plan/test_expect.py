@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 
 from catena.plan.build import ShapeConfig, build, sequential
-from catena.plan.expect import Amount, Bonds, Call, Gate, both_right, expect, interval, share, vote
+from catena.plan.expect import Amount, Bonds, Call, Gate, agreeing, both_right, expect, interval, share, vote
 from catena.plan.model import Shape
 
 pytestmark = pytest.mark.unit
@@ -150,3 +150,17 @@ def test_a_cascades_samples_and_verifier_are_paid_before_its_gate_and_its_models
     two = build(Shape.CASCADE, ShapeConfig(fast=["a", "b"], main="l", checks=["agreement"]))
     told = expect(two, [call(0.6, 1.0, 50.0), call(0.6, 2.0, 80.0), call(0.9, 10.0)], gate=gate)
     assert (told.cost_usd.mean, told.latency_ms.mean) == (pytest.approx(3.0), pytest.approx(80.0))
+
+
+def test_models_agree_as_often_and_as_rightly_as_a_simulation_says():
+    bonds = Bonds(rho=0.5, coincidence=0.2)
+    rng = random.Random(11)
+    kept = right = total = 0
+    for hits in simulated((0.6, 0.75), 0.5):
+        agree = all(hits) or (not any(hits) and rng.random() < bonds.coincidence)
+        total += 1
+        kept += agree
+        right += agree and all(hits)
+    told = agreeing((0.6, 0.75), bonds)
+    assert told.kept == pytest.approx(kept / total, abs=0.01)
+    assert told.right_if_kept == pytest.approx(right / kept, abs=0.01)

@@ -25,12 +25,14 @@ class Ask:
     """Who asks what. `text` is the last user turn, `chars` the length of all that is sent; caps of 0 bind nothing.
 
     `max_tokens` 0: the answer may be of any length. `who` makes experiments sticky: user, agent, else the text.
+    `structured`: the answer has to keep a schema; `tools`: functions may be called.
     """
 
     text: str
     chars: int
     turns: int = 1
     structured: bool = False
+    tools: bool = False
     model: str = AUTO
     shape: Shape | None = None
     objective: str = ""
@@ -64,6 +66,13 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     if total <= 0.0:
         raise Invalid("every weight is 0; set at least one of router.weights", code="bad_weights")
     return {name: weight / total for name, weight in weights.items()}
+
+
+def check_budget(usd: float) -> float:
+    """The same budget. Raises Invalid when it is negative or not a number."""
+    if not math.isfinite(usd) or usd < 0.0:
+        raise Invalid(f"router.budget_usd is {usd}; set a positive number, or 0 for no budget", code="bad_budget")
+    return usd
 
 
 def task_name(task: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from catena.plan.model import Plan
+from catena.router.core.budget import correction, shadow_price
 from catena.router.core.candidates import House, configured_plans, free_plans
 from catena.router.core.catalogue import Catalogue, catalogue_of
-from catena.router.core.choice import Candidate
+from catena.router.core.choice import Candidate, Taste
 from catena.router.core.domains import Head
 from catena.router.core.knowledge import Kinds, Knowledge, Length
 from catena.router.core.observation import Observation
@@ -22,7 +23,10 @@ TableKey = tuple[str, str, Length]
 
 @dataclass(slots=True)
 class Book:
-    """One tenant's page. `knowledge` None: not learned yet; `stale`: something new is to be learned."""
+    """One tenant's page. `knowledge` None: not learned yet; `stale`: something new is to be learned.
+
+    `proposals`: plans beside the configured ones; `price`: quality per USD by the long-run budget.
+    """
 
     window: int
     noted: dict[str, Noted] = field(default_factory=dict)
@@ -34,6 +38,8 @@ class Book:
     house: House | None = None
     head: Head | None = None
     head_of: tuple[tuple[str, str, float], ...] = ()
+    proposals: Sequence[Plan] = ()
+    price: float = 0.0
     plans: dict[str, list[Plan]] = field(default_factory=dict)
     tables: dict[TableKey, list[Candidate]] = field(default_factory=dict)
 
@@ -77,13 +83,26 @@ class Book:
         key = (domain, specialist, rounded)
         if key not in self.tables:
             if specialist not in self.plans:
-                self.plans[specialist] = free_plans(self.house, self.catalogue, [specialist])
+                self.plans[specialist] = free_plans(self.house, self.catalogue, [specialist], self.proposals)
             if len(self.tables) >= _MOST_TABLES:
                 self.tables.clear()
             self.tables[key] = weigh(
                 self.plans[specialist], self.knowledge, domain, rounded, configured_plans(self.house)
             )
         return self.tables[key]
+
+    def priced(self, taste: Taste, budget_usd: float) -> float:
+        """Quality per USD at which what `auto` chooses costs the budget on average; 0 without a budget."""
+        if budget_usd <= 0.0 or self.knowledge is None:
+            return 0.0
+        seen = [o for o in self.observations() if o.routed]
+        mix = mix_of(seen)
+        chars = sorted(o.chars for o in seen if o.chars)
+        length = Length(chars=chars[len(chars) // 2] if chars else 0)
+        tables = {domain: self.weighed(domain, self.kinds.specialists.get(domain, ""), length) for domain in mix}
+        # Only what was chosen freely, with a prediction, is spending that the price can steer.
+        spent = [o.cost_usd for o in seen if o.plan.propensity > 0.0]
+        return shadow_price(tables, mix, taste, budget_usd) * correction(spent, budget_usd)
 
 
 def weigh(

@@ -1,6 +1,6 @@
 """Every plan that is worth weighing for a request: shapes of the configuration with the models of the catalogue."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -23,8 +23,13 @@ class House:
     thresholds: tuple[float, ...] = ()
 
 
-def free_plans(house: House, catalogue: Catalogue, specialists: Iterable[str] = ()) -> list[Plan]:
-    """Plans among which `auto` chooses: each configured shape first, its variants, each model alone; none twice."""
+def free_plans(
+    house: House, catalogue: Catalogue, specialists: Iterable[str] = (), proposals: Sequence[Plan] = ()
+) -> list[Plan]:
+    """Plans among which `auto` chooses: each configured shape first, its variants, each model alone; none twice.
+
+    `proposals`: further ones, by what the evidence shows.
+    """
     wanted = [name for name in dict.fromkeys(specialists) if name]
     shaped = configured_plans(house)
     plans = [*shaped, *(sequential(name) for name in [*(card.name for card in catalogue.bases), *wanted])]
@@ -33,6 +38,7 @@ def free_plans(house: House, catalogue: Catalogue, specialists: Iterable[str] = 
         if plan.shape is not Shape.SEQUENTIAL:
             plans += _with_thresholds(plan, house.thresholds)
             plans += [v for main in mains for v in _variant(plan, main, house.thresholds)]
+    plans += proposals
     known = [plan for plan in plans if all(catalogue.knows(stage.model) for stage in plan.stages)]
     return list({plan.configuration_id: plan for plan in known}.values())
 

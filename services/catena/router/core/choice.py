@@ -15,12 +15,16 @@ CURIOUS_Z = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taste:
-    """How plans are compared: objective, weights that add up to 1, quality that may be given away, caution."""
+    """How plans are compared: objective, weights that add up to 1, quality that may be given away, caution.
+
+    `price`: quality that a USD must buy, by the long-run budget; 0: there is none, or it binds nothing.
+    """
 
     objective: str
     weights: Mapping[str, float]
     margin: float
     caution: float
+    price: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +48,21 @@ def reject(candidate: Candidate, ask: Ask) -> Candidate:
     return replace(candidate, rejected="; ".join(broken)) if broken else candidate
 
 
-def rank(candidates: Sequence[Candidate], taste: Taste) -> list[Candidate]:
+def rank(candidates: Sequence[Candidate], taste: Taste, scale: Sequence[Candidate] = ()) -> list[Candidate]:
     """Candidates with their utility, best first; those rejected come last.
 
+    `scale`: plans by whose dearest and slowest cost and latency are measured, if other than these.
+
     `cost` and `latency`: the least of it among the plans whose cautious quality is within the margin of the best.
-    `quality`: the highest cautious quality. `balanced`: the weighted sum, cost and latency relative to the dearest.
+    `quality`: the highest cautious quality. `balanced`: the weighted sum, cost and latency relative to
+    the dearest. From both of these the budget's price of the cost is taken off.
     """
     fitting = [c for c in candidates if not c.rejected]
     if not fitting:
         return sorted(candidates, key=_order)
-    dearest = max(c.prediction.cost_usd.mean for c in fitting) or 1.0
-    slowest = max(c.prediction.latency_ms.mean for c in fitting) or 1.0
+    compared = [c for c in scale if not c.rejected] or fitting
+    dearest = max(c.prediction.cost_usd.mean for c in compared) or 1.0
+    slowest = max(c.prediction.latency_ms.mean for c in compared) or 1.0
     best = max(cautious(c, taste) for c in fitting)
 
     def utility(candidate: Candidate) -> float:
@@ -62,13 +70,14 @@ def rank(candidates: Sequence[Candidate], taste: Taste) -> list[Candidate]:
         cost = candidate.prediction.cost_usd.mean / dearest
         latency = candidate.prediction.latency_ms.mean / slowest
         if taste.objective == "quality":
-            return quality - 1e-3 * cost - 1e-4 * latency
+            return quality - 1e-3 * cost - 1e-4 * latency - taste.price * candidate.prediction.cost_usd.mean
         if taste.objective in ("cost", "latency"):
             wanted, other = (cost, latency) if taste.objective == "cost" else (latency, cost)
             behind = max(best - quality - taste.margin, 0.0)
             return -wanted - 1e-3 * other + 1e-3 * quality - (2.0 + 10.0 * behind if behind > 0.0 else 0.0)
         weights = taste.weights
-        return weights["quality"] * quality - weights["cost"] * cost - weights["latency"] * latency
+        paid = weights["quality"] * taste.price * candidate.prediction.cost_usd.mean
+        return weights["quality"] * quality - weights["cost"] * cost - weights["latency"] * latency - paid
 
     weighed = [c if c.rejected else replace(c, utility=utility(c)) for c in candidates]
     return sorted(weighed, key=_order)

@@ -11,9 +11,12 @@ from catena.router.core.candidates import with_collection
 from catena.router.core.choice import Candidate, Taste, by_rule, cautious, check_fit, explore, prefer, rank, reject
 from catena.router.core.domains import DomainScore
 from catena.router.core.experiments import Experiment, assign
+from catena.router.core.features import request_features
 from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.observation import Mode
 
+CLOSELY = 8
+"""Plans that are weighed for the request itself; the others rank as they do for its domain and length."""
 HALF_EXPLORED = 50.0
 """Judged outcomes after which half as much is explored."""
 
@@ -65,7 +68,7 @@ def decide(
     Draws from `rng` only where there is something to explore.
     """
     free = ask.shape is None and ask.model == AUTO
-    ranked = rank([reject(candidate, ask) for candidate in weighed], taste)
+    ranked = looked_at(rank([reject(candidate, ask) for candidate in weighed], taste), ask, found, knowledge, taste)
     check_fit(ranked, ask)
     if not free:
         return _settled(ranked[0], found, ranked, f"{describe(ranked[0].plan)} was asked for", ask)
@@ -94,6 +97,22 @@ def decide(
     return _settled(drawn, found, ranked, reason, ask, propensity)
 
 
+def looked_at(
+    ranked: Sequence[Candidate], ask: Ask, found: Found, knowledge: Knowledge, taste: Taste
+) -> Sequence[Candidate]:
+    """The best few weighed again for this very request, which may be hard for some models; the rest after them."""
+    shifts = knowledge.outcome.shifts(request_features(ask))
+    if not shifts:
+        return ranked
+    length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
+    few = [
+        reject(replace(c, prediction=knowledge.predict(c.plan, found.domain, length, shifts), rejected=""), ask)
+        for c in ranked[:CLOSELY]
+        if not c.rejected
+    ]
+    return [*rank(few, taste, ranked), *ranked[len(few) :]]
+
+
 def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Knowledge) -> Decision:
     """The decision as the requester's arm has it; unchanged where that arm's plan would break a cap."""
     arm = assign(experiment, ask.who or ask.text)
@@ -115,6 +134,7 @@ def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Kn
         experiment_arm=arm.name,
         domain=decision.found.domain,
         propensity=arm.share,
+        features=decision.plan.features,
     )
     words = f"arm {arm.name} of experiment {experiment.name or experiment.id}"
     return replace(decision, plan=with_collection(dressed, ask.collection), reason=words)
@@ -139,7 +159,13 @@ def with_weights(decision: Decision, knowledge: Knowledge) -> Decision:
 def _settled(
     chosen: Candidate, found: Found, ranked: Sequence[Candidate], reason: str, ask: Ask, propensity: float = 1.0
 ) -> Decision:
-    plan = replace(chosen.plan, prediction=chosen.prediction, domain=found.domain, propensity=propensity)
+    plan = replace(
+        chosen.plan,
+        prediction=chosen.prediction,
+        domain=found.domain,
+        propensity=propensity,
+        features=request_features(ask),
+    )
     return Decision(plan=with_collection(plan, ask.collection), found=found, ranked=ranked, reason=reason)
 
 

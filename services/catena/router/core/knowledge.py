@@ -5,16 +5,22 @@ then differed from what was composed.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from catena.plan.expect import Amount, Bonds, Call, Gate, Z, expect, share
+import numpy as np
+
+from catena.plan.expect import Amount, Bonds, Call, Gate, Z, agreeing, expect, share
 from catena.plan.model import Interval, Plan, Prediction, Role, Shape, Stage
 from catena.router.core.catalogue import Catalogue
+from catena.router.core.confidence import logit
+from catena.router.core.evidence import Evidence
 from catena.router.core.gates import Opening, gate, opening
 from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
+from catena.router.core.outcomes import Outcomes
+from catena.router.core.replay import Replay, Shares, replay, shares, surplus
 from catena.router.core.samples import Key
-from catena.router.core.skills import Skill, unseen
+from catena.router.core.skills import Skill, shifted, unseen
 
 BEFORE_WORST, BEFORE_SPAN = 0.55, 0.25
 """Accuracy of the cheapest model before anything is known, and what the dearest has more: price is all there is."""
@@ -51,6 +57,20 @@ class Length:
 
 
 ANY_LENGTH = Length()
+NO_SHIFTS: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """A chain replayed on requests whose calls were all seen: its gate, and what is left beyond its composition.
+
+    `surplus`: how many times its usual tokens the main model reads, and writes, on what the gate lets pass.
+    """
+
+    kept: Shares
+    right_if_kept: Shares
+    left: Shares
+    surplus: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +87,8 @@ class Knowledge:
     """Estimates as of one moment; made by `learning.learn`, never changed afterwards.
 
     `offsets`, `judged`: by (shape or family, domain or `*`); a difference of probabilities, and the judged runs behind.
-    `ratios`: real over composed cost, and time, by family. `openings` are worked out when first asked for.
+    `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
+    for. `outcome`: what a request's features say.
     """
 
     catalogue: Catalogue
@@ -79,18 +100,26 @@ class Knowledge:
     cost_reach: Reach = Reach()
     latency_reach: Reach = Reach()
     openings: dict[tuple[str, str], Opening | None] = field(default_factory=dict)
+    evidence: Evidence | None = None
+    outcome: Outcomes = field(default_factory=Outcomes)
+    rehearsals: dict[str, Rehearsed | None] = field(default_factory=dict)
     outcomes: int = 0
     judged_outcomes: int = 0
 
-    def predict(self, plan: Plan, domain: str, length: Length = ANY_LENGTH) -> Prediction:
+    def predict(
+        self, plan: Plan, domain: str, length: Length = ANY_LENGTH, shifts: Mapping[str, float] = NO_SHIFTS
+    ) -> Prediction:
         """Quality, cost and latency to expect of `plan` in `domain` (empty: none was sure).
 
-        Raises Missing when a model of the plan is unknown.
+        `shifts`: log-odds by which this request is easier than usual, by model. Raises Missing when a model of the plan
+        is unknown.
         """
-        composed = self.compose(plan, domain, length)
+        composed = self.compose(plan, domain, length, shifts)
         cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
         reliable = {s.model: self.skill(s.model, Mode.PLAIN, domain).reliability for s in plan.stages}
         moved = self.offset(plan, domain) * self.exposure(plan, domain)
+        rehearsed = self.rehearsed(plan)
+        moved += rehearsed.left.at(domain) if rehearsed is not None else 0.0
         mean = min(max(composed.quality.mean + moved, 0.0), 1.0) * math.prod(reliable.values())
         return Prediction(
             quality=share(Amount(mean, math.hypot(deviation(composed.quality), self._doubt(plan, domain)))),
@@ -98,11 +127,28 @@ class Knowledge:
             latency_ms=_scaled(composed.latency_ms, latency, self.latency_reach.factor),
         )
 
-    def compose(self, plan: Plan, domain: str, length: Length = ANY_LENGTH) -> Prediction:
+    def compose(
+        self, plan: Plan, domain: str, length: Length = ANY_LENGTH, shifts: Mapping[str, float] = NO_SHIFTS
+    ) -> Prediction:
         """The same from the parts alone."""
         calls = [self._call(plan, stage, domain, length) for stage in plan.stages]
+        gate = self._gate(plan, domain)
+        if shifts:
+            usual = [call.quality.mean for call in calls]
+            calls = [_eased(call, shifts, stage) for call, stage in zip(calls, plan.stages, strict=True)]
+            gate = _moved_gate(gate, plan, usual, [call.quality.mean for call in calls])
         gain = GAIN_WITH_MEMORY * self._able(plan.main_model) if domain in self.kinds.needs_memory else 0.0
-        return expect(plan, calls, gate=self._gate(plan, domain), bonds=Bonds(search_gain=gain))
+        return expect(plan, calls, gate=gate, bonds=Bonds(search_gain=gain))
+
+    def rehearsed(self, plan: Plan) -> Rehearsed | None:
+        """What replaying the chain told; None when too few requests show all its calls."""
+        if plan.shape not in (Shape.CASCADE, Shape.CONSENSUS) or self.evidence is None:
+            return None
+        key = _chain(plan)
+        if key not in self.rehearsals:
+            replayed = replay(plan, self.evidence)
+            self.rehearsals[key] = None if replayed is None else self._rehearse(plan, replayed)
+        return self.rehearsals[key]
 
     def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
         """What is known of a model in a mode; of one never seen, what is assumed."""
@@ -125,7 +171,31 @@ class Knowledge:
         """Judged outcomes, faded with age, on which the quality rests directly."""
         if plan.shape in EXACT:
             return self.skill(plan.main_model, Mode.PLAIN).judged_in.get(domain, 0.0)
-        return self.judged.get((family_of(plan), domain), 0.0)
+        rehearsed = self.rehearsed(plan)
+        seen = rehearsed.left.rows_in.get(domain, 0.0) if rehearsed is not None else 0.0
+        return self.judged.get((family_of(plan), domain), 0.0) + seen
+
+    def _rehearse(self, plan: Plan, replayed: Replay) -> Rehearsed:
+        usual = [self.skill(stage.model, Mode.PLAIN).quality.overall.mean for stage in plan.stages]
+        fast = [q for q, stage in zip(usual, plan.stages, strict=True) if stage.role is not Role.MAIN]
+        told = agreeing(fast, Bonds())
+        stood = replace(replayed, weights=replayed.weights * replayed.kept)
+        rehearsed = Rehearsed(
+            kept=shares(replayed.kept, replayed, told.kept),
+            right_if_kept=shares(replayed.right, stood, told.right_if_kept),
+            left=Shares(overall=0.0),
+            surplus=(surplus(replayed.read, replayed), surplus(replayed.written, replayed)),
+        )
+        self.rehearsals[_chain(plan)] = rehearsed
+        calls = {domain: [self._call(plan, s, domain, ANY_LENGTH) for s in plan.stages] for domain in replayed.names}
+        gates = {
+            domain: Gate(kept=rehearsed.kept.at(domain), right_if_kept=rehearsed.right_if_kept.at(domain))
+            for domain in replayed.names
+        }
+        composed = np.array(
+            [expect(plan, calls[domain], gate=gates[domain]).quality.mean for domain in replayed.names], np.float64
+        )
+        return replace(rehearsed, left=shares(replayed.right - composed[replayed.domains], replayed, 0.0))
 
     def _able(self, model: str) -> float:
         """How often a model is right where it needs no memory: it reads what was found no better than that."""
@@ -135,6 +205,11 @@ class Knowledge:
 
     def _gate(self, plan: Plan, domain: str) -> Gate | None:
         if plan.shape is not Shape.CASCADE:
+            return None
+        rehearsed = self.rehearsed(plan)
+        if rehearsed is not None:
+            return Gate(kept=rehearsed.kept.at(domain), right_if_kept=rehearsed.right_if_kept.at(domain))
+        if "agreement" in plan.settings.checks and len(plan.of(Role.FAST)) > 1:
             return None
         expected = self._opening(plan.of(Role.FAST)[0].model, domain)
         return gate(expected, plan.settings.threshold) if expected is not None else None
@@ -148,7 +223,9 @@ class Knowledge:
         if plan.shape in EXACT:
             return 0.0
         family = family_of(plan)
-        whole, here = self.judged.get((family, ALL), 0.0), self.judged.get((family, domain), 0.0)
+        whole, here = self.judged.get((family, ALL), 0.0), self.runs_judged(plan, domain)
+        rehearsed = self.rehearsed(plan)
+        whole += rehearsed.left.rows if rehearsed is not None else 0.0
         part = GATE_DOUBT * self.exposure(plan, domain) if plan.shape is Shape.CASCADE else 1.0
         return part * math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
 
@@ -156,6 +233,12 @@ class Knowledge:
         mode = mode_of(plan.shape, stage)
         able = self.skills.get((stage.model, QUALITY_OF[mode])) or self.skill(stage.model, Mode.PLAIN, domain)
         read, written, taken = self._effort(stage.model, mode, domain, length)
+        if plan.shape is Shape.CASCADE and stage.role is Role.MAIN and (told := self.rehearsed(plan)) is not None:
+            read, written, taken = (
+                _times(read, told.surplus[0]),
+                _times(written, told.surplus[1]),
+                _times(taken, told.surplus[1]),
+            )
         card = self.catalogue.card(stage.model)
         cost = Amount(
             (read.mean * card.price_input + written.mean * card.price_output) / 1e6,
@@ -185,6 +268,32 @@ def before(model: str, domain: str, kinds: Kinds, catalogue: Catalogue) -> float
     if domain and kinds.specialists.get(domain) == model:
         return SPECIALIST_BEFORE
     return BEFORE_WORST + BEFORE_SPAN * catalogue.price_rank(model)
+
+
+def _chain(plan: Plan) -> str:
+    """The same for plans that replay alike."""
+    return f"{family_of(plan)} {plan.settings.vote} {'agreement' in plan.settings.checks}"
+
+
+def _eased(call: Call, shifts: Mapping[str, float], stage: Stage) -> Call:
+    """The call on a request that is easier or harder than usual; a model that was never judged is as the others."""
+    by = shifts.get(stage.model, shifts.get("", 0.0))
+    mean = call.quality.mean
+    return replace(call, quality=replace(call.quality, mean=shifted(mean, by) if 0.0 < mean < 1.0 else mean))
+
+
+def _moved_gate(gate: Gate | None, plan: Plan, usual: Sequence[float], now: Sequence[float]) -> Gate | None:
+    """The gate for other accuracies than usual, moved as agreement would be."""
+    if gate is None:
+        return None
+    places = [place for place, stage in enumerate(plan.stages) if stage.role is Role.FAST]
+    if len(places) < 2:
+        places = places * 2
+    before, after = (agreeing([told[place] for place in places], Bonds()) for told in (usual, now))
+    return Gate(
+        kept=shifted(gate.kept, logit(after.kept) - logit(before.kept)),
+        right_if_kept=shifted(gate.right_if_kept, logit(after.right_if_kept) - logit(before.right_if_kept)),
+    )
 
 
 def deviation(ends: Interval) -> float:

@@ -5,10 +5,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from catena.plan.model import Interval, Prediction
 from catena.router.core.catalogue import Catalogue
+from catena.router.core.confidence import Array, logit
+from catena.router.core.evidence import Evidence, evidence_of
 from catena.router.core.knowledge import ALL, EXACT, Kinds, Knowledge, Reach, Where, before
-from catena.router.core.observation import Observation, family_of
+from catena.router.core.observation import Mode, Observation, family_of, is_judged
+from catena.router.core.outcomes import fit_outcomes
 from catena.router.core.samples import samples_of
 from catena.router.core.skills import fit_skills
 
@@ -54,15 +59,30 @@ def learn(
         kinds=kinds,
         skills=skills,
         outcomes=len(observations),
-        judged_outcomes=sum(o.score is not None for o in usable),
+        judged_outcomes=sum(map(is_judged, usable)),
+        evidence=evidence_of(usable, half_life),
         cost_reach=reach([(o.plan.prediction.cost_usd, o.cost_usd) for o in usable if o.plan.prediction]),
         latency_reach=reach([(o.plan.prediction.latency_ms, o.latency_ms) for o in usable if o.plan.prediction]),
     )
+    assert knowledge.evidence is not None
+    knowledge.outcome = fit_outcomes(knowledge.evidence, _usual(knowledge, knowledge.evidence))
     known = [o for o in usable if o.succeeded and all(catalogue.knows(s.model) for s in o.plan.stages)]
     composed = _composed(knowledge, known)
     _correct_quality(knowledge, known, composed, half_life)
     _correct_effort(knowledge, known, composed, half_life)
     return knowledge
+
+
+def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:
+    """(n, m) log-odds of each model in each row's domain."""
+    told = np.array(
+        [
+            [logit(knowledge.skill(model, Mode.PLAIN, name).quality.at(name).mean) for model in evidence.models]
+            for name in evidence.names
+        ]
+    ).reshape(len(evidence.names), len(evidence.models))
+    usual: Array = told[evidence.domains]
+    return usual
 
 
 def reach(pairs: Sequence[tuple[Interval, float]]) -> Reach:

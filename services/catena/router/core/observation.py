@@ -45,7 +45,10 @@ _MODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutcome:
-    """All calls of one stage together. `confidence` 0: not measured; `digest` of the normalised answer, or empty."""
+    """All calls of one stage together. `confidence` 0: not measured; `digest` of the normalised answer, or empty.
+
+    `score`: 0 to 1, of this very answer, from who judged each of several; None: nobody did.
+    """
 
     name: str
     role: Role
@@ -57,6 +60,7 @@ class StageOutcome:
     failed: bool = False
     confidence: float = 0.0
     digest: str = ""
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,11 @@ class Fact:
     inferred: bool = False
 
 
+def is_judged(observation: Observation) -> bool:
+    """Whether anybody said how good its answer, or one of its calls, is."""
+    return observation.score is not None or any(stage.score is not None for stage in observation.stages)
+
+
 def mode_of(shape: Shape, stage: Stage) -> Mode:
     """What this stage of such a shape asks its model for; a warm voter's answer says little of the model itself."""
     if stage.role is Role.JUDGE:
@@ -116,8 +125,14 @@ def facts_of(observation: Observation) -> list[Fact]:
     for stage in observation.stages:
         known = planned.get(stage.name) or Stage(name=stage.name, role=stage.role, model=stage.model)
         mode = mode_of(shape, known)
-        fact = Fact(stage=stage, mode=mode)
-        if spoken is not None and score is not None and not stage.failed and mode is not Mode.JUDGE:
+        fact = Fact(stage=stage, mode=mode, label=stage.score)
+        if (
+            stage.score is None
+            and spoken is not None
+            and score is not None
+            and not stage.failed
+            and mode is not Mode.JUDGE
+        ):
             if stage is spoken or (stage.digest and stage.digest == spoken.digest):
                 fact = Fact(stage=stage, mode=mode, label=score)
             elif score == 1.0 and stage.digest and spoken.digest:

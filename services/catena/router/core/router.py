@@ -12,7 +12,7 @@ from catena.kit.errors import CatenaError, Missing
 from catena.plan.model import Shape
 from catena.router.core.ask import AUTO, Ask, check, task_name
 from catena.router.core.book import Book, mix_of, weigh
-from catena.router.core.candidates import House, forced_plans
+from catena.router.core.candidates import House, configured_plans, forced_plans
 from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste
 from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_weights
@@ -30,6 +30,7 @@ from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.learning import learn
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Embed, FetchModels, Journal, Report, Switch, Verdict
+from catena.router.core.proposals import propose
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import FROZEN, State
 from catena.router.core.tuning import THRESHOLD, Adjustment, Bounds, tune_threshold
@@ -57,6 +58,7 @@ class Manner:
     window: int = 4000
     half_life: int = 2000
     catalogue_s: float = 15.0
+    budget_usd: float = 0.0
 
 
 class Router:
@@ -263,7 +265,9 @@ class Router:
             learn, book.observations(), book.catalogue, kinds, half_life=self._manner.half_life
         )
         book.house, book.kinds, book.knowledge = self._state.house_of(tenant), kinds, knowledge
+        book.proposals = await asyncio.to_thread(propose, configured_plans(book.house), knowledge)
         book.forget_tables()
+        book.price = await asyncio.to_thread(book.priced, self._manner.taste, self._manner.budget_usd)
 
     async def _fit(self, tenant: str) -> None:
         """Fit the classifier of the tenant's domains, if they changed."""
@@ -320,7 +324,8 @@ class Router:
             experiment = covering(self._state.experiments_of(tenant), found.domain)
         if experiment is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
-        taste = replace(self._manner.taste, objective=ask.objective or self._manner.taste.objective)
+        objective = ask.objective or self._manner.taste.objective
+        taste = replace(self._manner.taste, objective=objective, price=book.price)
         decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
         decision = decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
         return with_weights(decision, knowledge)

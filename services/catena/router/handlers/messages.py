@@ -29,6 +29,10 @@ def ask_of(message: pb.RecommendRequest) -> Ask:
         text=text,
         chars=sum(map(len, turns)) + len(request.prompt),
         turns=max(len(turns), 1),
+        structured=bool(
+            request.HasField("json_schema") or request.json_schema_text or request.regex or request.choices
+        ),
+        tools=bool(request.tools),
         model=message.model or AUTO,
         shape=SHAPE_OF.get(message.shape),
         objective=context.objective,

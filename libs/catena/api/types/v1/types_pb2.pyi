@@ -924,6 +924,7 @@ class Plan(_message.Message):
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
     PROPENSITY_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identity of this choice; empty: not chosen by the router."""
     shape: Global___Shape.ValueType
@@ -952,6 +953,10 @@ class Plan(_message.Message):
     def prediction(self) -> Global___Prediction:
         """What the router expects; absent: nothing was predicted."""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Figures on the request (length, numbers, code, ...) by which the router learns what is hard; empty: none were taken."""
+
     def __init__(
         self,
         *,
@@ -966,10 +971,11 @@ class Plan(_message.Message):
         configuration_id: _builtins.str = ...,
         domain: _builtins.str = ...,
         propensity: _builtins.float = ...,
+        features: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_id", b"configuration_id", "domain", b"domain", "experiment_arm", b"experiment_arm", "experiment_id", b"experiment_id", "id", b"id", "pipeline", b"pipeline", "prediction", b"prediction", "propensity", b"propensity", "settings", b"settings", "shape", b"shape", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_id", b"configuration_id", "domain", b"domain", "experiment_arm", b"experiment_arm", "experiment_id", b"experiment_id", "features", b"features", "id", b"id", "pipeline", b"pipeline", "prediction", b"prediction", "propensity", b"propensity", "settings", b"settings", "shape", b"shape", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
