@@ -37,7 +37,7 @@ async def run(report: Report, tables: list[Table], parts: str, seeds: int) -> No
 
 
 def tables_of(told: Path | None) -> list[Table]:
-    """The table that is named, else the two public ones below `CATENA_DATA`. Raises SystemExit that says what to set."""
+    """The table that is named, else the public ones below `CATENA_DATA`. Raises SystemExit that says what to set."""
     if told is not None:
         return [read_table(told)]
     folder = os.environ.get(DATA, "")

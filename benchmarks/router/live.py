@@ -10,6 +10,7 @@ from benchmarks.router.report import Cell, Report
 from benchmarks.router.room import TENANT, Room, open_room
 from benchmarks.router.table import Array, Table
 from catena.plan.model import Plan, describe
+from catena.router.core.observation import Observation
 
 QUESTIONS, FEEDBACK, SETTLE, PARTS = 6000, 0.1, 100, 6
 BROKEN = 0.6
@@ -30,15 +31,19 @@ async def live(report: Report, table: Table, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(table.texts))[:QUESTIONS]
     told: list[Sequence[Cell]] = []
+    covered: list[str] = []
     for name, world in (("as it is", table), ("worse from the middle on", worsened(table, rows, rng))):
-        told += await _stream(name, world, rows, seed)
+        parts, shares = await _stream(name, world, rows, seed)
+        told += parts
+        covered.append(f"{shares[0]:.3f} and {shares[1]:.3f} ({name})")
     report.add(
         f"3. {table.name}: on line, feedback on {FEEDBACK:.0%} of {len(rows)} answers, seed {seed}",
         COLUMNS,
         told,
         "nothing is known beforehand but prices; lost: against the one plan, known only in hindsight, that is right "
         f"most often over that part within the budget ({BUDGET:.0%} of the best single model's cost); the model that "
-        f"gets worse is the best single one, which then loses {BROKEN:.0%} of its right answers",
+        f"gets worse is the best single one, which then loses {BROKEN:.0%} of its right answers; "
+        f"90 % intervals of cost and time covered {', '.join(covered)}",
     )
 
 
@@ -53,9 +58,9 @@ def worsened(table: Table, rows: Array, rng: np.random.Generator) -> Table:
     return replace(table, right=right, answers=answers)
 
 
-async def _stream(name: str, table: Table, rows: Array, seed: int) -> list[Sequence[Cell]]:
+async def _stream(name: str, table: Table, rows: Array, seed: int) -> tuple[list[Sequence[Cell]], tuple[float, float]]:
     budget = BUDGET * float(table.usd[rows, best_single(table, rows[: len(rows) // 2])].mean())
-    right, usd = [], []
+    right, usd, within = [], [], []
     shapes = shapes_of(table, rows[: len(rows) // 5])
     async with open_room(table, shapes=shapes, seed=seed, budget_usd=budget, **_SETTINGS) as room:
         for start in range(0, len(rows), SETTLE):
@@ -65,6 +70,7 @@ async def _stream(name: str, table: Table, rows: Array, seed: int) -> list[Seque
                 ran.append(room.run(decision.plan, int(row)))
             right += [float(hit) for _, hit in ran]
             usd += [one.cost_usd for one, _ in ran]
+            within += [_within(one) for one, _ in ran]
             await room.hear(ran, feedback=FEEDBACK)
         fixed = [(plan, *_fixed(room, plan, rows)) for plan in room.plans]
     told: list[Sequence[Cell]] = []
@@ -76,7 +82,16 @@ async def _stream(name: str, table: Table, rows: Array, seed: int) -> list[Seque
         best, plan = max(within)
         label = f"{name}, {part[0] + 1} to {part[-1] + 1}"
         told.append((label, accuracy, spent / budget, plan, best, 100.0 * (best - accuracy)))
-    return told
+    cost, latency = np.mean(within, axis=0)
+    return told, (float(cost), float(latency))
+
+
+def _within(ran: Observation) -> tuple[bool, bool]:
+    """Whether cost and time lay between the ends that were predicted."""
+    expected = ran.plan.prediction
+    assert expected is not None
+    usd, taken = expected.cost_usd, expected.latency_ms
+    return usd.low <= ran.cost_usd <= usd.high, taken.low <= ran.latency_ms <= taken.high
 
 
 def _fixed(room: Room, plan: Plan, rows: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from catena.kit.clock import World, still_world
 from catena.kit.outbox import Outbox
 from catena.kit.store import open_store
 from catena.kit.testing import MemoryBus, sqlite_url
+from catena.plan.answer import answer_features
 from catena.plan.build import ShapeConfig
 from catena.plan.model import Plan, Role, Shape, Stage
 from catena.router.app import manner_of
@@ -127,6 +128,7 @@ class Room:
             output_tokens=max(round(table.tokens_out[row, model]), 1),
             duration_ms=float(_MS_PER_TOKEN * table.tokens_out[row, model] if np.isnan(latency) else latency),
             digest=table.answers[row][model],
+            features=answer_features(table.texts[row], table.words[row][model]) if table.words else (),
             score=float(table.right[row, model]) if judged else None,
         )
 

@@ -88,6 +88,7 @@ class Settings:
     samples: int = 3
     answer: str = "auto"
     context_tag: str = "context"
+    scorer: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +132,13 @@ class Plan:
     def configuration_id(self) -> str:
         """The same for the same shape, models and settings, whatever the request; outcomes are learned by it.
 
-        The weights of a vote are left out: they follow what is learned, and would make each lesson a new configuration.
+        The weights of a vote and a scorer are left out: they follow what is learned, and would make each lesson a new
+        configuration.
         """
         if self.pipeline:
             return f"pipeline:{self.pipeline}"
-        settings = replace(self.settings, weights={}) if self.settings.weights else self.settings
+        settings = msgspec.to_builtins(replace(self.settings, weights={}))
+        del settings["scorer"]
         told = msgspec.json.encode([self.shape, self.stages, settings], order="sorted")
         return f"{self.shape}-{hashlib.sha256(told).hexdigest()[:12]}"
 

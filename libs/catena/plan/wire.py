@@ -101,6 +101,7 @@ def settings_from_proto(message: types_pb2.PlanSettings) -> Settings:
         samples=message.samples or 3,
         answer=message.answer or "auto",
         context_tag=message.context_tag or "context",
+        scorer=tuple(message.scorer),
     )
 
 

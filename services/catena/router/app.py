@@ -24,6 +24,7 @@ from catena.router.core.candidates import House as Shapes
 from catena.router.core.choice import Taste
 from catena.router.core.decision import Curiosity
 from catena.router.core.domains import Domain, check_domain
+from catena.router.core.guarantee import check_promise
 from catena.router.core.ports import Embed
 from catena.router.core.router import Manner, Ports, Router
 from catena.router.core.tuning import Bounds
@@ -77,7 +78,12 @@ def manner_of(config: RouterConfig) -> Manner:
             objective=config.objective, weights=check_weights(weights), margin=config.margin, caution=config.caution
         ),
         curiosity=Curiosity(start=config.exploration, floor=config.exploration_floor, min_judged=config.min_judged),
-        bounds=Bounds(margin=config.margin, max_step=config.max_threshold_step, min_judged=config.min_judged),
+        bounds=Bounds(
+            margin=config.margin,
+            max_step=config.max_threshold_step,
+            min_judged=config.min_judged,
+            promise=check_promise(config.max_loss, config.certainty),
+        ),
         threshold=config.threshold,
         half_life=config.half_life,
         window=config.window,

@@ -47,6 +47,9 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     refit_s: seconds between refits, when what other replicas wrote is seen too; one takes some 0.1 s at full window.
     catalogue_s: seconds for which the catalogue is trusted.
     auto_tune_s: seconds between tunings of its own accord; 0: only on demand.
+    max_loss: share of the answers that a cascade may get wrong where its strong model would be right, which a tuned
+        threshold must be certified to keep; 0: thresholds go by what is expected of them, without a promise.
+    certainty: probability with which that promise must hold.
     max_threshold_step: the most that one tuning moves a cascade's threshold.
     """
 
@@ -67,4 +70,6 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     refit_s: float = 0.5
     catalogue_s: float = 15.0
     auto_tune_s: float = 3600.0
+    max_loss: float = 0.0
+    certainty: float = 0.95
     max_threshold_step: float = 0.2

@@ -9,7 +9,8 @@ from catena.executor.core.chat import ChatRequest, Delta, Message, Sampling
 from catena.executor.core.parts import facts
 from catena.executor.core.strategies.cascade import cascade
 from catena.kit.errors import Unavailable
-from catena.plan.model import Role, Shape
+from catena.plan.answer import NAMES
+from catena.plan.model import Plan, Role, Shape
 from tests.unit.executor.fakes import bed, plan, stage
 
 AGREEING = plan(
@@ -176,3 +177,43 @@ async def test_an_answer_that_fails_a_check_costs_no_verifier() -> None:
     table = bed(small="I cannot", third="YES", large="strong")
     await table.run(VERIFIED)
     assert table.provider.models_asked() == ["small", "large"]
+
+
+def looked(scorer: tuple[float, ...]) -> Plan:
+    return plan(
+        Shape.CASCADE,
+        stage(Role.FAST, "small"),
+        stage(Role.MAIN, "large"),
+        checks=("confidence",),
+        scorer=scorer,
+        threshold=0.5,
+    )
+
+
+def sure_but_of_wrong_sums() -> tuple[float, ...]:
+    weights = [0.0] * len(NAMES)
+    weights[NAMES.index("wrong_equations")] = -6.0
+    return (2.0, *weights)
+
+
+@pytest.mark.parametrize(("said", "kept"), [("3 * 4 = 12", True), ("3 * 4 = 13", False)])
+async def test_an_answer_whose_model_does_not_say_how_sure_it_is_is_held_to_the_plans_scorer(
+    said: str, kept: bool
+) -> None:
+    finished, _ = await bed(small=said, large="strong").run(looked(sure_but_of_wrong_sums()))
+    assert finished.choices[0].text == (said if kept else "strong")
+    assert (finished.stages[0].confidence > 0.5) is kept
+
+
+async def test_a_measured_confidence_goes_before_the_scorer() -> None:
+    table = bed(small="3 * 4 = 13", large="strong")
+    table.provider.confidence["small"] = 0.9
+    finished, _ = await table.run(looked(sure_but_of_wrong_sums()))
+    assert finished.choices[0].text == "3 * 4 = 13"
+
+
+async def test_every_answer_is_told_with_what_it_looks_like() -> None:
+    finished, _ = await bed(small="3 * 4 = 13").run(plan(Shape.SEQUENTIAL, stage(Role.MAIN, "small")))
+    (told,) = finished.stages
+    assert len(told.answer_features) == len(NAMES)
+    assert told.answer_features[NAMES.index("wrong_equations")] > 0.0

@@ -10,6 +10,7 @@ from catena.executor.core.hearing import Heard
 from catena.executor.core.normal import digest
 from catena.executor.core.ports import Ended
 from catena.kit.errors import CatenaError, Late
+from catena.plan.answer import answer_features
 from catena.plan.model import Role
 
 ESTIMATED = "tokens estimated"
@@ -42,6 +43,7 @@ def stages_of(
         error_code=error.code if error else "",
         reason="; ".join(filter(None, (why, ended.remark, doubt))),
         answer_digest=digest(result.choices, run.tenant) if result is not None else "",
+        answer_features=answer_features(asked.request.asked, result.text) if outcome == "accepted" and result else (),
     )
     if asked.draft is None or ended.draft_usage == NOTHING_USED:
         return [main]

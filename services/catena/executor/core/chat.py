@@ -110,6 +110,11 @@ class ChatRequest:
         return frozenset(name for name, needed in (("tools", tools), ("vision", images)) if needed)
 
     @property
+    def asked(self) -> str:
+        """What the user asked last; of a raw prompt, all of it."""
+        return next((turn.content for turn in reversed(self.messages) if turn.role == "user"), self.prompt)
+
+    @property
     def chars(self) -> int:
         """Characters to be read, for estimates."""
         return len(self.prompt) + sum(len(message.content) for message in self.messages)

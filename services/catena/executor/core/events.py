@@ -35,6 +35,7 @@ class StageResult:
     error_code: str = ""
     reason: str = ""
     answer_digest: str = ""
+    answer_features: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ FIGURES = (
     "error_code",
     "reason",
     "answer_digest",
+    "answer_features",
 )
 
 

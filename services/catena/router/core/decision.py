@@ -156,6 +156,19 @@ def with_weights(decision: Decision, knowledge: Knowledge) -> Decision:
     return replace(decision, plan=replace(plan, settings=settings))
 
 
+def with_scorer(decision: Decision, knowledge: Knowledge, ask: Ask) -> Decision:
+    """The decision with how to read the first answers of a cascade whose provider tells no confidence."""
+    plan = decision.plan
+    fast = {stage.model for stage in plan.of(Role.FAST)}
+    if plan.shape is not Shape.CASCADE or "confidence" not in plan.settings.checks or len(fast) != 1:
+        return decision
+    scorer = knowledge.scorers.get(fast.pop())
+    if scorer is None:
+        return decision
+    settings = replace(plan.settings, scorer=scorer.reading(request_features(ask)))
+    return replace(decision, plan=replace(plan, settings=settings))
+
+
 def _settled(
     chosen: Candidate, found: Found, ranked: Sequence[Candidate], reason: str, ask: Ask, propensity: float = 1.0
 ) -> Decision:

@@ -20,6 +20,7 @@ from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
 from catena.router.core.outcomes import Outcomes
 from catena.router.core.replay import Replay, Shares, replay, shares, surplus
 from catena.router.core.samples import Key
+from catena.router.core.scorers import Scorer
 from catena.router.core.skills import Skill, shifted, unseen
 
 BEFORE_WORST, BEFORE_SPAN = 0.55, 0.25
@@ -88,7 +89,7 @@ class Knowledge:
 
     `offsets`, `judged`: by (shape or family, domain or `*`); a difference of probabilities, and the judged runs behind.
     `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
-    for. `outcome`: what a request's features say.
+    for. `outcome`: what a request's features say; `scorers`: what an answer's do.
     """
 
     catalogue: Catalogue
@@ -100,6 +101,7 @@ class Knowledge:
     cost_reach: Reach = Reach()
     latency_reach: Reach = Reach()
     openings: dict[tuple[str, str], Opening | None] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
     evidence: Evidence | None = None
     outcome: Outcomes = field(default_factory=Outcomes)
     rehearsals: dict[str, Rehearsed | None] = field(default_factory=dict)
@@ -272,7 +274,10 @@ def before(model: str, domain: str, kinds: Kinds, catalogue: Catalogue) -> float
 
 def _chain(plan: Plan) -> str:
     """The same for plans that replay alike."""
-    return f"{family_of(plan)} {plan.settings.vote} {'agreement' in plan.settings.checks}"
+    told = plan.settings
+    # Of two that have to agree, any threshold asks for both.
+    bar = told.threshold if len(plan.of(Role.FAST)) > 2 else 0.0
+    return f"{family_of(plan)} {told.vote} {'agreement' in told.checks} {bar:g}"
 
 
 def _eased(call: Call, shifts: Mapping[str, float], stage: Stage) -> Call:

@@ -15,6 +15,7 @@ from catena.router.core.knowledge import ALL, EXACT, Kinds, Knowledge, Reach, Wh
 from catena.router.core.observation import Mode, Observation, family_of, is_judged
 from catena.router.core.outcomes import fit_outcomes
 from catena.router.core.samples import samples_of
+from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
 
 COVERAGE = 0.9
@@ -49,6 +50,7 @@ def learn(
 ) -> Knowledge:
     """What these executions, oldest first, teach; `half_life` is in executions."""
     usable = [o for o in observations if o.plan.stages and not o.cached and not o.cancelled and not o.plan.pipeline]
+    scorers, usable = read_answers(usable)
     skills = fit_skills(
         samples_of(usable, half_life, lambda model: before(model, "", kinds, catalogue)),
         prior=lambda model, domain: before(model, domain, kinds, catalogue),
@@ -58,6 +60,7 @@ def learn(
         catalogue=catalogue,
         kinds=kinds,
         skills=skills,
+        scorers=scorers,
         outcomes=len(observations),
         judged_outcomes=sum(map(is_judged, usable)),
         evidence=evidence_of(usable, half_life),

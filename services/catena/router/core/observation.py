@@ -47,7 +47,8 @@ _MODES = {
 class StageOutcome:
     """All calls of one stage together. `confidence` 0: not measured; `digest` of the normalised answer, or empty.
 
-    `score`: 0 to 1, of this very answer, from who judged each of several; None: nobody did.
+    `features`: what the answer looks like (`catena.plan.answer`). `score`: 0 to 1, of this very answer, from who judged
+    each of several; None: nobody did.
     """
 
     name: str
@@ -60,6 +61,7 @@ class StageOutcome:
     failed: bool = False
     confidence: float = 0.0
     digest: str = ""
+    features: tuple[float, ...] = ()
     score: float | None = None
 
 

@@ -141,26 +141,31 @@ def _cascade(plan: Plan, evidence: Evidence) -> tuple[Array, Flags, Flags] | Non
     main = evidence.column(plan.main_model)
     if fast is None or main is None or "verifier" in plan.settings.checks:
         return None
-    first = fast[0]
-    if "agreement" in plan.settings.checks:
-        if len(fast) < 2:
-            return None
-        said = evidence.said[:, fast]
-        seen = evidence.whole & (said != -1).any(axis=1)
-        kept = (said == said[:, :1]).all(axis=1) & (said[:, 0] != -1)
-    else:
+    if "agreement" not in plan.settings.checks or len(fast) < 2:
         return None
-    right = np.where(kept, evidence.right[:, first], evidence.right[:, main])
-    return right, kept, seen & ~np.isnan(right) & ~np.isnan(evidence.right[:, [*fast, main]]).any(axis=1)
+    winner, votes, tied = _elect(evidence.said[:, fast])
+    kept = (votes >= 2) & ~tied & (votes >= plan.settings.threshold * len(fast))
+    rows = np.arange(len(votes))
+    right = np.where(kept, evidence.right[:, fast][rows, winner], evidence.right[:, main])
+    return right, kept, evidence.whole & ~np.isnan(evidence.right[:, [*fast, main]]).any(axis=1)
 
 
 def _majority(plan: Plan, evidence: Evidence) -> tuple[Array, Flags, Flags] | None:
     members = _columns(evidence, [stage.model for stage in plan.of(Role.MEMBER)])
     if members is None or len(members) < 2:
         return None
-    said, right = evidence.said[:, members], evidence.right[:, members]
-    votes = (said[:, :, None] == said[:, None, :]).sum(axis=2) * (said != -1)
+    winner, votes, _ = _elect(evidence.said[:, members])
+    right = evidence.right[:, members]
+    seen = evidence.whole & ~np.isnan(right).any(axis=1)
+    return right[np.arange(len(right)), winner], votes * 2 > len(members), seen
+
+
+def _elect(said: Numbers) -> tuple[Numbers, Numbers, Flags]:
+    """(n, k) answers to the place that speaks for most, ties to the first, the votes for it, and whether it is tied."""
+    same = (said[:, :, None] == said[:, None, :]) & (said != -1)[:, :, None]
+    votes = same.sum(axis=2)
     winner = votes.argmax(axis=1)
     rows = np.arange(len(said))
-    seen = evidence.whole & ~np.isnan(right).any(axis=1)
-    return right[rows, winner], votes[rows, winner] * 2 > len(members), seen
+    most = votes[rows, winner]
+    tied = ((votes == most[:, None]) & ~same[rows, winner]).any(axis=1)
+    return winner, most, tied

@@ -15,7 +15,7 @@ from catena.router.core.book import Book, mix_of, weigh
 from catena.router.core.candidates import House, configured_plans, forced_plans
 from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste
-from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_weights
+from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_scorer, with_weights
 from catena.router.core.domains import (
     Domain,
     DomainScore,
@@ -328,7 +328,7 @@ class Router:
         taste = replace(self._manner.taste, objective=objective, price=book.price)
         decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
         decision = decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
-        return with_weights(decision, knowledge)
+        return with_scorer(with_weights(decision, knowledge), knowledge, ask)
 
     def _named(self, ask: Ask, found: Found, book: Book) -> str:
         """`base@auto` as the specialist of the domain on that base, else as it is where a task is named.

@@ -127,6 +127,7 @@ def _stage(calls: Sequence[types_pb2.StageResult]) -> StageOutcome:
         failed=last.outcome in ("failed", "cancelled"),
         confidence=last.confidence,
         digest=last.answer_digest,
+        features=tuple(last.answer_features),
     )
 
 

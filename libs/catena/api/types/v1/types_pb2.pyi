@@ -773,6 +773,7 @@ class PlanSettings(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     CONTEXT_TAG_FIELD_NUMBER: _builtins.int
+    SCORER_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Cascade: confidence below which the strong model is asked, 0 to 1."""
     min_chars: _builtins.int
@@ -814,6 +815,12 @@ class PlanSettings(_message.Message):
     def refusals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Cascade: phrases whose presence means a refusal; empty: the built-in list."""
 
+    @_builtins.property
+    def scorer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Cascade: how to tell from an answer's features how sure to be of it where the provider tells no confidence: log-odds
+        before it is looked at, then a weight for each feature; empty: such an answer is not doubted for it.
+        """
+
     def __init__(
         self,
         *,
@@ -832,10 +839,11 @@ class PlanSettings(_message.Message):
         samples: _builtins.int = ...,
         answer: _builtins.str = ...,
         context_tag: _builtins.str = ...,
+        scorer: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_threshold", b"acceptance_threshold", "answer", b"answer", "checks", b"checks", "collection", b"collection", "context_tag", b"context_tag", "draft_tokens", b"draft_tokens", "max_searches", b"max_searches", "min_chars", b"min_chars", "n_results", b"n_results", "refusals", b"refusals", "result_format", b"result_format", "samples", b"samples", "threshold", b"threshold", "vote", b"vote", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_threshold", b"acceptance_threshold", "answer", b"answer", "checks", b"checks", "collection", b"collection", "context_tag", b"context_tag", "draft_tokens", b"draft_tokens", "max_searches", b"max_searches", "min_chars", b"min_chars", "n_results", b"n_results", "refusals", b"refusals", "result_format", b"result_format", "samples", b"samples", "scorer", b"scorer", "threshold", b"threshold", "vote", b"vote", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1029,6 +1037,7 @@ class StageResult(_message.Message):
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ANSWER_DIGEST_FIELD_NUMBER: _builtins.int
+    ANSWER_FEATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the stage in its plan; retries carry the same name."""
     role: Global___Role.ValueType
@@ -1063,6 +1072,12 @@ class StageResult(_message.Message):
     def usage(self) -> Global___Usage:
         """Tokens as the provider counted them."""
 
+    @_builtins.property
+    def answer_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What the answer looks like (length, numbers, equations that do not hold, ...), by which the router learns which
+        answers to trust; empty: no answer, or nothing was taken of it.
+        """
+
     def __init__(
         self,
         *,
@@ -1082,10 +1097,11 @@ class StageResult(_message.Message):
         error_code: _builtins.str = ...,
         reason: _builtins.str = ...,
         answer_digest: _builtins.str = ...,
+        answer_features: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "answer_digest", b"answer_digest", "attempt", b"attempt", "confidence", b"confidence", "cost_usd", b"cost_usd", "drafted_tokens", b"drafted_tokens", "duration_ms", b"duration_ms", "error_code", b"error_code", "first_token_ms", b"first_token_ms", "model", b"model", "name", b"name", "outcome", b"outcome", "reason", b"reason", "resolved_model", b"resolved_model", "role", b"role", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "answer_digest", b"answer_digest", "answer_features", b"answer_features", "attempt", b"attempt", "confidence", b"confidence", "cost_usd", b"cost_usd", "drafted_tokens", b"drafted_tokens", "duration_ms", b"duration_ms", "error_code", b"error_code", "first_token_ms", b"first_token_ms", "model", b"model", "name", b"name", "outcome", b"outcome", "reason", b"reason", "resolved_model", b"resolved_model", "role", b"role", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

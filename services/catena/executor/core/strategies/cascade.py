@@ -15,6 +15,7 @@ from catena.executor.core.prompts import judging, spoken
 from catena.executor.core.strategies.draft_refine import agreement
 from catena.executor.core.strategies.facts import Facts
 from catena.executor.core.strategies.staging import side_by_side, staged
+from catena.plan.answer import answer_features, sureness
 from catena.plan.model import Plan, Role, Settings, Stage
 
 VERIFY = (
@@ -76,14 +77,17 @@ def _marks(tried: Try) -> Generator[Mark, None, None]:
 
 
 def _alone(plan: Plan, request: ChatRequest, facts: Facts, stage: Stage) -> Generator[Action, Any, Try]:
-    """One fast answer, as sure as its model was of it; it streams where its first words tell that it passes."""
+    """One fast answer, as sure as its model was of it, or, where that is not told, as the plan's scorer is.
+
+    It streams where its first words tell that it passes.
+    """
     early = told_early(request, plan.settings)
-    result: Result = yield Call(
-        stage=stage,
-        request=_measured((yield from staged(request, stage)), stage, facts),
-        stream=early,
-        sift=partial(_holding, request, plan.settings) if early else None,
-    )
+    asked = _measured((yield from staged(request, stage)), stage, facts)
+    sift = partial(_holding, request, plan.settings) if early else None
+    result: Result = yield Call(stage=stage, request=asked, stream=early, sift=sift)
+    if result.confidence is None and result.error is None and plan.settings.scorer:
+        sure = sureness(answer_features(asked.asked, result.text), plan.settings.scorer)
+        result = replace(result, confidence=sure)
     found = doubt(request, result, plan.settings)
     return Try(names=(stage.name,), result=result, sureness=result.confidence or 0.0, doubt=found)
 
