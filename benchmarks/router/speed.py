@@ -26,25 +26,27 @@ async def speed(report: Report) -> None:
     }
     async with open_room(table, shapes=shapes, adapters=ADAPTERS) as room:
         await room.teach(range(TAUGHT))
-        took = []
+        took, worked = [], []
         for row in range(TAUGHT, TAUGHT + DECISIONS):
             ask = room.ask(row)
-            start = time.perf_counter()
+            start, working = time.perf_counter(), time.process_time()
             await room.router.recommend(TENANT, ask)
             took.append(1000.0 * (time.perf_counter() - start))
+            worked.append(1000.0 * (time.process_time() - working))
         memory = psutil.Process().memory_info().rss / 2**20
-    warm = np.sort(took[DECISIONS // 10 :])
-    p50, p99 = float(np.quantile(warm, 0.5)), float(np.quantile(warm, 0.99))
+    warm, busy = np.array(took[DECISIONS // 10 :]), np.array(worked[DECISIONS // 10 :])
     report.add(
         f"5. decisions with {MODELS} models and {ADAPTERS} adapters",
         ("figure", "value", "aim"),
         [
-            ("p50, ms", p50, ""),
-            ("p99, ms", p99, f"< {_AIM_MS:g}"),
+            ("p50, ms", float(np.quantile(warm, 0.5)), ""),
+            ("p99, ms", float(np.quantile(warm, 0.99)), f"< {_AIM_MS:g}"),
+            ("p99 of the process's own time, ms", float(np.quantile(busy, 0.99)), f"< {_AIM_MS:g}"),
             ("decisions a second, one after the other", 1000.0 / float(warm.mean()), ""),
             ("memory of the whole process, MiB", memory, ""),
         ],
-        f"the task is named, so that nothing is embedded; {DECISIONS} texts of 20 lengths, the first tenth not counted",
+        f"the task is named, so that nothing is embedded; {DECISIONS} texts of 20 lengths, the first tenth not counted; "
+        "where the machine has other work, its own time is what a decision takes on an idle core",
     )
 
 

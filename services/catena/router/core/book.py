@@ -9,16 +9,17 @@ from catena.plan.model import Plan
 from catena.router.core.budget import correction, shadow_price
 from catena.router.core.candidates import House, configured_plans, free_plans
 from catena.router.core.catalogue import Catalogue, catalogue_of
-from catena.router.core.choice import Candidate, Taste
+from catena.router.core.choice import Candidate, Taste, rank
 from catena.router.core.domains import Head
 from catena.router.core.knowledge import Kinds, Knowledge, Length
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Noted
 
-_STEP = 1.15
+COARSE, FINE = 2.0, 1.15
+"""Steps to which lengths are rounded: to find the best few plans, and where a cap is held against every plan."""
 _MOST_TABLES = 256
 
-TableKey = tuple[str, str, Length]
+TableKey = tuple[str, str, Length, str, float]
 
 
 @dataclass(slots=True)
@@ -76,19 +77,20 @@ class Book:
         self.plans.clear()
         self.tables.clear()
 
-    def weighed(self, domain: str, specialist: str, length: Length) -> list[Candidate]:
-        """Every free plan with its prediction; lengths are rounded, so that the answer is mostly remembered."""
+    def weighed(
+        self, domain: str, specialist: str, length: Length, taste: Taste, step: float = COARSE
+    ) -> list[Candidate]:
+        """Every free plan with its prediction, best first; lengths are rounded to a `step`, to be remembered."""
         assert self.knowledge is not None and self.house is not None
-        rounded = Length(chars=bucket(length.chars), max_tokens=length.max_tokens)
-        key = (domain, specialist, rounded)
+        rounded = Length(chars=bucket(length.chars, step), max_tokens=length.max_tokens)
+        key = (domain, specialist, rounded, taste.objective, taste.price)
         if key not in self.tables:
             if specialist not in self.plans:
                 self.plans[specialist] = free_plans(self.house, self.catalogue, [specialist], self.proposals)
             if len(self.tables) >= _MOST_TABLES:
                 self.tables.clear()
-            self.tables[key] = weigh(
-                self.plans[specialist], self.knowledge, domain, rounded, configured_plans(self.house)
-            )
+            told = weigh(self.plans[specialist], self.knowledge, domain, rounded, configured_plans(self.house))
+            self.tables[key] = rank(told, taste)
         return self.tables[key]
 
     def priced(self, taste: Taste, budget_usd: float) -> float:
@@ -99,7 +101,7 @@ class Book:
         mix = mix_of(seen)
         chars = sorted(o.chars for o in seen if o.chars)
         length = Length(chars=chars[len(chars) // 2] if chars else 0)
-        tables = {domain: self.weighed(domain, self.kinds.specialists.get(domain, ""), length) for domain in mix}
+        tables = {domain: self.weighed(domain, self.kinds.specialists.get(domain, ""), length, taste) for domain in mix}
         # Only what was chosen freely, with a prediction, is spending that the price can steer.
         spent = [o.cost_usd for o in seen if o.plan.propensity > 0.0]
         return shadow_price(tables, mix, taste, budget_usd) * correction(spent, budget_usd)
@@ -120,9 +122,9 @@ def weigh(
     ]
 
 
-def bucket(chars: int) -> int:
-    """A length rounded to a step of 15 in 100."""
-    return round(_STEP ** round(math.log(chars, _STEP))) if chars > 0 else 0
+def bucket(chars: int, step: float = FINE) -> int:
+    """A length rounded in proportion."""
+    return round(step ** round(math.log(chars, step))) if chars > 0 else 0
 
 
 def mix_of(observations: Sequence[Observation]) -> Mapping[str, float]:

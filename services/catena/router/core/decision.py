@@ -63,12 +63,14 @@ def decide(
     curiosity: Curiosity,
     rng: random.Random,
 ) -> Decision:
-    """The plan to run. Raises Invalid (`no_plan_fits`) when every candidate breaks a cap.
+    """The plan to run out of those `weighed`, best first. Raises Invalid (`no_plan_fits`) when each breaks a cap.
 
     Draws from `rng` only where there is something to explore.
     """
     free = ask.shape is None and ask.model == AUTO
-    ranked = looked_at(rank([reject(candidate, ask) for candidate in weighed], taste), ask, found, knowledge, taste)
+    capped = ask.max_cost_usd or ask.max_latency_ms
+    within = rank([reject(candidate, ask) for candidate in weighed], taste) if capped else weighed
+    ranked = looked_at(within, ask, found, knowledge, taste)
     check_fit(ranked, ask)
     if not free:
         return _settled(ranked[0], found, ranked, f"{describe(ranked[0].plan)} was asked for", ask)
@@ -100,10 +102,8 @@ def decide(
 def looked_at(
     ranked: Sequence[Candidate], ask: Ask, found: Found, knowledge: Knowledge, taste: Taste
 ) -> Sequence[Candidate]:
-    """The best few weighed again for this very request, which may be hard for some models; the rest after them."""
+    """The best few weighed again for this very request, its length and what makes it hard for whom; the rest after."""
     shifts = knowledge.outcome.shifts(request_features(ask))
-    if not shifts:
-        return ranked
     length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
     few = [
         reject(replace(c, prediction=knowledge.predict(c.plan, found.domain, length, shifts), rejected=""), ask)

@@ -11,10 +11,10 @@ from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Missing
 from catena.plan.model import Shape
 from catena.router.core.ask import AUTO, Ask, check, task_name
-from catena.router.core.book import Book, mix_of, weigh
+from catena.router.core.book import COARSE, FINE, Book, mix_of, weigh
 from catena.router.core.candidates import House, configured_plans, forced_plans
 from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
-from catena.router.core.choice import Taste
+from catena.router.core.choice import Taste, rank
 from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_scorer, with_weights
 from catena.router.core.domains import (
     Domain,
@@ -313,10 +313,6 @@ class Router:
         assert knowledge is not None and house is not None
         ask = replace(ask, model=self._named(ask, found, book))
         length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
-        if ask.shape is None and ask.model == AUTO:
-            weighed = book.weighed(found.domain, found.specialist, length)
-        else:
-            weighed = weigh(forced_plans(ask, house, book.catalogue), knowledge, found.domain, length)
         if self._state.frozen_at(tenant) is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
         experiment = None
@@ -326,6 +322,12 @@ class Router:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
         objective = ask.objective or self._manner.taste.objective
         taste = replace(self._manner.taste, objective=objective, price=book.price)
+        if ask.shape is None and ask.model == AUTO:
+            step = FINE if ask.max_cost_usd or ask.max_latency_ms else COARSE
+            weighed = book.weighed(found.domain, found.specialist, length, taste, step)
+        else:
+            plans = forced_plans(ask, house, book.catalogue)
+            weighed = rank(weigh(plans, knowledge, found.domain, length), taste)
         decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
         decision = decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
         return with_scorer(with_weights(decision, knowledge), knowledge, ask)
