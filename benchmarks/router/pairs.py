@@ -34,8 +34,7 @@ async def pairs(report: Report, table: Table, seeds: int) -> None:
         COLUMNS,
         rows,
         f"{len(table.texts)} questions, {seeds} seeds; labels: the share of the questions, drawn by the seed, whose "
-        f"outcomes by both models were learned from; the rest is scored. {table.note}. Published before any answer: "
-        "best .622, with a judge's labels",
+        f"outcomes by both models were learned from; the rest is scored. {table.note}",
     )
     if table.words:
         await _promises(report, table, 4 * seeds)

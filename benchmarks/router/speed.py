@@ -45,8 +45,8 @@ async def speed(report: Report) -> None:
             ("decisions a second, one after the other", 1000.0 / float(warm.mean()), ""),
             ("memory of the whole process, MiB", memory, ""),
         ],
-        f"the task is named, so that nothing is embedded; {DECISIONS} texts of 20 lengths, the first tenth not counted; "
-        "where the machine has other work, its own time is what a decision takes on an idle core",
+        f"the task is named, so that nothing is embedded; {DECISIONS} texts of 20 lengths, a tenth not counted; "
+        "its own time is what a decision takes where nothing else runs",
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ _PRICES = {WEAK: (0.6, 0.6), STRONG: (10.0, 30.0)}
 CHARS_PER_TOKEN = 4.0
 _OPTION_CHARS = 40
 """MMLU-Pro's published outputs leave out the options' texts: a guess at the length of one."""
-NO_PRICE = 1.0
+NO_PRICE = 0.001
+"""USD of a call where a table tells no costs at all."""
 _COLUMNS = ("query_id", "text", "category", "model", "answer", "correct", "usd", "latency_ms")
+_WORKED_CHARS = 40
+"""Mean length from which a table's answers are taken for worked ones, of which only the result is compared."""
+_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 csv.field_size_limit(1 << 30)
 
 
@@ -66,7 +71,7 @@ def routellm(folder: Path) -> Table:
         written=written,
         prices=prices,
         words=words,
-        note="prices of early 2024, four characters a token",
+        note="prices of early 2024, four characters a token; published before any answer: best .622, a judge's labels",
     )
 
 
@@ -107,35 +112,46 @@ def read_table(path: Path) -> Table:
     if len(models) < 2 or len(firsts) < 20:
         raise ValueError(f"{path} holds {len(models)} models and {len(firsts)} questions; 2 and 20 are the least")
     usd = _column(by_query.values(), models, "usd")
-    priced = not np.isnan(usd).all()
-    filled = np.where(np.isnan(usd), np.nanmean(usd, axis=0) if priced else NO_PRICE / 1000.0, usd)
+    filled = _filled(usd)
     texts = [row["text"] for row in firsts]
-    written = np.ones((len(texts), len(models)))
+    said = [[rows[m]["answer"] if m in rows else "" for m in models] for rows in by_query.values()]
+    worked = sum(map(len, (answer for row in said for answer in row))) > _WORKED_CHARS * len(models) * len(said)
     return Table(
         name=path.stem,
         texts=texts,
         categories=[row["category"] for row in firsts],
         models=models,
-        answers=[[rows[m]["answer"] if m in rows else "" for m in models] for rows in by_query.values()],
+        answers=[[final(answer) for answer in row] for row in said] if worked else said,
+        words=said if worked else None,
         right=_column(by_query.values(), models, "correct"),
         usd=filled,
         latency_ms=_column(by_query.values(), models, "latency_ms"),
         tokens_in=np.array([[len(text) / CHARS_PER_TOKEN] * len(models) for text in texts]),
-        tokens_out=written,
-        prices=[(0.0, float(price) * 1e6) for price in np.nanmean(filled, axis=0)],
-        note="" if priced else "no costs told: every call counts the same",
+        tokens_out=np.ones((len(texts), len(models))),
+        prices=[(0.0, float(price) * 1e6) for price in filled.mean(axis=0)],
+        note="no costs told: every call counts the same" if np.isnan(usd).all() else "",
     )
 
 
 def final(answer: str) -> str:
-    """The number that a worked answer ends in, as votes compare it."""
-    marked = answer.rpartition("####")[2] if "####" in answer else answer
-    return marked.strip().splitlines()[0].strip().replace(",", "").rstrip(".") if marked.strip() else ""
+    """What a worked answer comes to, as votes compare it: the number marked as its result, else its last, else all."""
+    numbers = _NUMBER.findall(answer.rpartition("####")[2])
+    if not numbers:
+        return answer.strip().lower()
+    return (numbers[0] if "####" in answer else numbers[-1]).replace(",", "").rstrip(".")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return list(csv.DictReader(lines))
+
+
+def _filled(usd: Array) -> Array:
+    """Costs that are not told as their model's mean, of a model that tells none as the mean of all."""
+    told = [column[~np.isnan(column)] for column in usd.T]
+    usual = float(np.concatenate(told).mean()) if any(map(len, told)) else NO_PRICE
+    means = np.array([float(column.mean()) if len(column) else usual for column in told])
+    return np.where(np.isnan(usd), means, usd)
 
 
 def _column(rows: Iterable[Mapping[str, Mapping[str, str]]], models: Sequence[str], name: str) -> Array:

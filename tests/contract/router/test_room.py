@@ -11,6 +11,7 @@ from catena.kit.event import Event
 from catena.kit.testing import eventually, running
 from catena.plan.build import sequential
 from catena.plan.wire import plan_to_proto
+from catena.router.core.features import NAMES
 
 pytestmark = pytest.mark.contract
 
@@ -74,6 +75,8 @@ async def test_a_request_gets_a_plan_with_its_domain_and_prediction(room):
         < answer.plan.prediction.cost_usd.high
     )
     assert answer.model == "large"
+    assert len(answer.plan.features) == len(NAMES)
+    assert "gate" not in str(answer.plan)
 
 
 async def test_a_text_like_none_of_the_examples_is_in_no_domain(room):

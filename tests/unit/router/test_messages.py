@@ -39,7 +39,7 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
         plan=plan,
         stages=[
             result("fast", types_pb2.ROLE_FAST, outcome="failed"),
-            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, answer_digest="d"),
+            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, answer_digest="d", answer_features=[1.5, 0.0]),
             result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
         ],
         outcome="succeeded",
@@ -48,6 +48,7 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
     fast, main = one.stages
     assert (fast.input_tokens, fast.output_tokens, fast.duration_ms) == (20, 6, 10.0)
     assert (fast.kept, fast.failed, fast.confidence, fast.digest) == (False, False, 0.25, "d")
+    assert (fast.features, main.features) == ((1.5, 0.0), ())
     assert main.kept and not main.failed
     assert (one.domain, one.routed, one.succeeded) == ("code", True, True)
     assert one.configuration_id == CASCADE.configuration_id
