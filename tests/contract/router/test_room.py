@@ -9,6 +9,7 @@ from catena.api.types.v1 import types_pb2
 from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.kit.event import Event
 from catena.kit.testing import eventually, running
+from catena.plan.answer import NAMES as ANSWER
 from catena.plan.build import sequential
 from catena.plan.wire import plan_to_proto
 from catena.router.core.features import NAMES
@@ -126,6 +127,26 @@ async def test_executions_and_feedback_from_the_bus_are_learned_once_each(room):
     (row,) = (await stats(room)).configurations
     assert (row.domain, row.plan, row.mean_quality, row.success_rate) == ("upper", "sequential(large)", 1.0, 1.0)
     assert (await stats(room, "other")).executions == 0
+
+
+async def test_answers_that_were_judged_teach_a_cascade_how_to_read_them(room):
+    plan = (await room.ask("Recommend", asked(model="small", shape=types_pb2.SHAPE_SEQUENTIAL))).plan
+    wrong = ANSWER.index("wrong_equations")
+    for number in range(70):
+        done = completed(number, plan, model="small")
+        figures = [1.0] * len(ANSWER)
+        figures[wrong] = float(number % 2)
+        done.stages[0].confidence = 0.0
+        done.stages[0].answer_features.extend(figures)
+        said = events_pb2.FeedbackRecorded(execution_id=f"x{number}", score=1.0 - number % 2)
+        await room.bus.publish(event(f"e{number}", "executor.execution.completed", done))
+        await room.bus.publish(event(f"f{number}", "learner.feedback.recorded", said))
+
+    async def taught():
+        cascade = (await room.ask("Recommend", asked(shape=types_pb2.SHAPE_CASCADE))).plan
+        return len(cascade.settings.scorer) == len(ANSWER) + 1 and cascade.settings.scorer[1 + wrong] < -1.0
+
+    await eventually(taught, 30.0)
 
 
 async def test_explain_shows_every_candidate_and_why(room):

@@ -34,12 +34,20 @@ def test_the_last_user_turn_is_what_is_asked_and_all_turns_are_paid_for():
 def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
     plan = plan_to_proto(CASCADE)
     plan.id, plan.domain = "p1", "code"
+    looks = {"answer_digest": "d", "answer_features": [1.5, 0.0]}
     event = events_pb2.ExecutionCompleted(
         execution_id="x",
         plan=plan,
         stages=[
             result("fast", types_pb2.ROLE_FAST, outcome="failed"),
-            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, answer_digest="d", answer_features=[1.5, 0.0]),
+            result(
+                "fast",
+                types_pb2.ROLE_FAST,
+                outcome="rejected",
+                confidence=0.25,
+                answer_digest="d",
+                answer_features=[1.5, 0.0],
+            ),
             result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
         ],
         outcome="succeeded",
