@@ -60,7 +60,7 @@ def worsened(table: Table, rows: Array, rng: np.random.Generator) -> Table:
 
 async def _stream(name: str, table: Table, rows: Array, seed: int) -> tuple[list[Sequence[Cell]], tuple[float, float]]:
     budget = BUDGET * float(table.usd[rows, best_single(table, rows[: len(rows) // 2])].mean())
-    right, usd, within = [], [], []
+    right, usd, held = [], [], []
     shapes = shapes_of(table, rows[: len(rows) // 5])
     async with open_room(table, shapes=shapes, seed=seed, budget_usd=budget, **_SETTINGS) as room:
         for start in range(0, len(rows), SETTLE):
@@ -70,7 +70,7 @@ async def _stream(name: str, table: Table, rows: Array, seed: int) -> tuple[list
                 ran.append(room.run(decision.plan, int(row)))
             right += [float(hit) for _, hit in ran]
             usd += [one.cost_usd for one, _ in ran]
-            within += [_within(one) for one, _ in ran]
+            held += [_within(one) for one, _ in ran]
             await room.hear(ran, feedback=FEEDBACK)
         fixed = [(plan, *_fixed(room, plan, rows)) for plan in room.plans]
     told: list[Sequence[Cell]] = []
@@ -82,7 +82,7 @@ async def _stream(name: str, table: Table, rows: Array, seed: int) -> tuple[list
         best, plan = max(within)
         label = f"{name}, {part[0] + 1} to {part[-1] + 1}"
         told.append((label, accuracy, spent / budget, plan, best, 100.0 * (best - accuracy)))
-    cost, latency = np.mean(within, axis=0)
+    cost, latency = np.mean(held, axis=0)
     return told, (float(cost), float(latency))
 
 

@@ -40,14 +40,7 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
         plan=plan,
         stages=[
             result("fast", types_pb2.ROLE_FAST, outcome="failed"),
-            result(
-                "fast",
-                types_pb2.ROLE_FAST,
-                outcome="rejected",
-                confidence=0.25,
-                answer_digest="d",
-                answer_features=[1.5, 0.0],
-            ),
+            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, **looks),
             result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
         ],
         outcome="succeeded",
