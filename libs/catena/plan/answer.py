@@ -30,9 +30,11 @@ NAMES = (
 )
 """The order of an answer's features; one is only ever added at the end."""
 
-_MOST_CHARS, _MOST_EQUATIONS = 8000, 40
+_HEAD_CHARS, _TAIL_CHARS, _MOST_EQUATIONS, _MOST_LEFT = 1000, 3000, 20, 60
+"""Of a long text its beginning and its end are looked at; the length that is told is the whole one's."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_EQUATION = re.compile(r"([\d.,+\-*/()x\u00d7\u00f7 ]{3,60})=\s*\$?(-?\d[\d,]*(?:\.\d+)?)")
+_RIGHT = re.compile(r"=\s*\$?(-?\d[\d,]*(?:\.\d+)?)")
+_LEFT = re.compile(r"[\d.,+\-*/()x\u00d7\u00f7 ]{3,}\Z")
 _RESULT = re.compile(r"(?:####|\\boxed\{|answer is:?|answer:)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
 _MARK = re.compile(r"####|\\boxed\{|answer is|answer:", re.IGNORECASE)
 _HEDGES = re.compile(
@@ -44,21 +46,20 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 def answer_features(question: str, answer: str) -> tuple[float, ...]:
     """One figure for each of `NAMES`; of an empty answer, none."""
-    text = answer.strip()[:_MOST_CHARS]
-    if not text:
+    if not answer.strip():
         return ()
-    asked = question[:_MOST_CHARS]
+    text, asked = _ends(answer.strip()), _ends(question)
     given = {_plain(found) for found in _NUMBER.findall(asked)}
     numbers = [_plain(found) for found in _NUMBER.findall(text)]
-    equations = _EQUATION.findall(text)[:_MOST_EQUATIONS]
+    equations = _equations(text)
     wrong = sum(_is_wrong(left, right) for left, right in equations)
     marked = _RESULT.findall(text)
     result = _plain(marked[-1]) if marked else (numbers[-1] if numbers else "")
     value = float(result[:15]) if result else 0.0
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     figures = (
-        math.log1p(len(text)),
-        math.log((1.0 + len(text)) / (1.0 + len(asked))),
+        math.log1p(len(answer)),
+        math.log((1.0 + len(answer)) / (1.0 + len(question))),
         math.log1p(len(lines)),
         math.log1p(len(numbers)),
         math.log1p(len(equations)),
@@ -95,9 +96,28 @@ def _plain(number: str) -> str:
     return told.rstrip("0").rstrip(".") if "." in told else told
 
 
+def _ends(text: str) -> str:
+    if len(text) <= _HEAD_CHARS + _TAIL_CHARS:
+        return text
+    return f"{text[:_HEAD_CHARS]}\n{text[-_TAIL_CHARS:]}"
+
+
+def _equations(text: str) -> list[tuple[str, str]]:
+    """Left sides of plain arithmetic with the numbers that they are said to come to."""
+    found = []
+    # From the sign backwards: a pattern that looks for the left side first tries every place of a long text.
+    for right in _RIGHT.finditer(text):
+        left = _LEFT.search(text, max(0, right.start() - _MOST_LEFT), right.start())
+        if left is not None:
+            found.append((left[0], right[1]))
+        if len(found) == _MOST_EQUATIONS:
+            break
+    return found
+
+
 def _is_wrong(left: str, right: str) -> bool:
     """Whether plain arithmetic says otherwise; what cannot be read is not held against the answer."""
-    told = left.replace(",", "").replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/").strip()
+    told = left.lstrip(" .,)").replace(",", "").replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/").strip()
     try:
         value = _value(ast.parse(told, mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):

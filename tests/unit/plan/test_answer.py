@@ -53,3 +53,10 @@ def test_sureness_is_the_logistic_of_the_reading_and_nothing_where_they_do_not_f
 def test_a_huge_answer_is_read_in_no_time_and_a_huge_number_is_no_error():
     assert told("7" * 5000 + " = " + "9" * 5000)["magnitude"] > 0.0
     assert told("1 + 1 = 2 " * 5000)["equations"] > 0.0
+
+
+def test_the_result_at_the_end_of_a_long_answer_is_found():
+    long = "Let us see. " * 2000 + "3 * 4 = 13 and the answer is 8"
+    assert told(long)["marked_result"] == 1.0
+    assert told(long)["wrong_equations"] > 0.0
+    assert told(long)["length"] > told("#### 8")["length"] + 5.0
