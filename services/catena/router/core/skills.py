@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
 
 import numpy as np
 
@@ -186,21 +185,14 @@ def _judge(
     trust = SILENT_WEIGHT * skill.judged / (skill.judged + SILENT_HALF)
     split = {domain: _split(by_domain.get(domain, ()), hints) for domain in {*by_domain, *harder}}
     told = {domain: judged for domain, (judged, _) in split.items() if judged.weight > 0.0 and domain not in apart}
-    starts = {domain: _start(overall.mean, harder.get(domain, 0.0), prior(domain), prior("")) for domain in split}
-    worth = closeness(
-        [(judged.weight, judged.right / judged.weight, starts[domain]) for domain, judged in told.items()]
-    )
+    worth = likeness([(judged.weight, judged.right / judged.weight) for judged in told.values()])
     rates = {}
     for domain, (judged, silent) in split.items():
-        start = Amount(starts[domain], worth)
-        rates[domain] = rate_of(judged, silent, start, usual=hints.usual, trust=trust)
+        own = prior(domain)
+        start = shifted(overall.mean, harder.get(domain, 0.0)) if own == prior("") else own
+        rates[domain] = rate_of(judged, silent, Amount(start, worth), usual=hints.usual, trust=trust)
         skill.judged_in[domain] = judged.weight
     skill.quality = Level(overall=overall, by_domain=rates)
-
-
-def _start(overall: float, harder: float, own: float, usual: float) -> float:
-    """What is assumed of a model in a domain: its rate over all of them, moved by how hard this one is for all."""
-    return shifted(overall, harder) if own == usual else own
 
 
 def likeness(seen: Sequence[tuple[float, float]]) -> float:
@@ -218,25 +210,6 @@ def likeness(seen: Sequence[tuple[float, float]]) -> float:
     if spread <= 0.0:
         return DOMAIN_CALLS
     return min(max(mean * (1.0 - mean) / spread - 1.0, LEAST_CALLS), DOMAIN_CALLS)
-
-
-def closeness(seen: Sequence[tuple[float, float, float]]) -> float:
-    """How many answers of a domain what is assumed of it is worth: few when the domains are not as assumed.
-
-    `seen`: by domain the answers, their rate of right ones, the rate assumed. The prior strength of a beta-binomial by
-    moments (Casella, American Statistician 39, 1985), at least `LEAST_CALLS`, at most `DOMAIN_CALLS` or, where there is
-    much to tell it by, half of the answers of a middling domain.
-    """
-    if len(seen) < 2:
-        return DOMAIN_CALLS
-    total = sum(weight for weight, _, _ in seen)
-    most = max(DOMAIN_CALLS, 0.5 * median(weight for weight, _, _ in seen))
-    usual = sum(weight * start * (1.0 - start) for weight, _, start in seen) / total
-    spread = sum(weight * (rate - start) ** 2 for weight, rate, start in seen) / total
-    excess = spread - usual * len(seen) / total
-    if excess <= 0.0:
-        return most
-    return min(max(usual / excess - 1.0, LEAST_CALLS), most)
 
 
 def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Silent]:
