@@ -28,6 +28,8 @@ LEASE_S = 10.0
 POLL_S = 0.5
 CLEAR_S = 0.25
 """How long published events may stay: to delete many costs as much as to delete one."""
+PACE_S = 0.1
+"""Between two looks at a stream of events: one look costs nearly as much as the events that it finds."""
 BATCH, ABREAST = 200, 32
 REMEMBER_S = 14 * 86_400.0
 """How long an event's id is remembered: twice as long as the broker keeps events."""
@@ -142,10 +144,10 @@ async def relay(
 ) -> None:
     """Publish what was put, in order, until cancelled. Of several relays on one database one works at a time.
 
-    Wakes at once for commits of this process, within `poll_s` for others. A relay that loses its lease midway, or its
-    process, does no harm: what is published again is so under the same ids. Consecutive events of one type about
-    different entities are on the way at once: should the connection break just then, their order among each other may
-    change, and theirs only.
+    Wakes at once for commits of this process (ten times a second while they keep coming), within `poll_s` for those of
+    others. A relay that loses its lease midway, or its process, does no harm: what is published again is so under the
+    same ids. Consecutive events of one type about different entities are on the way at once: should the connection
+    break just then, their order among each other may change, and theirs only.
     """
     me = world.new_id()
     held_until_s, idle = 0.0, False
@@ -160,6 +162,7 @@ async def relay(
                 if now_s > held_until_s - lease_s / 2:
                     held_until_s = await _take_lease(store, me, now_s, lease_s)
                 if held_until_s:
+                    await forwarding.pace()
                     await forwarding.clear(idle=idle)
                     sent = await forwarding.forward()
             except CatenaError as error:
@@ -221,7 +224,11 @@ class _Forwarding:
         self._bus = bus
         self._batch = batch
         self._within_s = within_s
-        self._cleared_s = time.monotonic()
+        self._cleared_s = self._told_s = time.monotonic()
+
+    async def pace(self) -> None:
+        """Let what comes one after the other gather: an event that comes alone is told at once."""
+        await asyncio.sleep(max(0.0, self._told_s + PACE_S - time.monotonic()))
 
     async def forward(self) -> int:
         """Publish the oldest events; how many."""
@@ -233,6 +240,7 @@ class _Forwarding:
             several, left = _abreast(left)
             publishing = (self._bus.publish(event, timeout_s=self._within_s) for _, event in several)
             outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            self._told_s = time.monotonic()
             for (seq, event), outcome in zip(several, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
