@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextvars import Context
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -25,19 +24,11 @@ Guarded = Callable[[bytes, Any], Awaitable[bytes | None]]
 _DOORS: dict[str, "Door"] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A method behind a door."""
-
-    guarded: Guarded
-    streams: bool
-
-
 class Door:
     """The way into a server for callers of its own process and event loop."""
 
-    def __init__(self, find: Callable[[str], Method | None], *, concurrent: int, message_bytes: int) -> None:
-        """`find` gives the method of a full gRPC name, if calls may come this way; `concurrent` 0: no limit."""
+    def __init__(self, find: Callable[[str], Guarded | None], *, concurrent: int, message_bytes: int) -> None:
+        """`find` gives the handler of a full gRPC name, if calls may come this way; `concurrent` 0: no limit."""
         self._find = find
         self._concurrent = concurrent
         self._message_bytes = message_bytes
@@ -61,24 +52,22 @@ class Door:
         if self._calls:
             await asyncio.wait(self._calls)
 
-    def method(self, name: str) -> Method | None:
-        """The method, if it can be called from here."""
+    def handler(self, name: str) -> Guarded | None:
+        """The handler of a method, if it can be called from here."""
         return self._find(name) if asyncio.get_running_loop() is self._loop else None
 
-    def call(self, method: Method, request: bytes, metadata: Metadata, limit_s: float) -> "DirectCall":
+    def call(self, guarded: Guarded, request: bytes, metadata: Metadata, limit_s: float) -> "DirectCall":
         """Begin a call, which ends after `limit_s` seconds at the latest."""
-        refusal = ""
-        if len(request) > self._message_bytes:
-            refusal = f"the message holds {len(request)} bytes > {self._message_bytes}"
-        elif self._concurrent and len(self._calls) >= self._concurrent:
-            refusal = "too many calls at a time"
         made = DirectCall(metadata, limit_s)
-        if refusal:
-            made.end(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+        if len(request) > self._message_bytes:
+            told = f"the message holds {len(request)} bytes > {self._message_bytes}"
+            made.end(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
+        elif self._concurrent and len(self._calls) >= self._concurrent:
+            made.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at a time")
         elif limit_s <= 0:
             made.end(grpc.StatusCode.DEADLINE_EXCEEDED)
         else:
-            task = made.begin(method.guarded, request)
+            task = made.begin(guarded, request)
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
         return made
@@ -154,7 +143,8 @@ class DirectCall:
         return self._response().__await__()
 
     async def _response(self) -> bytes:
-        await self._wait(self._ended)
+        while not self._ended.done():
+            await self._moves()
         if self._ended.result() is not grpc.StatusCode.OK:
             self._raise()
         return self._unread.popleft()
@@ -171,17 +161,17 @@ class DirectCall:
                 if self._ended.result() is not grpc.StatusCode.OK:
                     self._raise()
                 return grpc.aio.EOF
-            self._moved.clear()
-            await self._wait(self._moved.wait())
+            await self._moves()
         message = self._unread.popleft()
         self._unread_bytes -= len(message)
         self._moved.set()
         return message
 
-    async def _wait(self, thing: Awaitable[Any]) -> None:
-        """Wait for it; who is cancelled meanwhile cancels the call."""
+    async def _moves(self) -> None:
+        """Wait until something came or ended; who is cancelled meanwhile cancels the call."""
+        self._moved.clear()
         try:
-            await (asyncio.shield(thing) if thing is self._ended else thing)
+            await self._moved.wait()
         except asyncio.CancelledError:
             self.cancel()
             raise

@@ -173,11 +173,11 @@ class Dialled:
         self, method: str, coding: Coding, request: Any, due_s: float, extra: Extra | None
     ) -> DirectCall | None:
         door = door_at(self.address) if self.direct else None
-        found = door.method(method) if door is not None else None
-        if door is None or found is None:
+        handler = door.handler(method) if door is not None else None
+        if door is None or handler is None:
             return None
         raw = coding.encode(request) if coding.encode is not None else request
-        return door.call(found, raw, self._metadata(extra), due_s)
+        return door.call(handler, raw, self._metadata(extra), due_s)
 
     def _metadata(self, extra: Extra | None) -> tuple[tuple[str, str | bytes], ...]:
         who = caller()

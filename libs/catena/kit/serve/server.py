@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from catena.kit.clock import World
-from catena.kit.direct import Door, Method
+from catena.kit.direct import Door, Guarded
 from catena.kit.errors import Conflict, Invalid
 from catena.kit.serve.incoming import Admit, Incoming, by_token
 
@@ -118,7 +118,7 @@ class _Methods:
         self._server = server
         self._incoming = incoming
         self._services: list[grpc.GenericRpcHandler] = []
-        self._found: dict[str, Method | None] = {}
+        self._found: dict[str, Guarded | None] = {}
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Take services in."""
@@ -129,19 +129,17 @@ class _Methods:
         """The same services once more, for servers that look methods up faster."""
         self._server.add_registered_method_handlers(service, handlers)
 
-    def find(self, name: str) -> Method | None:
-        """A method for the door: not one that streams requests, nor one that writes its answers itself."""
+    def find(self, name: str) -> Guarded | None:
+        """A method's handler for the door: not one that streams requests, nor one that writes its answers itself."""
         if name not in self._found:
             details = _Details(name)
             handler = next((found for service in self._services if (found := service.service(details))), None)
-            self._found[name] = None if handler is None or handler.request_streaming else self._method(name, handler)
+            self._found[name] = None if handler is None or handler.request_streaming else self._guarded(name, handler)
         return self._found[name]
 
-    def _method(self, name: str, handler: Any) -> Method | None:
+    def _guarded(self, name: str, handler: Any) -> Guarded | None:
         made: Any = self._incoming.around(name, handler)
-        if made.response_serializer is not None:
-            return None
-        return Method(made.unary_stream or made.unary_unary, streams=made.response_streaming)
+        return None if made.response_serializer is not None else made.unary_stream or made.unary_unary
 
 
 class _Details(grpc.HandlerCallDetails):
