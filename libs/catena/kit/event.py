@@ -7,7 +7,7 @@ Source: CloudEvents 1.0.2, NATS protocol binding, section 3.1 (binary content mo
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
@@ -102,13 +102,14 @@ def read_event(headers: Mapping[str, str] | None, data: bytes) -> Event:
     """The event that a message carries. Raises Invalid when a required attribute is absent or malformed."""
     plain = {key.lower(): unquote(value) for key, value in (headers or {}).items()}
     try:
-        event = Event(
+        return Event(
             id=plain["ce-id"],
             type=plain["ce-type"],
             tenant=plain["ce-tenant"],
             time_s=datetime.fromisoformat(plain["ce-time"]).timestamp() if "ce-time" in plain else 0.0,
             data=data,
+            subject=plain.get("ce-subject", ""),
+            traceparent=plain.get("traceparent", ""),
         )
     except (KeyError, ValueError) as error:
         raise Invalid(f"a message without proper CloudEvents headers: {error}", code="bad_event") from error
-    return replace(event, subject=plain.get("ce-subject", ""), traceparent=plain.get("traceparent", ""))

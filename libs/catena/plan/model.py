@@ -1,5 +1,6 @@
 """What a plan is: the stages of a strategy and its settings. Pure; the router prices plans, the executor runs them."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,10 @@ class Settings:
     scorer: tuple[float, ...] = ()
 
 
+PLAIN = Settings()
+"""What most plans are told: nothing. Being one and the same, it is worked out and written down only once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """An expected amount between two ends."""
@@ -118,7 +123,7 @@ class Plan:
 
     shape: Shape
     stages: tuple[Stage, ...] = ()
-    settings: Settings = Settings()
+    settings: Settings = PLAIN
     id: str = ""
     prediction: Prediction | None = None
     pipeline: str = ""
@@ -137,10 +142,9 @@ class Plan:
         """
         if self.pipeline:
             return f"pipeline:{self.pipeline}"
-        settings = msgspec.to_builtins(replace(self.settings, weights={}))
-        del settings["scorer"]
-        told = msgspec.json.encode([self.shape, self.stages, settings], order="sorted")
-        return f"{self.shape}-{hashlib.sha256(told).hexdigest()[:12]}"
+        if self.settings is PLAIN:
+            return _plain_id(self.shape, self.stages)
+        return _id_of(self.shape, self.stages, self.settings)
 
     @property
     def main_model(self) -> str:
@@ -157,6 +161,18 @@ class Plan:
         role = Role.MAIN if self.of(Role.MAIN) else Role.MEMBER
         first = self.of(role)[:1]
         return replace(self, stages=tuple(replace(s, model=model) if s in first else s for s in self.stages))
+
+
+def _id_of(shape: Shape, stages: Sequence[Stage], settings: Settings) -> str:
+    told = msgspec.to_builtins(replace(settings, weights={}))
+    del told["scorer"]
+    digest = hashlib.sha256(msgspec.json.encode([shape, stages, told], order="sorted")).hexdigest()
+    return f"{shape}-{digest[:12]}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _plain_id(shape: Shape, stages: tuple[Stage, ...]) -> str:
+    return _id_of(shape, stages, PLAIN)
 
 
 def describe(plan: Plan) -> str:

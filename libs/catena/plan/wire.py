@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from catena.api.types.v1 import types_pb2
 from catena.kit.errors import Invalid
-from catena.plan.model import Interval, Plan, Prediction, Role, Settings, Shape, Stage
+from catena.plan.model import PLAIN, Interval, Plan, Prediction, Role, Settings, Shape, Stage
 
 SHAPES = {shape: types_pb2.Shape.Value(f"SHAPE_{shape.name}") for shape in Shape}
 ROLES = {role: types_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
@@ -18,7 +18,7 @@ def plan_to_proto(plan: Plan) -> types_pb2.Plan:
         id=plan.id,
         shape=SHAPES[plan.shape],
         stages=[stage_to_proto(stage) for stage in plan.stages],
-        settings=types_pb2.PlanSettings(**{f.name: getattr(plan.settings, f.name) for f in fields(Settings)}),
+        settings=_PLAIN if plan.settings is PLAIN else settings_to_proto(plan.settings),
         prediction=None if plan.prediction is None else prediction_to_proto(plan.prediction),
         pipeline=plan.pipeline,
         experiment_id=plan.experiment_id,
@@ -39,7 +39,7 @@ def plan_from_proto(message: types_pb2.Plan) -> Plan:
         id=message.id,
         shape=shape,
         stages=tuple(stage_from_proto(stage) for stage in message.stages),
-        settings=settings_from_proto(message.settings) if message.HasField("settings") else Settings(),
+        settings=settings_from_proto(message.settings) if message.HasField("settings") else PLAIN,
         prediction=prediction_from_proto(message.prediction) if message.HasField("prediction") else None,
         pipeline=message.pipeline,
         experiment_id=message.experiment_id,
@@ -83,12 +83,19 @@ def stage_from_proto(message: types_pb2.Stage) -> Stage:
     )
 
 
+def settings_to_proto(settings: Settings) -> types_pb2.PlanSettings:
+    """Settings as a message."""
+    return types_pb2.PlanSettings(**{name: getattr(settings, name) for name in _NAMES})
+
+
 def settings_from_proto(message: types_pb2.PlanSettings) -> Settings:
     """Settings from their message, with the defaults that the proto gives to zero and empty."""
+    if message == _PLAIN:
+        return PLAIN
     return Settings(
         threshold=message.threshold,
         min_chars=message.min_chars,
-        checks=tuple(message.checks) or Settings().checks,
+        checks=tuple(message.checks) or PLAIN.checks,
         refusals=tuple(message.refusals),
         vote=message.vote or "majority",
         weights=dict(message.weights),
@@ -129,3 +136,7 @@ def prediction_from_proto(message: types_pb2.Prediction) -> Prediction:
         cost_usd=interval(message.cost_usd),
         latency_ms=interval(message.latency_ms),
     )
+
+
+_NAMES = tuple(part.name for part in fields(Settings))
+_PLAIN = settings_to_proto(PLAIN)

@@ -70,7 +70,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
         records = SqlRecords(chassis.store, world, event=wire.completed_event)
         cache, semantic = caches(config, world.clock)
         session = await stack.enter_async_context(open_session(connections=config.connections))
-        door = Door(session, secret=secret, clock=world.clock)
+        door = Door(session, secret=secret, clock=world.clock, pace_s=config.coalesce_ms / 1000)
         outside = {**outside_providers(door, world.clock), **load_providers()}
         local = LocalProvider(adapters, request=wire.generate_request, piece=wire.piece_from)
         embedding = LocalEmbedding(house.embedding_folder())

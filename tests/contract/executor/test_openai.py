@@ -21,7 +21,7 @@ from tests.contract.executor.upstream import Upstream, upstream
 
 
 @asynccontextmanager
-async def provider(*script: str) -> AsyncIterator[tuple[OpenAiProvider, Model, Upstream]]:
+async def provider(*script: str, pace_s: float = 0.0) -> AsyncIterator[tuple[OpenAiProvider, Model, Upstream]]:
     async with upstream(*script) as server, open_session() as session:
         model = Model(
             name="far",
@@ -31,7 +31,7 @@ async def provider(*script: str) -> AsyncIterator[tuple[OpenAiProvider, Model, U
             api_key_env="KEY",
             price_output=1e6,
         )
-        door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock())
+        door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock(), pace_s=pace_s)
         yield OpenAiProvider(door), model, server
 
 
@@ -170,6 +170,22 @@ async def test_faults_become_error_kinds(how: str, kind: type[CatenaError], code
         with pytest.raises(kind) as caught:
             await heard(far, model, timeout_s=0.3)
     assert caught.value.code == code
+
+
+async def test_after_its_first_words_a_stream_is_read_in_gulps() -> None:
+    words = [f" {number}" for number in range(60)]
+    async with provider("well", pace_s=0.05) as (far, model, server):
+        server.between_s = 0.002
+        server.frames = [
+            *(sse({"choices": [{"delta": {"content": word}}]}) for word in words),
+            sse({"choices": [{"delta": {}, "finish_reason": "stop"}]}),
+        ]
+        asked = ChatRequest(messages=(Message(role="user", content="hi"),))
+        pieces = [piece async for piece in far.generate(Ask(model=model, request=asked, timeout_s=30.0))]
+    assert pieces[0].deltas[0].text == " 0"
+    assert "".join(delta.text for piece in pieces for delta in piece.deltas) == "".join(words)
+    assert pieces[-1].ended is not None
+    assert len(pieces) < 30
 
 
 async def test_a_stream_without_finish_reason_has_no_end() -> None:

@@ -1,7 +1,7 @@
 """The executor's SQL on both databases: leases of runs, records once, figures, retention, catalogue seeds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.executor.core.background import RunEnd, StoredRun
 from catena.executor.core.catalogue import Model
@@ -16,7 +17,7 @@ from catena.executor.core.chat import ChatRequest, Image, Message, Score, Usage
 from catena.executor.core.events import Record, StageResult
 from catena.executor.drivers import tables
 from catena.executor.drivers.catalogue import Served, SqlCatalogue
-from catena.executor.drivers.records import SqlRecords, Waiting
+from catena.executor.drivers.records import GROUP_S, SqlRecords, Waiting
 from catena.executor.drivers.runs import Announcements, SqlRuns
 from catena.executor.drivers.tables import METADATA, MIGRATIONS
 from catena.executor.handlers import wire
@@ -68,6 +69,27 @@ def record(execution_id: str, **more: Any) -> Record:
         "outcome": "succeeded",
     }
     return Record(**(given | more))
+
+
+class Counted(SqlRecords):
+    """Counts the groups that it writes."""
+
+    groups = 0
+
+    async def write(self, conn: AsyncConnection, waiting: Sequence[Waiting]) -> None:
+        self.groups += 1
+        await super().write(conn, waiting)
+
+
+async def test_what_comes_while_a_group_is_written_waits_for_the_next_one(store: Store) -> None:
+    records, loop = Counted(store, still_world(), event=wire.completed_event), asyncio.get_running_loop()
+    began_s = loop.time()
+    async with running(records.run()):
+        for number in range(150):
+            records.add(record(f"e{number}"))
+            await asyncio.sleep(0.001)
+    assert records.groups <= 2 + (loop.time() - began_s) / GROUP_S
+    assert await records.get("acme", "e149") is not None
 
 
 async def test_a_held_run_is_nobody_elses_until_its_lease_has_run_out(store: Store) -> None:

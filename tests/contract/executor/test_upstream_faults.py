@@ -72,7 +72,7 @@ async def far(dialect: Dialect, *script: str, spare: bool = False) -> AsyncItera
         server = await stack.enter_async_context(upstream(*script, dialect=dialect))
         other = await stack.enter_async_context(upstream("well", dialect=dialect))
         session = await stack.enter_async_context(open_session())
-        door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock())
+        door = Door(session, secret=lambda name: {"KEY": "k-1"}.get(name, ""), clock=SystemClock(), pace_s=0.025)
         root = dialect.root
         first = Model(
             name="far",

@@ -38,6 +38,7 @@ class Upstream:
     connections: set[Any] = field(default_factory=set)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     slow_s: float = 0.5
+    between_s: float = 0.0
     frames: list[bytes] | None = None
     over_again: bool = False
     forgetful: bool = False
@@ -112,6 +113,7 @@ class Upstream:
                         return response
                 await response.write(GARBAGE if how == "garbage" else self.dialect.error_inside)
             await response.write(frame)
+            await asyncio.sleep(self.between_s)
         if how == "ends late":
             await asyncio.sleep(0.002)
         return response

@@ -122,6 +122,18 @@ def test_what_is_not_sampled_is_not_written_but_still_has_an_id(tmp_path: Path) 
     assert read_trace(tmp_path, wanted) == []
 
 
+def test_below_what_is_not_sampled_no_span_is_made(tmp_path: Path) -> None:
+    house = House(home=str(tmp_path), telemetry=TelemetryConfig(sample=0.0))
+    with setup("router", house) as running, span("gateway.chat") as outer:
+        with span("router.recommend") as inner, span("executor.run", parent=current_traceparent()):
+            assert inner is outer
+            here = current_traceparent()
+        assert current_traceparent() == here
+        running.flush()
+    structlog.reset_defaults()
+    assert current_traceparent() == ""
+
+
 async def test_spans_go_to_a_collector_when_the_house_names_one(tmp_path: Path) -> None:
     heard: list[str] = []
 

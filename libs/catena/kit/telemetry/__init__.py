@@ -2,7 +2,7 @@
 
 from catena.kit.telemetry.admin import open_admin
 from catena.kit.telemetry.logs import log
-from catena.kit.telemetry.metrics import counter, gauge, histogram
+from catena.kit.telemetry.metrics import by_labels, counter, gauge, histogram
 from catena.kit.telemetry.setup import Telemetry, setup
 from catena.kit.telemetry.spans import current_traceparent, recorded, span, trace_id
 from catena.kit.telemetry.traces import TraceSpan, read_trace
@@ -10,6 +10,7 @@ from catena.kit.telemetry.traces import TraceSpan, read_trace
 __all__ = [
     "Telemetry",
     "TraceSpan",
+    "by_labels",
     "counter",
     "current_traceparent",
     "gauge",

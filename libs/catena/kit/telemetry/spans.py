@@ -62,8 +62,10 @@ class SpanScope:
 
     def __enter__(self) -> Span:
         """Make it current."""
-        self._outer = context.get_current()
-        context.attach(trace.set_span_in_context(self.span, self._outer))
+        here = context.get_current()
+        if trace.get_current_span(here) is not self.span:
+            self._outer = here
+            context.attach(trace.set_span_in_context(self.span, here))
         return self.span
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -86,13 +88,18 @@ def span(
 ) -> SpanScope:
     """A span named `room.verb`, child of the current one or of the `parent` traceparent, to be used in `with`.
 
-    A name without a room, such as `chat base@adapter`, is filed under `room`, or else under the process.
+    A name without a room, such as `chat base@adapter`, is filed under `room`, or else under the process. Below a span
+    that is not kept nothing is, so there the span above itself is given: its trace's id is all that is passed on.
     """
+    above = _remote(parent) if parent else None
+    here = trace.get_current_span(above)
+    found = here.get_span_context()
+    if found.is_valid and not found.trace_flags.sampled:
+        return SpanScope(here)
     tracers = Current.tracers
     if not room:
         head, dot, _ = name.partition(".")
         room = head if dot and " " not in name else tracers.process
-    above = _remote(parent) if parent else None
     return SpanScope(
         tracers.of(room).start_span(
             name, above, kind, attributes, record_exception=False, set_status_on_exception=False

@@ -16,7 +16,7 @@ from catena.executor.core.routes import Routes
 from catena.kit import genai
 from catena.kit.clock import Clock
 from catena.kit.errors import CatenaError
-from catena.kit.telemetry import counter, gauge, histogram, span
+from catena.kit.telemetry import by_labels, counter, gauge, histogram, span
 
 ROOM = "executor"
 OBSERVE_EVERY_S = 5.0
@@ -31,13 +31,15 @@ class Observed:
         """Of those who ask, `agent_types` are told apart; all others are `other`."""
         self._provider = provider
         self._agent_types = frozenset(agent_types)
-        self._calls = counter(ROOM, "model_calls_total", "Calls of models", ["model", "outcome"])
-        self._seconds = histogram(ROOM, "model_call_duration_seconds", "Duration of model calls", ["model"])
-        self._tokens = counter(ROOM, "model_tokens_total", "Tokens read and written", ["model", "direction"])
-        self._alora = counter("", "alora_model_requests_total", "Calls of models", ["model_name", "agent_type"])
-        self._alora_s = histogram(
+        calls = counter(ROOM, "model_calls_total", "Calls of models", ["model", "outcome"])
+        seconds = histogram(ROOM, "model_call_duration_seconds", "Duration of model calls", ["model"])
+        tokens = counter(ROOM, "model_tokens_total", "Tokens read and written", ["model", "direction"])
+        alora = counter("", "alora_model_requests_total", "Calls of models", ["model_name", "agent_type"])
+        alora_s = histogram(
             "", "alora_model_latency_seconds", "Duration of model calls", ["model_name"], buckets=ALORA_BUCKETS_S
         )
+        self._calls, self._seconds, self._tokens = by_labels(calls), by_labels(seconds), by_labels(tokens)
+        self._alora, self._alora_s = by_labels(alora), by_labels(alora_s)
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """The provider's pieces."""
@@ -67,17 +69,17 @@ class Observed:
             took_s = time.perf_counter() - started
             # Anybody may ask for an adapter that is not there: only names that answered become labels.
             name = name if outcome == "ok" else base_of(name)
-            self._calls.labels(name, outcome).inc()
-            self._seconds.labels(name).observe(took_s)
+            self._calls(name, outcome).inc()
+            self._seconds(name).observe(took_s)
             agent_type = ask.context.agent_type
             who = agent_type if agent_type in self._agent_types else "other"
-            self._alora.labels(name, who).inc()
-            self._alora_s.labels(name).observe(took_s)
+            self._alora(name, who).inc()
+            self._alora_s(name).observe(took_s)
 
     def _note(self, here: Span, name: str, ended: Ended) -> None:
         usage = ended.usage or NOTHING_USED
-        self._tokens.labels(name, "input").inc(usage.input_tokens)
-        self._tokens.labels(name, "output").inc(usage.output_tokens)
+        self._tokens(name, "input").inc(usage.input_tokens)
+        self._tokens(name, "output").inc(usage.output_tokens)
         if here.is_recording():
             here.set_attribute(genai.RESPONSE_MODEL, ended.resolved_model)
             here.set_attribute(genai.INPUT_TOKENS, usage.input_tokens)

@@ -76,7 +76,7 @@ class SqlRecords:
                 self._news.clear()
                 await self._flush()
         finally:
-            await asyncio.shield(self._flush())
+            await asyncio.shield(self._flush_all())
 
     async def write(self, conn: AsyncConnection, waiting: Sequence[Waiting]) -> None:
         """Write records that are not there yet, with figures and events, in the transaction of `conn`."""
@@ -151,9 +151,15 @@ class SqlRecords:
                 wipe = tables.executions.update().values(texts=None)
                 await conn.execute(wipe.where(old < now_s - texts_days * DAY_S, tables.executions.c.texts.is_not(None)))
 
-    async def _flush(self) -> None:
-        while self._waiting:
-            group = self._waiting[:MOST_AT_ONCE]
+    async def _flush_all(self) -> None:
+        while self._waiting and await self._flush():
+            pass
+
+    async def _flush(self) -> bool:
+        """Write what is there now, what comes meanwhile is another group's; False: the database is away."""
+        due = list(self._waiting)
+        for first in range(0, len(due), MOST_AT_ONCE):
+            group = due[first : first + MOST_AT_ONCE]
             try:
                 async with self._store.begin() as conn:
                     await self.write(conn, group)
@@ -161,9 +167,10 @@ class SqlRecords:
                 log.warning("execution records wait", waiting=len(self._waiting), error=error.message)
                 self._news.set()
                 await asyncio.sleep(GROUP_S)
-                return
+                return False
             written = {id(item) for item in group}
             self._waiting = [item for item in self._waiting if id(item) not in written]
+        return True
 
     def _told(self, item: Waiting) -> Event:
         record = item.record

@@ -14,7 +14,7 @@ PIE_S = 30.0
 BUCKET_S = 60.0
 MOST_NAMES = 50
 """Names that are counted apart; callers may make up more, which are counted as one."""
-OTHER = "other"
+OTHER, NOBODY = "other", "none"
 Outcome = Literal["succeeded", "failed", "refused", "cancelled"]
 """`refused`: the request was wrong; `cancelled`: the client went. Neither says anything of the house."""
 
@@ -65,11 +65,12 @@ class Figures:
         self.cost_usd += ended.cost_usd
         self.baseline_usd += ended.baseline_usd
         self.tokens += ended.tokens
-        agent = one_more(self.by_agent, ended.agent_type or "none")
+        agent = one_more(self.by_agent, ended.agent_type or NOBODY)
         if ended.outcome == "succeeded":
             one_more(self.by_shape, ended.shape or "none")
-            ended = replace(ended, model=one_more(self.by_model, ended.model or "none"))
-        self.recent.append(replace(ended, agent_type=agent))
+            model = one_more(self.by_model, ended.model or "none")
+            ended = ended if ended.model == model else replace(ended, model=model)
+        self.recent.append(ended if ended.agent_type == agent else replace(ended, agent_type=agent))
         while self.recent and self.recent[0].at_s < ended.at_s - HOUR_S:
             self.recent.popleft()
 
@@ -126,7 +127,8 @@ class Board:
 
     def count(self, tenant: str, ended: Ended) -> None:
         """Take in a tenant's request that ended."""
-        ended = replace(ended, kind=kind_of(ended.model, ended.shape, self.outside))
+        kind = kind_of(ended.model, ended.shape, self.outside)
+        ended = replace(ended, kind=kind, agent_type=ended.agent_type or NOBODY)
         self.tell_others(ended)
         self.whole.count(ended)
         self._of(tenant).count(ended)

@@ -5,7 +5,7 @@ from functools import partial
 
 from catena.gateway.core.figures import HOUR_S, OTHER, Ended, Figures
 from catena.kit.clock import Clock
-from catena.kit.telemetry import counter, gauge, histogram
+from catena.kit.telemetry import by_labels, counter, gauge, histogram
 
 WINDOWS_S = {"1h": HOUR_S, "total": float("inf")}
 """`time_window`: the sliding hour that the dashboard keeps, and since this gateway started."""
@@ -33,19 +33,18 @@ class Exported:
     def __init__(self, agent_types: Collection[str]) -> None:
         """Make the metrics."""
         self._agent_types = frozenset(agent_types)
-        self._requests = counter(
-            "gateway", "requests_total", "Requests that ended", ["model_type", "agent_type", "outcome"]
-        )
-        self._seconds = histogram("gateway", "request_seconds", "Duration of answers", ["model_type"])
+        requests = counter("gateway", "requests_total", "Requests that ended", ["model_type", "agent_type", "outcome"])
+        seconds = histogram("gateway", "request_seconds", "Duration of answers", ["model_type"])
+        self._requests, self._seconds = by_labels(requests), by_labels(seconds)
         self._loss = gauge("gateway", "training_loss", "Loss that the newest job on a base told last", ["base"])
         self._experiments = counter("gateway", "experiments_total", "Experiments that were decided", ["state"])
 
     def ended(self, one: Ended) -> None:
         """A request ended."""
         who = one.agent_type if one.agent_type in self._agent_types else OTHER
-        self._requests.labels(one.kind, who, one.outcome).inc()
+        self._requests(one.kind, who, one.outcome).inc()
         if one.outcome == "succeeded":
-            self._seconds.labels(one.kind).observe(one.duration_ms / 1000)
+            self._seconds(one.kind).observe(one.duration_ms / 1000)
 
     def lost(self, base: str, loss: float) -> None:
         """A job told its loss."""

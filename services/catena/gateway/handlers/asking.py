@@ -18,8 +18,8 @@ from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.bill import Bill, answering, main_usage, predicted
 from catena.gateway.handlers.images import Images
 from catena.gateway.handlers.lora_names import LoraNames
-from catena.gateway.handlers.openai import shape_name
 from catena.gateway.handlers.owing import RECORDED_WITHIN_S, Owing, recorded
+from catena.gateway.handlers.telling import shape_name
 from catena.kit.caller import deadline_s, within
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Denied, Exhausted, Invalid, Late, Missing, Unavailable

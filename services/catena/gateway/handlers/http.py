@@ -39,6 +39,7 @@ from catena.gateway.handlers.presence import while_there
 from catena.gateway.handlers.questions import questions_of
 from catena.gateway.handlers.registry import RegistryRoutes
 from catena.gateway.handlers.routes import Entry, Handler, served
+from catena.gateway.handlers.telling import told_headers, told_json
 from catena.kit.caller import Caller, as_caller
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.jsonvalue import from_json, struct_from_json
@@ -257,9 +258,9 @@ class Front:
             "choices": [openai.choice_json(choice, chat=chat) for choice in finished.choices],
             "usage": openai.usage_json(finished.usage),
             "system_fingerprint": None,
-            "catena": openai.told_json(finished, trace),
+            "catena": told_json(finished, trace),
         }
-        return json_response(answer, headers=openai.told_headers(finished, trace))
+        return json_response(answer, headers=told_headers(finished, trace))
 
     async def embed(self, request: Request, key: Key) -> Response:
         """Embeddings, as floats or base64."""

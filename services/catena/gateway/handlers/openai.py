@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
-from google.protobuf import json_format
 
-from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers.unserved import Unserved, check_served
 from catena.kit.errors import CatenaError, Conflict, Denied, Exhausted, Invalid, Missing
@@ -400,59 +398,6 @@ def completion_logprobs(tokens: "list[types_pb2.TokenLogprob]") -> Json | None:
         "top_logprobs": [{other.token: other.logprob for other in token.top} for token in tokens],
         "text_offset": offsets,
     }
-
-
-def told_json(finished: executor_pb2.Finished, trace: str) -> Json:
-    """The field `catena`: plan, stages, time, tokens, cost, experiment, trace."""
-    plan = json_format.MessageToDict(finished.plan, preserving_proto_field_name=True)
-    plan["shape"] = shape_name(finished.plan)
-    plan.pop("settings", None)
-    return {
-        "execution_id": finished.execution_id,
-        "plan": plan,
-        "stages": [_stage_json(stage) for stage in finished.stages],
-        "model": finished.model,
-        "duration_ms": round(finished.duration_ms, 3),
-        "tokens": finished.usage.input_tokens + finished.usage.output_tokens,
-        "cost_usd": finished.cost_usd,
-        "experiment": {"id": finished.plan.experiment_id, "arm": finished.plan.experiment_arm},
-        "cached": finished.cached,
-        "saved_usd": finished.saved.cost_usd,
-        "lossy": finished.lossy,
-        "queries": list(finished.queries),
-        "trace_id": trace,
-    }
-
-
-def _stage_json(stage: types_pb2.StageResult) -> Json:
-    """A stage's account; its counts as numbers, where protobuf's JSON writes those of 64 bits as texts."""
-    told: Json = json_format.MessageToDict(
-        stage, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    told |= {"accepted_tokens": stage.accepted_tokens, "drafted_tokens": stage.drafted_tokens}
-    return told | {"usage": {name: int(count) for name, count in told.get("usage", {}).items()}}
-
-
-def told_headers(finished: executor_pb2.Finished, trace: str) -> dict[str, str]:
-    """The same in short, as headers."""
-    return {
-        "x-catena-execution-id": finished.execution_id,
-        "x-catena-plan": shape_name(finished.plan),
-        "x-catena-model": finished.model,
-        "x-catena-stages": ",".join(f"{s.name}={s.model}" for s in finished.stages),
-        "x-catena-duration-ms": f"{finished.duration_ms:.3f}",
-        "x-catena-tokens": str(finished.usage.input_tokens + finished.usage.output_tokens),
-        "x-catena-cost-usd": f"{finished.cost_usd:.9f}",
-        "x-catena-experiment": "/".join(filter(None, (finished.plan.experiment_id, finished.plan.experiment_arm))),
-        "x-catena-trace-id": trace,
-    }
-
-
-def shape_name(plan: types_pb2.Plan) -> str:
-    """`cascade`, or `pipeline:<name>`."""
-    if plan.pipeline:
-        return f"pipeline:{plan.pipeline}"
-    return types_pb2.Shape.Name(plan.shape).removeprefix("SHAPE_").lower().replace("_", "-")
 
 
 BAD_KEY = "invalid_api_key"

@@ -19,6 +19,7 @@ from catena.api.types.v1 import types_pb2
 from catena.gateway.handlers import openai
 from catena.gateway.handlers.asking import deepest
 from catena.gateway.handlers.pump import Pump, Streamed
+from catena.gateway.handlers.telling import told_json
 from catena.kit.telemetry import trace_id
 
 Events = AsyncGenerator[executor_pb2.RunResponse, None]
@@ -91,7 +92,7 @@ class Chunks:
                 chunks += self._delta(whole)
             elif choice.index not in self._ended:
                 chunks += self._delta(types_pb2.Delta(index=choice.index, finish_reason=choice.finish_reason or "stop"))
-        told = openai.told_json(finished, self.trace)
+        told = told_json(finished, self.trace)
         if self.usage:
             last = self._chunk([])
             last["usage"] = openai.usage_json(finished.usage)

@@ -44,8 +44,12 @@ class Post:
 class Door:
     """Posts JSON to providers; shared by all of them."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, secret: Secret, clock: Clock) -> None:
-        """`secret` gives the value of a named environment variable, empty if there is none."""
+    def __init__(self, session: aiohttp.ClientSession, *, secret: Secret, clock: Clock, pace_s: float = 0.0) -> None:
+        """`secret` gives the value of a named environment variable, empty if there is none.
+
+        `pace_s`: what of a stream comes within so many seconds is read at once; 0: as it comes.
+        """
+        self.pace_s = pace_s
         self._session = session
         self._secret = secret
         self._clock = clock

@@ -12,6 +12,8 @@ import msgspec
 from catena.executor.drivers.http.door import MOST_LINE_BYTES, Door, Post, whole_body
 from catena.kit.errors import Unavailable
 
+EAGER = 4
+"""Reads of a stream that nothing is waited for: what opens it, and the first word."""
 DRAIN_S = 0.02
 """For the few bytes that end a body, which a server may send a moment after its last event."""
 
@@ -56,14 +58,21 @@ class Events:
         return None
 
 
-async def events_of(response: aiohttp.ClientResponse, server: str) -> AsyncGenerator[list[bytes], None]:
-    """The data of the stream's events, those that came together at once.
+async def events_of(
+    response: aiohttp.ClientResponse, server: str, *, pace_s: float = 0.0
+) -> AsyncGenerator[list[bytes], None]:
+    """The data of the stream's events, those that came together at once, or `pace_s` behind those before.
 
+    To wake for each word costs more than to read it, and deltas so close are joined on their way to the client anyway.
     Raises Unavailable: `stream_cut` where the connection broke, `bad_reply` for a line without end.
     """
     events = Events()
+    reads = 0
     try:
         while more := await response.content.readany():
+            reads += 1
+            if pace_s and reads > EAGER:
+                more += await _gathered(response.content, pace_s)
             if found := events.feed(more):
                 yield found
     except (aiohttp.ClientPayloadError, ConnectionError) as error:
@@ -72,6 +81,18 @@ async def events_of(response: aiohttp.ClientResponse, server: str) -> AsyncGener
         raise Unavailable(f"{server} sent a line longer than {MOST_LINE_BYTES} bytes", code="bad_reply") from error
     if found := events.close():
         yield found
+
+
+async def _gathered(content: aiohttp.StreamReader, pace_s: float) -> bytes:
+    """What else comes within `pace_s`; at once where the stream has ended. If it breaks, the next read tells."""
+    try:
+        async with asyncio.timeout(pace_s):
+            await content.wait_eof()
+    except TimeoutError:
+        pass
+    except (aiohttp.ClientPayloadError, ConnectionError):
+        return b""
+    return content.read_nowait()
 
 
 async def replies_of(
@@ -101,7 +122,7 @@ async def reads_of(
         if not response.content_type.startswith("text/event-stream"):
             yield [read_json(decoder, await whole_body(response, post.server), post.server, form)]
             return
-        async with aclosing(events_of(response, post.server)) as events:
+        async with aclosing(events_of(response, post.server, pace_s=door.pace_s)) as events:
             async for several in events:
                 stop = several.index(last) if last and last in several else len(several)
                 replies, problem = _sound(decoder, several[:stop], post.server, form)
