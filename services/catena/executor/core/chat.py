@@ -1,6 +1,8 @@
 """What is asked and what is answered, as the core computes on it; `handlers` turns it from and into messages."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -253,13 +255,7 @@ def as_deltas(choices: Iterable[Choice]) -> list[Delta]:
 
 def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
     """The same pieces, neighbours of one answer as one."""
-    found: list[Delta] = []
-    for delta in deltas:
-        if found and found[-1].index == delta.index:
-            found[-1] = append(found[-1], delta)
-        else:
-            found.append(delta)
-    return tuple(found)
+    return tuple(merged(list(several)) for _, several in itertools.groupby(deltas, key=_INDEX))
 
 
 def first_call(calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
@@ -267,12 +263,17 @@ def first_call(calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
     return tuple(call for call in calls if call.index == 0)
 
 
-def append(held: Delta, more: Delta) -> Delta:
-    """Two successive pieces of one answer as one."""
+def merged(several: Sequence[Delta]) -> Delta:
+    """Successive pieces of one answer as one."""
+    if len(several) == 1:
+        return several[0]
     return Delta(
-        index=held.index,
-        text=held.text + more.text,
-        tool_calls=held.tool_calls + more.tool_calls,
-        logprobs=held.logprobs + more.logprobs,
-        finish_reason=more.finish_reason or held.finish_reason,
+        index=several[0].index,
+        text="".join(delta.text for delta in several),
+        tool_calls=tuple(call for delta in several for call in delta.tool_calls),
+        logprobs=tuple(token for delta in several for token in delta.logprobs),
+        finish_reason=next((delta.finish_reason for delta in reversed(several) if delta.finish_reason), ""),
     )
+
+
+_INDEX = operator.attrgetter("index")

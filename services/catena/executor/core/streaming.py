@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from catena.executor.core.chat import Delta, append
+from catena.executor.core.chat import Delta, merged
 from catena.executor.core.events import RunEvent
 from catena.kit.clock import Clock
 
@@ -46,7 +46,7 @@ async def _joined(queue: asyncio.Queue[RunEvent | None], window_s: float, clock:
         event = await _next(queue, None if held is None else free_s - clock.monotonic())
         joins = isinstance(event, Delta) and held is not None and held.index == event.index
         if joins and isinstance(event, Delta) and held is not None:
-            held = append(held, event)
+            held = merged([held, event])
         elif held is not None:
             yield held
             free_s = clock.monotonic() + window_s

@@ -24,8 +24,12 @@ def read_context(
     if len(metadata) > MAX_METADATA:
         raise Invalid(f"{len(metadata)} metadata keys; at most {MAX_METADATA} are taken", code="bad_context")
 
+    # Gone through once: each look into them goes through all of them. Of several with one name the first counts.
+    own = [(name, value) for name, value in headers.items() if name.startswith("x-catena-")]
+    named = {name[9:].replace("-", "_"): value for name, value in reversed(own)}
+
     def told(name: str) -> str:
-        return headers.get(f"x-catena-{name.replace('_', '-')}", metadata.get(name, ""))
+        return named.get(name, metadata.get(name, ""))
 
     known = {*TEXTS, "critical", "objective", "max_latency", "max_latency_ms", "max_cost", "max_cost_usd"}
     context = types_pb2.RequestContext(

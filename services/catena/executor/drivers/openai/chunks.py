@@ -90,6 +90,9 @@ class Reply(msgspec.Struct):
 
 
 DECODER = msgspec.json.Decoder(Reply)
+SILENT = Said()
+REASONS = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop"}
+"""Older servers say the first, others the second and third."""
 
 
 def deltas_of(reply: Reply) -> tuple[Delta, ...]:
@@ -133,20 +136,15 @@ def confidence_of(deltas: list[Delta]) -> float | None:
 
 
 def _delta(option: Option) -> Delta:
-    said = option.delta or option.message or Said()
-    calls = said.tool_calls or []
+    said = option.delta or option.message or SILENT
+    calls, likely, reason = said.tool_calls, option.logprobs, option.finish_reason or ""
     return Delta(
         index=option.index,
         text=(option.text or "") + (said.content or "") + (said.refusal or ""),
-        tool_calls=tuple(_tool_call(call, place) for place, call in enumerate(calls)),
-        logprobs=tuple(_token(token) for token in (option.logprobs.content if option.logprobs else None) or ()),
-        finish_reason=_finish(option.finish_reason),
+        tool_calls=tuple(_tool_call(call, place) for place, call in enumerate(calls)) if calls else (),
+        logprobs=tuple(map(_token, likely.content)) if likely and likely.content else (),
+        finish_reason=REASONS.get(reason, reason),
     )
-
-
-def _finish(reason: str | None) -> str:
-    """Older servers say `function_call`, others `eos`; both are what we call something else."""
-    return {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", None: ""}.get(reason, reason or "")
 
 
 def _tool_call(call: Called, place: int) -> ToolCall:
