@@ -8,10 +8,12 @@ from time import perf_counter
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from benchmarks.gateway.servers import Server
 
 QUESTION = "x" * 1000
+WORDS = "Tell me in plain words how the tide comes in, and why it is late by so much each day. "
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,8 @@ class Load:
 
     async def ask(self, model: str, **more: Any) -> Any:
         """A whole answer. Raises RuntimeError for any but 200."""
-        headers = more.pop("headers", None)
-        body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **more}
+        headers, question = more.pop("headers", None), more.pop("question", QUESTION)
+        body = {"model": model, "messages": [{"role": "user", "content": question}], **more}
         async with self.http.post(f"{self.server.url}/chat/completions", json=body, headers=headers) as answer:
             told = await answer.read()
             if answer.status != 200:
@@ -45,6 +47,17 @@ class Load:
             began = perf_counter()
             await self.ask(model, **more)
             told.append(1000 * (perf_counter() - began))
+        return sorted(told)
+
+    async def beyond_ms(self, model: str, count: int) -> list[float]:
+        """What `count` answers, each to another question of 1 KB, took beyond their calls in turn; in order."""
+        told = []
+        for number in range(count):
+            began = perf_counter()
+            answer = msgspec.json.decode(await self.ask(model, question=f"{number} at {began}: {12 * WORDS}"[:1000]))
+            took = 1000 * (perf_counter() - began)
+            calls = [stage["duration_ms"] for stage in answer["catena"]["stages"]]
+            told.append(took - (max(calls) if answer["catena"]["plan"]["shape"] == "consensus" else sum(calls)))
         return sorted(told)
 
     async def first_ms(self, model: str, count: int) -> list[float]:
