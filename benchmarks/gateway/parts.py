@@ -15,8 +15,8 @@ CLIENTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SECONDS, LONGEST_MS = 3.0, 100.0
 STREAMS, STREAMED = 4, 200
 BATCH = 50
-SHAPES = {"sequential": 1, "draft-refine": 2, "cascade": 1, "consensus": 1, "speculative": 2, "search": 1}
-"""Calls one after the other that each strategy makes of the mock, which is never doubted."""
+SHAPES = {"sequential": 1, "draft-refine": 2, "cascade": 1, "consensus": 1, "speculative": 3, "search": 1}
+"""Calls one after the other that each strategy makes of the mock, whose drafts never stand."""
 
 
 async def one_at_a_time(report: Report, direct: Load, ours: list[Load], peer: Load | None) -> None:

@@ -24,7 +24,8 @@ from catena.sdk.up import platform
 LITELLM_PYTHON = "CATENA_LITELLM_PYTHON"
 INSTALL = f"pip install 'litellm[proxy]' into an environment of its own and name its python in {LITELLM_PYTHON}"
 EMBEDDING = Path(__file__).resolve().parents[2] / ".catena-cache" / "minilm-int8"
-MODELS = ("mock", "mock-20ms", "mock-5ms-200")
+MODELS = ("mock", "mock-20ms", "mock-20ms-0", "mock-5ms-200")
+"""The third is as the second, for strategies that ask two."""
 START_S = 60.0
 CORE = 0
 
@@ -108,7 +109,7 @@ def _parent_of(module: str) -> int:
 
 def _config(upstream: str, home: Path) -> dict[str, Any]:
     price = {"input": 1.0, "output": 4.0}
-    shape = {"draft": "mock-20ms", "main": "mock-20ms"}
+    shape = {"draft": "mock-20ms-0", "main": "mock-20ms"}
     return {
         "home": str(home),
         "embedding": str(EMBEDDING),
@@ -120,8 +121,8 @@ def _config(upstream: str, home: Path) -> dict[str, Any]:
         "pipelines": {
             "sequential": {"main": "mock-20ms"},
             "draft-refine": shape,
-            "cascade": {"fast": "mock-20ms", "main": "mock-20ms", "threshold": 0.0, "min_chars": 0},
-            "consensus": {"members": ["mock-20ms"] * 3},
+            "cascade": {"fast": "mock-20ms-0", "main": "mock-20ms", "threshold": 0.0, "min_chars": 0},
+            "consensus": {"members": ["mock-20ms", "mock-20ms-0", "mock-20ms"]},
             "speculative": shape,
             "search": {"main": "mock-20ms"},
         },
