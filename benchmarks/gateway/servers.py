@@ -26,6 +26,12 @@ INSTALL = f"pip install 'litellm[proxy]' into an environment of its own and name
 EMBEDDING = Path(__file__).resolve().parents[2] / ".catena-cache" / "minilm-int8"
 MODELS = ("mock", "mock-20ms", "mock-20ms-0", "mock-5ms-200")
 """The third is as the second, for strategies that ask two."""
+DOMAINS = {
+    "code": ["Write a function that reverses a list.", "Why does this loop never end?", "Fix the failing test."],
+    "letters": ["Write a letter of thanks.", "Make this note sound kinder.", "Draft an invitation to dinner."],
+    "sums": ["What is 12 times 11?", "How much is a fifth of 85?", "Add up 3, 9 and 14."],
+}
+"""Without any, `auto` would have nothing to embed a question for."""
 START_S = 60.0
 CORE = 0
 
@@ -126,6 +132,7 @@ def _config(upstream: str, home: Path) -> dict[str, Any]:
             "speculative": shape,
             "search": {"main": "mock-20ms"},
         },
+        "router": {"domains": [{"name": name, "examples": told} for name, told in DOMAINS.items()]},
         "gateway": {"port": 0},
     }
 
