@@ -1,9 +1,14 @@
 import math
+import pickle
+import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from catena.gateway.core.figures import MOST_NAMES, OTHER, Board, Ended, Figures, saved_percent
+from catena.gateway.core.figures import MOST_NAMES, OTHER, Board, Figures, saved_percent
+from catena.gateway.core.hour import Durations, Ended, Hour
 
 NOW = 1_800_000_000.0
 ONE = Ended(
@@ -76,7 +81,34 @@ def test_latency_quantiles_leave_failures_out() -> None:
         figures.count(replace(ONE, duration_ms=duration))
     figures.count(replace(ONE, duration_ms=9000.0, outcome="failed"))
     (point,) = figures.view(NOW)["latency"]["small"]
-    assert (point["p50"], point["p99"]) == (20.0, 30.0)
+    assert (point["p50"], point["p99"]) == (pytest.approx(20.0, rel=0.01), pytest.approx(30.0, rel=0.01))
+
+
+@given(st.lists(st.floats(min_value=0.01, max_value=1e7), min_size=1, max_size=300), st.floats(0.0, 1.0))
+def test_quantiles_are_right_to_a_hundredth(durations: list[float], share: float) -> None:
+    sketch = Durations()
+    for ms in durations:
+        sketch.add(ms)
+    exact = sorted(durations)[min(len(durations) - 1, int(share * len(durations)))]
+    assert sketch.quantile(share) == pytest.approx(exact, rel=0.01)
+
+
+def test_an_hour_takes_no_more_memory_for_more_requests() -> None:
+    def bytes_of(count: int) -> int:
+        hour, rng = Hour(), random.Random(1)
+        for number in range(count):
+            took_ms = rng.lognormvariate(5.0, 0.5)
+            hour.add(replace(ONE, at_s=NOW + 3600.0 * number / count, duration_ms=took_ms))
+        return len(pickle.dumps(hour))
+
+    assert bytes_of(40_000) < 3 * bytes_of(4_000)
+
+
+def test_a_request_that_is_told_late_counts_for_its_own_minute() -> None:
+    hour = Hour()
+    for at_s in (NOW, NOW + 120.0, NOW + 30.0, NOW - 4000.0):
+        hour.add(replace(ONE, at_s=at_s))
+    assert [(minute.start_s - NOW, minute.asked.total()) for minute in hour.minutes(NOW + 120.0)] == [(0, 2), (120, 1)]
 
 
 def test_what_was_saved_is_told_for_the_last_hour_and_for_all() -> None:

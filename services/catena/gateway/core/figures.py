@@ -4,43 +4,20 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from catena.gateway.core.hour import Ended, Hour, latency_series, success_heat
 from catena.gateway.core.training import Jobs
 from catena.kit.caller import SHARED
 
-HOUR_S = 3600.0
-PIE_S = 30.0
-BUCKET_S = 60.0
 MOST_NAMES = 50
 """Names that are counted apart; callers may make up more, which are counted as one."""
 OTHER, NOBODY = "other", "none"
-Outcome = Literal["succeeded", "failed", "refused", "cancelled"]
-"""`refused`: the request was wrong; `cancelled`: the client went. Neither says anything of the house."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A request that ended; `baseline_usd` is what it would have cost on the baseline model.
-
-    `model` and `shape` are those that answered; empty unless it succeeded. `kind` is the model's type (`kind_of`).
-    """
-
-    at_s: float
-    model: str
-    shape: str
-    agent_type: str
-    outcome: Outcome
-    duration_ms: float
-    cost_usd: float
-    baseline_usd: float
-    tokens: int
-    kind: str = "base"
 
 
 @dataclass(slots=True)
 class Figures:
-    """Counts since the start, and the last hour's requests."""
+    """Counts since the start, and of the last hour."""
 
     requests: int = 0
     failures: int = 0
@@ -52,7 +29,7 @@ class Figures:
     by_model: Counter[str] = field(default_factory=Counter)
     by_shape: Counter[str] = field(default_factory=Counter)
     by_agent: Counter[str] = field(default_factory=Counter)
-    recent: deque[Ended] = field(default_factory=deque)
+    hour: Hour = field(default_factory=Hour)
     news: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=50))
     jobs: Jobs = field(default_factory=Jobs)
 
@@ -70,9 +47,7 @@ class Figures:
             one_more(self.by_shape, ended.shape or "none")
             model = one_more(self.by_model, ended.model or "none")
             ended = ended if ended.model == model else replace(ended, model=model)
-        self.recent.append(ended if ended.agent_type == agent else replace(ended, agent_type=agent))
-        while self.recent and self.recent[0].at_s < ended.at_s - HOUR_S:
-            self.recent.popleft()
+        self.hour.add(ended if ended.agent_type == agent else replace(ended, agent_type=agent))
 
     def tell(self, at_s: float, what: str, details: dict[str, Any]) -> None:
         """Take in something worth showing: a job, a promotion, an experiment."""
@@ -84,15 +59,14 @@ class Figures:
         return saved_percent(self.cost_usd, self.baseline_usd)
 
     def saved_usd(self, now_s: float, window_s: float) -> float:
-        """USD less than on the baseline, over the last `window_s` seconds: at most an hour, or `inf` for all."""
+        """USD less than on the baseline in the last `window_s` seconds, by whole minutes: an hour, or `inf` for all."""
         if window_s == math.inf:
             return self.baseline_usd - self.cost_usd
-        return math.fsum(one.baseline_usd - one.cost_usd for one in self.recent if one.at_s >= now_s - window_s)
+        return math.fsum(minute.saved_usd for minute in self.hour.minutes(now_s, window_s))
 
     def view(self, now_s: float) -> dict[str, Any]:
         """Everything that the page draws, as plain data."""
-        hour = [ended for ended in self.recent if ended.at_s >= now_s - HOUR_S]
-        answered = [ended for ended in hour if ended.outcome == "succeeded"]
+        minutes = self.hour.minutes(now_s)
         return {
             "requests": self.requests,
             "failures": self.failures,
@@ -104,10 +78,10 @@ class Figures:
             "saved_percent": self.saved_percent,
             "by_model": dict(self.by_model),
             "by_shape": dict(self.by_shape),
-            "models_30s": dict(Counter(ended.model for ended in answered if ended.at_s >= now_s - PIE_S)),
-            "latency": latency_series(answered, lambda one: one.model),
-            "latency_by_type": latency_series(answered, lambda one: one.kind),
-            "success": success_heat(hour),
+            "models_30s": self.hour.pie(now_s),
+            "latency": latency_series((minute.start_s, minute.by_model) for minute in minutes),
+            "latency_by_type": latency_series((minute.start_s, minute.by_kind) for minute in minutes),
+            "success": success_heat(minutes),
             "news": list(self.news),
             "jobs": self.jobs.view(),
         }
@@ -171,36 +145,3 @@ def kind_of(model: str, shape: str, outside: frozenset[str]) -> str:
     if shape == "embedding" or shape.startswith("pipeline:"):
         return shape.partition(":")[0]
     return "outside" if model in outside else "adapter" if "@" in model else "base"
-
-
-def latency_series(ended: list[Ended], key: Callable[[Ended], str]) -> dict[str, list[dict[str, float]]]:
-    """p50, p95, p99 per minute, by what `key` tells apart."""
-    buckets: dict[str, dict[float, list[float]]] = {}
-    for one in ended:
-        start = one.at_s - one.at_s % BUCKET_S
-        buckets.setdefault(key(one), {}).setdefault(start, []).append(one.duration_ms)
-    return {
-        name: [
-            {"at_s": start, **{f"p{share}": quantile(sorted(values), share / 100) for share in (50, 95, 99)}}
-            for start, values in sorted(minutes.items())
-        ]
-        for name, minutes in buckets.items()
-    }
-
-
-def success_heat(ended: list[Ended]) -> list[dict[str, Any]]:
-    """Share of successes by agent type and hour of day (UTC), among requests that could succeed."""
-    cells: dict[tuple[str, int], list[bool]] = {}
-    for one in ended:
-        hour = int(one.at_s // 3600 % 24)
-        if one.outcome in ("succeeded", "failed"):
-            cells.setdefault((one.agent_type, hour), []).append(one.outcome == "succeeded")
-    return [
-        {"agent_type": agent, "hour": hour, "requests": len(oks), "success": sum(oks) / len(oks)}
-        for (agent, hour), oks in sorted(cells.items())
-    ]
-
-
-def quantile(ordered: list[float], share: float) -> float:
-    """The nearest-rank quantile of a sorted, non-empty list."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

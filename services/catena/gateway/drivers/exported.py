@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from functools import partial
 
-from catena.gateway.core.figures import HOUR_S, OTHER, Ended, Figures
+from catena.gateway.core.figures import OTHER, Figures
+from catena.gateway.core.hour import HOUR_S, Ended
 from catena.kit.clock import Clock
 from catena.kit.telemetry import by_labels, counter, gauge, histogram
 

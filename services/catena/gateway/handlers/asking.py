@@ -13,7 +13,8 @@ from catena.api.learner.v1 import learner_pb2, learner_pb2_grpc
 from catena.api.router.v1 import router_pb2, router_pb2_grpc
 from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import AUTO, Choice, cap, objective
-from catena.gateway.core.figures import Board, Outcome
+from catena.gateway.core.figures import Board
+from catena.gateway.core.hour import Outcome
 from catena.gateway.core.keys import Gateway, Key
 from catena.gateway.handlers.bill import Bill, answering, main_usage, predicted
 from catena.gateway.handlers.images import Images

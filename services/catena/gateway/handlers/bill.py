@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 from catena.gateway.core.choice import PIPELINE
-from catena.gateway.core.figures import Ended, Outcome
+from catena.gateway.core.hour import Ended, Outcome
 
 
 @dataclass(slots=True, kw_only=True)
