@@ -3,9 +3,12 @@
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_ID_BYTES, _DRAW = 10, 400
 
 
 class Clock(Protocol):
@@ -54,11 +57,25 @@ class ManualClock:
 
 def uuid7() -> str:
     """A UUID version 7 (RFC 9562, section 5.7): time-ordered, so that it indexes well."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_random_bytes(), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_DRAWN: deque[bytes] = deque()
+os.register_at_fork(after_in_child=_DRAWN.clear)
+
+
+def _random_bytes() -> bytes:
+    """Ten of them, drawn for many ids at once: each draw lets other threads run, and may wait for them."""
+    while True:
+        try:
+            return _DRAWN.popleft()
+        except IndexError:
+            drawn = os.urandom(_ID_BYTES * _DRAW)
+            _DRAWN.extend(drawn[start : start + _ID_BYTES] for start in range(0, len(drawn), _ID_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from catena.kit.telemetry import open_admin, setup
 YOUNG = 10_000
 """Objects made between two looks at the youngest; Python's own 700 is reached within two requests."""
 
+SWITCH_S = 0.001
 Opener = Callable[[House, Room, World], AbstractAsyncContextManager[None]]
 log = structlog.get_logger()
 
@@ -91,7 +92,11 @@ async def _keep(
 
 
 def _settle_down() -> None:
-    """Spare the collector what stays for the room's whole life, and let it come less often."""
+    """Spare the collector what stays for the room's whole life, let it come less often, and let calls go first.
+
+    A thread that computes (the router learning, say) holds the interpreter's lock for `SWITCH_S` against the loop.
+    """
+    sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG)

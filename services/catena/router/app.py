@@ -1,6 +1,7 @@
 """Puts the router's parts together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ from catena.router.handlers.rpc import RouterHandlers
 ROOM = "router"
 SERVICE = "catena.api.router.v1.RouterService"
 WORDS_ONLY = "none"
+REFIT_SHARE = 0.05
+"""Of the time, that learning may take at most: at full window it takes some 0.1 s, as others wait."""
 
 log = structlog.get_logger()
 
@@ -124,12 +127,15 @@ def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
 
 
 async def _tend(router: Router, config: RouterConfig) -> None:
+    took_s = 0.0
     while True:
-        await asyncio.sleep(config.refit_s)
+        await asyncio.sleep(max(config.refit_s, took_s / REFIT_SHARE))
+        began_s = time.monotonic()
         try:
             await router.tend()
         except Exception:
             log.warning("upkeep failed", exc_info=True)
+        took_s = time.monotonic() - began_s
 
 
 async def _tune(router: Router, every_s: float) -> None:

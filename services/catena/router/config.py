@@ -44,7 +44,8 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     thresholds: confidences that are weighed as a cascade's threshold beside the configured one.
     window: executions kept for learning, per tenant; older ones live on in the totals.
     half_life: executions after which an outcome counts half, so that change is noticed.
-    refit_s: seconds between refits, when what other replicas wrote is seen too; one takes some 0.1 s at full window.
+    refit_s: seconds between refits, when what other replicas wrote is seen too; more where they would take longer than
+        a twentieth of the time (one takes some 0.1 s at full window).
     catalogue_s: seconds for which the catalogue is trusted.
     auto_tune_s: seconds between tunings of its own accord; 0: only on demand.
     max_loss: share of the answers that a cascade may get wrong where its strong model would be right, which a tuned
