@@ -56,11 +56,12 @@ class Incoming(grpc.aio.ServerInterceptor):
     """Wraps each method once, when first called; probes pass untouched and need no token."""
 
     def __init__(self, *, admit: Admit, limit_s: float, clock: Clock) -> None:
-        """Let in whom `admit` knows; a call that brings no deadline gets `limit_s`."""
+        """Let in whom `admit` knows; a call that brings no deadline gets `limit_s`. `live` counts calls under way."""
         self._admit = admit
         self._limit_s = limit_s
         self._clock = clock
         self._wrapped: dict[str, Handler] = {}
+        self.live = 0
 
     async def intercept_service(
         self,
@@ -92,6 +93,7 @@ class Incoming(grpc.aio.ServerInterceptor):
     async def _run(self, verb: "Verb", context: Context, work: Callable[[], Awaitable[Any]]) -> Any:
         started = self._clock.monotonic()
         outcome = "ok"
+        self.live += 1
         headers = dict(context.invocation_metadata() or ())
         try:
             with span(verb.name, parent=str(headers.get(TRACE_KEY, "")), kind=SpanKind.SERVER, room=verb.room) as here:
@@ -116,6 +118,7 @@ class Incoming(grpc.aio.ServerInterceptor):
                 mark_failed(here, failure)
             await _abort(context, failure)
         finally:
+            self.live -= 1
             verb.count(outcome, self._clock.monotonic() - started)
 
     async def _admitted(self, headers: dict[str, Any], context: Context, work: Callable[[], Awaitable[Any]]) -> Any:

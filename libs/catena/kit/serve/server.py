@@ -34,14 +34,27 @@ class Limits:
     linger_s: float = 0.0
 
 
+FORGOTTEN_S = 0.2
+"""When no call has been under way for so long, those that gRPC still waits for will never be handed over."""
+
+
 class Server:
     """A running server. `address` is what to dial, with the port that was actually bound."""
 
-    def __init__(self, address: str, server: grpc.aio.Server, door: Door, names: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self,
+        address: str,
+        server: grpc.aio.Server,
+        door: Door,
+        incoming: Incoming,
+        names: Sequence[str],
+        limits: Limits,
+    ) -> None:
         """Wrap a server that is about to start; `names` are the services whose health it tells."""
         self.address = address
         self._server = server
         self._door = door
+        self._incoming = incoming
         self._names = ("", *names)
         self._limits = limits
         self._health = health.aio.HealthServicer()
@@ -60,7 +73,21 @@ class Server:
         try:
             await asyncio.sleep(self._limits.linger_s)
         finally:
-            await asyncio.gather(self._door.close(self._limits.grace_s), self._server.stop(self._limits.grace_s))
+            await asyncio.gather(self._door.close(self._limits.grace_s), self._stop())
+
+    async def _stop(self) -> None:
+        """Stop within the grace, and as soon as nothing is under way.
+
+        A call that the core has taken while grpc.aio's serving loop ends is neither handled nor refused; it would
+        hold the server, and its own caller, for all of the grace.
+        """
+        stopping = asyncio.ensure_future(self._server.stop(self._limits.grace_s))
+        quiet_s = 0.0
+        while not (await asyncio.wait([stopping], timeout=FORGOTTEN_S / 4))[0]:
+            quiet_s = 0.0 if self._incoming.live else quiet_s + FORGOTTEN_S / 4
+            if quiet_s >= FORGOTTEN_S:
+                await self._server.stop(None)
+        await stopping
 
     async def wait(self) -> None:
         """Return when the server has stopped."""
@@ -100,7 +127,7 @@ async def open_server(
     for add in services:
         add(methods)  # type: ignore[arg-type]
     door = Door(methods.find, concurrent=limits.concurrent, message_bytes=limits.message_bytes)
-    running = Server(_bind(server, address, credentials), server, door, names, limits)
+    running = Server(_bind(server, address, credentials), server, door, incoming, names, limits)
     await server.start()
     if credentials is None:
         door.open(running.address)
