@@ -14,6 +14,10 @@ from starlette.applications import Starlette
 
 from catena.kit.errors import Conflict
 
+KEEP_ALIVE_S = 75
+"""How long a connection may lie idle: longer than the 60 s of usual load balancers and clients, for whoever closes it
+first must not be the server, which may do so just as the next request is on its way."""
+
 
 @asynccontextmanager
 async def open_web(
@@ -21,7 +25,7 @@ async def open_web(
 ) -> AsyncIterator[str]:
     """Serve `app` until the block ends, and yield its URL, which is also written to `front`.
 
-    Live answers may go on for `drain_s` at the end.
+    Live answers may go on for `drain_s` at the end; idle connections are closed at once.
     `elsewhere`: a taken port gives a free one, and a restart keeps the one it had, so that clients find it again.
     Raises Conflict (`port_taken`) where the port is taken.
     """
@@ -34,6 +38,7 @@ async def open_web(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = Embedded(config)
