@@ -185,6 +185,23 @@ async def test_after_a_crash_a_pipeline_reads_no_memory_and_no_features_again() 
     assert len(table.memory.asked) == 1
 
 
+async def test_after_a_crash_a_pipeline_goes_on_with_the_version_that_it_began_with() -> None:
+    table, journal = bed(small=["first", Unavailable("crash", code="model_disabled"), "done"]), DictJournal()
+    inner = pipeline(step("begin", "model", model="small"), step("end", "model", model="small"), name="inner")
+    await table.pipelines.put("acme", inner)
+    await table.pipelines.put("acme", pipeline(step("all", "pipeline", name="inner"), name="outer"))
+    asked = Plan(shape=Shape.SEQUENTIAL, pipeline="outer")
+    with pytest.raises(Unavailable):
+        await table.run(asked, journal=journal)
+    for name in ("inner", "outer"):
+        await table.pipelines.put("acme", pipeline(step("all", "transform", value="another"), name=name))
+    finished, _ = await table.run(asked, journal=journal)
+    assert finished.choices[0].text == "done"
+    assert len(table.provider.asked) == 3, "what had ended was not asked again"
+    finished, _ = await table.run(asked, journal=DictJournal())
+    assert finished.choices[0].text == "another", "another run takes the newest"
+
+
 async def test_tokens_that_no_encoder_counted_are_estimated_and_say_so() -> None:
     table = bed()
     embed = table.embedding.embed

@@ -41,7 +41,7 @@ def bench_of(parts: Parts, run: Execution) -> Bench:
         return await predicted(parts, run, model_of_type(parts, model, kind), data, parameters, key)
 
     async def pipeline(name: str, version: int) -> Pipeline:
-        return await stored(parts, run.tenant, name, version)
+        return await held(parts, run, name, version)
 
     return Bench(
         run=run,
@@ -53,6 +53,15 @@ def bench_of(parts: Parts, run: Execution) -> Bench:
         plan_of=lambda shape, model: plan_of(parts, shape, model),
         pipeline=pipeline,
     )
+
+
+async def held(parts: Parts, run: Execution, name: str, version: int = 0) -> Pipeline:
+    """`stored`, for one run: after a crash it goes on with the steps that it began with, whatever was put since."""
+
+    async def read() -> Pipeline:
+        return await stored(parts, run.tenant, name, version)
+
+    return await run.once(f"pipeline:{name}:{version}", Pipeline, read)
 
 
 async def stored(parts: Parts, tenant: str, name: str, version: int = 0) -> Pipeline:
@@ -199,7 +208,7 @@ async def as_answer(parts: Parts, errand: Errand, run: Execution) -> Decision:
     Its steps see the last user turn as `{data.text}`, and `{input}` at first, all turns as `{data.messages}`, who asks
     as `{data.context.user_id}` and so on, and the request's labels as `{parameters}`.
     """
-    pipeline = await stored(parts, errand.tenant, errand.plan.pipeline)
+    pipeline = await held(parts, run, errand.plan.pipeline)
     turns = [{"role": turn.role, "content": turn.content} for turn in errand.request.messages]
     text = question(errand.request)
     data = {"text": text, "messages": turns, "prompt": errand.request.prompt, "context": told(errand.context)}
