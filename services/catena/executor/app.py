@@ -1,7 +1,7 @@
 """Where the executor's parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
@@ -11,6 +11,7 @@ from catena.api.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer
 from catena.api.features.v1 import features_pb2_grpc
 from catena.api.memory.v1 import memory_pb2_grpc
 from catena.executor.config import ExecutorConfig
+from catena.executor.core.admission import check_drafting
 from catena.executor.core.attempts import Limits
 from catena.executor.core.background import Pace, work_off
 from catena.executor.core.breaker import BreakerLimits
@@ -50,8 +51,8 @@ from catena.kit.clock import Clock, World
 from catena.kit.config import House, ModelConfig, secret
 from catena.kit.errors import Invalid
 from catena.kit.event import Event
-from catena.plan.build import read_shapes
-from catena.plan.model import Role
+from catena.plan.build import ShapeConfig, build, read_shapes
+from catena.plan.model import Role, Shape
 
 SERVICE = "catena.api.executor.v1.ExecutorService"
 FORGET_EVERY_S = 3600.0
@@ -106,7 +107,7 @@ async def open_executor(house: House, config: ExecutorConfig, world: World) -> A
             semantic=semantic,
             world=world,
             settings=settings(config),
-            shapes=read_shapes(house.pipelines),
+            shapes=sound(read_shapes(house.pipelines), catalogue.models),
             routes=care.routes,
         )
         runs = SqlRuns(chassis.store, chassis.outbox, records, world, events=OF_RUNS)
@@ -246,6 +247,14 @@ def routes(config: ExecutorConfig) -> Routes:
 def pace(config: ExecutorConfig) -> Pace:
     """How background runs are worked off."""
     return Pace(at_once=config.runs.at_once, lease_s=config.runs.lease_s, longest_s=config.runs.longest_s)
+
+
+def sound(shapes: Mapping[Shape, ShapeConfig], models: Mapping[str, Model]) -> Mapping[Shape, ShapeConfig]:
+    """The same shapes. Raises Invalid where what they say to a draft would never be read."""
+    speculation = shapes.get(Shape.SPECULATIVE)
+    if speculation is not None and speculation.draft and speculation.main:
+        check_drafting(build(Shape.SPECULATIVE, speculation), models)
+    return shapes
 
 
 def seeds(models: Sequence[ModelConfig], config: ExecutorConfig) -> Sequence[Model]:

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catena.executor.app import sound
+from catena.executor.core.admission import check_plan
 from catena.executor.core.chat import ChatRequest, Context, Delta, Message, Sampling, Tool, ToolCall
 from catena.executor.core.events import StageResult
 from catena.executor.core.parts import Settings
 from catena.executor.core.strategies.search import final_answer, sifting
 from catena.kit.errors import Invalid, Missing, Unavailable
 from catena.kit.testing import eventually
+from catena.plan.build import read_shapes
 from catena.plan.model import Role, Shape
 from tests.unit.executor.fakes import Tools, bed, members, plan, stage
 
@@ -215,6 +218,20 @@ async def test_local_speculation_is_one_call_that_bills_both_models() -> None:
     assert not finished.lossy
     assert finished.cost_usd == pytest.approx((2 * 10 + 3 * 40 + 2 * 1 + 3 * 4) / 1e6)
     assert [(one.name, one.model) for one in finished.stages] == [("draft", "small"), ("main", "large")]
+
+
+@pytest.mark.parametrize("said", [{"prompt": "{{ input }} briefly"}, {"instruction": "Be brief."}])
+def test_a_draft_that_guesses_word_by_word_is_told_nothing(said: dict[str, str]) -> None:
+    (draft, main), models, (word,) = SPECULATIVE.stages, bed().parts.models, said
+    told = replace(draft, **said)
+    for stages in ((draft, replace(main, **said)), (replace(told, model="outside"), main)):
+        check_plan(replace(SPECULATIVE, stages=stages), models)
+    with pytest.raises(Invalid, match=f"stage 'draft' has a.? {word}") as caught:
+        check_plan(replace(SPECULATIVE, stages=(told, main)), models)
+    assert caught.value.code == "bad_plan"
+    config = {"draft": "small", "main": "large", f"{word}s": {"draft": said[word]}}
+    with pytest.raises(Invalid, match="reads what that reads"):
+        sound(read_shapes({"speculative": config}), models)
 
 
 PATCHING = plan(Shape.SPECULATIVE, stage(Role.DRAFT, "outside"), stage(Role.MAIN, "large"), acceptance_threshold=0.5)

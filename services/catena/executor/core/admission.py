@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from catena.executor.core.catalogue import Model, find
+from catena.executor.core.catalogue import Model, find, may_draft
 from catena.executor.core.chat import ChatRequest, Context, Sampling
 from catena.executor.core.checks import check_schema
 from catena.executor.core.strategies import check_roles
 from catena.kit.errors import Invalid
 from catena.plan.build import ANSWERS, CONTEXT_TAGS, LEAST_SAMPLES, MOST_SAMPLES
-from catena.plan.model import Plan
+from catena.plan.model import Plan, Role, Shape
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_ANSWERS = 16
@@ -52,6 +52,7 @@ def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:
 def check_plan(plan: Plan, models: Mapping[str, Model]) -> None:
     """Raise Invalid (`bad_plan`) or Missing (`unknown_model`)."""
     check_roles(plan)
+    check_drafting(plan, models)
     for stage in plan.stages:
         where = f"stage {stage.name!r}: "
         _within(f"{where}timeout_s", stage.timeout_s, 0.0, 86_400.0)
@@ -71,6 +72,20 @@ def check_plan(plan: Plan, models: Mapping[str, Model]) -> None:
             raise Invalid(f"settings.{name} is {word!r}; use one of {', '.join(known)}", code="bad_plan")
     for name, weight in plan.settings.weights.items():
         _within(f"settings.weights[{name!r}]", weight, 0.0, 1e9)
+
+
+def check_drafting(plan: Plan, models: Mapping[str, Model]) -> None:
+    """Raise Invalid (`bad_plan`) where the draft is to be told something in a speculation that leaves it no say."""
+    if plan.shape is not Shape.SPECULATIVE:
+        return
+    draft, main = plan.of(Role.DRAFT)[0], plan.of(Role.MAIN)[0]
+    told = "a prompt" if draft.prompt else "an instruction" if draft.instruction else ""
+    if told and may_draft(models, draft.model, main.model):
+        raise Invalid(
+            f"stage {draft.name!r} has {told}, but {draft.model!r} guesses, token by token, what {main.model!r} says "
+            "next, and reads what that reads; drop it, or draft with another model",
+            code="bad_plan",
+        )
 
 
 def check_context(context: Context) -> None:
