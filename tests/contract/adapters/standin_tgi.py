@@ -19,13 +19,16 @@ MOST_TOP = 5
 
 @dataclass
 class StandIn:
-    """What the server was started with and heard. `slow` keeps a stream open; `cut` breaks it off; `broken` fails."""
+    """What the server was started with and heard. `slow` keeps a stream open, `slow_behind` certain words; `cut`
+    breaks it off; `broken` fails.
+    """
 
     folder: Path
     adapters: Mapping[str, str] = field(default_factory=dict)
     max_total_tokens: int = 256
     asked: list[dict[str, Any]] = field(default_factory=list)
     slow: bool = False
+    slow_behind: str = ""
     cut: bool = False
     broken: str = ""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,7 +112,7 @@ class StandIn:
                 await self.send(answer, event | self.end(asked, so_far, place + 1, reason))
                 return
             await self.send(answer, event)
-            while self.slow:
+            while self.slow and so_far.endswith(self.slow_behind):
                 await asyncio.sleep(0.02)
                 await self.send(answer, event)
             if self.cut:

@@ -19,7 +19,10 @@ from catena.kit.testing import free_port
 
 @dataclass
 class StandIn:
-    """What the server holds and heard. `slow` keeps a stream open; `cut` breaks it off; `deaf` adapters do nothing."""
+    """What the server holds and heard. `slow` keeps a stream open, `slow_behind` certain words; `cut` breaks it off.
+
+    `deaf` adapters do nothing.
+    """
 
     base: str
     folder: Path
@@ -29,6 +32,7 @@ class StandIn:
     loaded: dict[str, Path] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     slow: bool = False
+    slow_behind: str = ""
     cut: bool = False
     deaf: bool = False
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -137,7 +141,7 @@ class StandIn:
                 last = place == len(letters) - 1
                 finish = ("length" if len(letters) == asked["max_tokens"] else "stop") if last else None
                 await self.send(answer, {"choices": [self.choice(index, letter, finish, asked)], "usage": None})
-                if self.slow:
+                if self.slow and letters[: place + 1].endswith(self.slow_behind):
                     # Words come as long as somebody reads them.
                     while True:
                         await asyncio.sleep(0.02)

@@ -9,10 +9,11 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from catena.adapters.config import EngineConfig
-from catena.adapters.core.work import AdapterSource, BaseSource, Constraint, Message, Sampling, Weights, Work
+from catena.adapters.core.work import AdapterSource, BaseSource, Constraint, Message, Sampling, Tool, Weights, Work
 from catena.adapters.drivers.remote import RemoteEngine, open_remote
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.artifacts import manifest
@@ -162,6 +163,20 @@ async def test_leaving_a_slow_stream_aborts_it_at_the_server(engine: RemoteEngin
             break
     async with asyncio.timeout(30):
         await standin.aborted.wait()
+
+
+async def test_where_one_call_is_wanted_nothing_is_generated_behind_it(engine: RemoteEngine, standin: StandIn) -> None:
+    standin.slow, standin.slow_behind = True, "</tool_call>"
+    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    asked = work(messages=(), prompt=call[::-1], sampling=Sampling(max_tokens=90), tools=(Tool(name="add"),))
+    async with asyncio.timeout(30):
+        texts, _, done = await said(engine, msgspec.structs.replace(asked, one_call=True))
+        await standin.aborted.wait()
+    assert texts[0].startswith(call)
+    assert len(call) <= done.output_tokens < 90
+    standin.slow = False
+    texts, _, done = await said(engine, asked)
+    assert (texts, done.output_tokens) == ({0: call}, len(call) + 1)
 
 
 async def test_streams_that_are_cut_or_fail_never_pass_as_whole(engine: RemoteEngine, standin: StandIn) -> None:

@@ -26,6 +26,7 @@ from catena.adapters.core.work import (
     Piece,
     Sampling,
     TokenLogprob,
+    Tool,
     Weights,
     Work,
 )
@@ -224,6 +225,20 @@ async def test_leaving_a_slow_stream_aborts_it_at_the_server(engine: RemoteEngin
     async with asyncio.timeout(30):
         await standin.aborted.wait()
     assert standin.running == 0
+
+
+async def test_where_one_call_is_wanted_nothing_is_generated_behind_it(engine: RemoteEngine, standin: StandIn) -> None:
+    standin.slow, standin.slow_behind = True, "</tool_call>"
+    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    asked = work(messages=(), prompt=call[::-1], sampling=Sampling(max_tokens=90), tools=(Tool(name="add"),))
+    async with asyncio.timeout(30):
+        texts, _, done = await said(engine, msgspec.structs.replace(asked, one_call=True))
+        await standin.aborted.wait()
+    assert texts[0].startswith(call)
+    assert len(call) <= done.output_tokens < 90
+    standin.slow = False
+    texts, _, done = await said(engine, asked)
+    assert (texts, done.output_tokens) == ({0: call}, len(call))
 
 
 async def test_a_stream_cut_midway_never_passes_as_whole(engine: RemoteEngine, standin: StandIn) -> None:

@@ -105,13 +105,13 @@ class TgiEngine:
         held = self._held(work.weights.base)
         _refuse(work)
         inputs, ids = await self._inputs(held, work)
-        said = Saying(work.sampling, len(ids), self._world.clock.monotonic)
+        said = Saying(work, len(ids), self._world.clock.monotonic)
         reader = _Reader(said, work.sampling)
         body = body_of(work, inputs, holding.most_tokens(held, work, len(ids)), held.text.temperature)
         async with aclosing(held.server.stream("/generate_stream", body)) as events:
             async for together in events:
                 pieces = [piece for event in together for piece in reader.take(_event(event, held.server))]
-                for piece in joined(pieces):
+                for piece in said.until_called(joined(pieces)):
                     yield piece
                 if said.whole:
                     break

@@ -121,7 +121,7 @@ class VllmEngine:
         holding.refuse(work, KIND)
         ids = await holding.prompt_ids(held, work)
         held.text.check_tokens(token for token, _ in work.sampling.logit_bias)
-        said = Saying(work.sampling, len(ids), self._world.clock.monotonic)
+        said = Saying(work, len(ids), self._world.clock.monotonic)
         body = body_of(work, ids, holding.most_tokens(held, work, len(ids)), held.text.temperature)
         ended = False
         try:
@@ -132,11 +132,13 @@ class VllmEngine:
                         ended = ended or event == DONE
                         if event != DONE:
                             pieces += _pieces(_chunk(event, held.server), said, work.sampling.top)
-                    for piece in joined(pieces):
+                    for piece in said.until_called(joined(pieces)):
                         yield piece
+                    if said.called:
+                        break
         except Missing as error:
             raise self._forgotten(work.weights, error) from error
-        if not (ended and said.whole):
+        if not (said.called or (ended and said.whole)):
             raise cut(held.server.url)
         yield said.done()
 
