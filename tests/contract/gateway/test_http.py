@@ -149,6 +149,12 @@ async def test_auto_and_forced_strategies_ask_the_router_with_their_context(behi
     assert (asked.context.task, asked.context.max_cost_usd, asked.context.agent_id) == ("sums", 0.5, "a7")
 
 
+async def test_only_who_names_no_model_may_be_answered_by_any(behind: Behind) -> None:
+    for model in ("auto", "base", "base@auto"):
+        await client(behind).chat.completions.create(**hello(model))
+    assert [run.any_model for run in behind.executor.asked] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("change", "headers", "status", "code"),
     [

@@ -24,7 +24,8 @@ class Errand:
     """What a caller wants run. `left_s`: how long the caller waits. `request_id` empty: every call is a new one.
 
     `execution_id` empty: the execution gets a new one. `payer`: who is charged for a background run; empty: nobody.
-    `asked`: digest of the client's words, the same for every repeat of a `request_id`.
+    `asked`: digest of the client's words, the same for every repeat of a `request_id`. `any_model`: the caller named
+    none, so any may answer where the plan's is away.
     """
 
     tenant: str
@@ -38,6 +39,7 @@ class Errand:
     execution_id: str = ""
     payer: str = ""
     asked: str = ""
+    any_model: bool = False
 
 
 def check_errand(errand: Errand, models: Mapping[str, Model]) -> None:

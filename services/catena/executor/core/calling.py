@@ -8,12 +8,13 @@ import msgspec
 from catena.executor.core import attempts as policy
 from catena.executor.core.actions import Call, Result
 from catena.executor.core.attempting import Attempt, Attempted, attempt
-from catena.executor.core.catalogue import instead_of, needs_of
+from catena.executor.core.catalogue import instead_of, needs_of, spare_for
 from catena.executor.core.chat import Choice, Delta
 from catena.executor.core.events import StageResult
 from catena.executor.core.execution import Execution
 from catena.executor.core.seams import can_go_on, going_on
 from catena.kit.errors import CatenaError, Missing
+from catena.plan.model import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ async def _tried(run: Execution, asked: Call, ended: list[StageResult]) -> Attem
     due_s = min(run.due_s, clock.monotonic() + policy.timeout_s(asked.stage, limits))
     limit = policy.attempts(asked.stage, limits, critical=run.context.critical)
     others = instead_of(run.models, asked.stage.model, needs_of(asked.request))
+    besides, spared = tuple(others), False
     said: tuple[Delta, ...] = ()
     now, number, tries, why = asked, 0, 0, ""
     while True:
@@ -73,6 +75,8 @@ async def _tried(run: Execution, asked: Call, ended: list[StageResult]) -> Attem
         error = last.result.error
         if error is None:
             return last
+        if not others and not spared:
+            others, spared = _spare(run, asked, besides), True
         pause_s = policy.pause_s(tries, error, run.world.rng)
         failed = policy.Tried(
             error=error,
@@ -92,6 +96,16 @@ async def _tried(run: Execution, asked: Call, ended: list[StageResult]) -> Attem
         said, tries, limit = last.said, 0, 1
         why = _why(now, error, said)
         now = _instead(run, asked, others.pop(0), said)
+
+
+def _spare(run: Execution, asked: Call, others: Sequence[str]) -> list[str]:
+    """One more to ask, where the house chose the model and nobody else would answer for the stage."""
+    if not run.any_model or asked.stage.role not in (Role.MAIN, Role.DRAFT):
+        return []
+    now_s = run.world.clock.monotonic()
+    routes = {name: run.routes.of(model) for name, model in run.models.items()}
+    away = [name for name, route in routes.items() if route is not None and route.breaker.state(now_s) == "open"]
+    return spare_for(run.models, asked.stage.model, needs_of(asked.request), [*others, *away])
 
 
 def _why(before: Call, error: CatenaError, said: Sequence[Delta]) -> str:

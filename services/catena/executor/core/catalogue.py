@@ -100,15 +100,26 @@ def instead_of(models: Mapping[str, Model], name: str, needs: Collection[str] = 
     """
     model = models.get(name)
     found = [models.get(other) for other in dict.fromkeys(model.fallbacks)] if model else []
-    return [
-        one.name
-        for one in found
-        if one
-        and one.name != name
-        and one.type == "chat"
-        and one.status == "active"
-        and (not one.capabilities or set(needs) <= set(one.capabilities))
-    ]
+    return [one.name for one in found if one and one.name != name and _serves(one, needs)]
+
+
+def spare_for(models: Mapping[str, Model], name: str, needs: Collection[str], besides: Collection[str]) -> list[str]:
+    """The one that answers for `name` where any may: the next dearer, as dearer is stronger, else the dearest.
+
+    Local ones come first among equals: what took an outside model away may have taken others. `besides` are left out.
+    """
+    first = models.get(base_of(name))
+    if first is None:
+        return []
+    left = [one for one in models.values() if one is not first and one.name not in besides and _serves(one, needs)]
+    dearer = [one for one in left if one.price_output >= first.price_output]
+    near = [(abs(one.price_output - first.price_output), one.provider != LOCAL, one.name) for one in dearer or left]
+    return [min(near)[2]] if near else []
+
+
+def _serves(model: Model, needs: Collection[str]) -> bool:
+    able = not model.capabilities or set(needs) <= set(model.capabilities)
+    return model.type == "chat" and model.status == "active" and able
 
 
 def problem_of(

@@ -28,9 +28,9 @@ Embedder = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 class Execution:
     """One execution under way: its bounds, what it may call, and what it has done so far.
 
-    `due_s` is on the world's monotonic clock; `streams`: the client wants deltas. `embed`: vectors by the
-    default model; `render(template, scope)` runs a template in its sandbox. `stages` are final; `usage` and `spent_usd`
-    count every call made.
+    `due_s` is on the world's monotonic clock; `streams`: the client wants deltas. `any_model`: it named none. `embed`:
+    vectors by the default model; `render(template, scope)` runs a template in its sandbox. `stages` are final; `usage`
+    and `spent_usd` count every call made.
     """
 
     tenant: str
@@ -47,6 +47,7 @@ class Execution:
     emit: Emit
     render: Render
     streams: bool = False
+    any_model: bool = False
     embed: Embedder | None = None
     sleep: Sleep = asyncio.sleep
     stages: list[StageResult] = field(default_factory=list)

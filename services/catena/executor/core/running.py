@@ -106,6 +106,7 @@ def begin(parts: Parts, errand: Errand, emit: Emit, journal: Journal) -> Executi
         world=parts.world,
         emit=emit,
         render=parts.templates.render,
+        any_model=errand.any_model,
         sleep=parts.sleep,
     )
 

@@ -169,6 +169,7 @@ def digest_of(run: pb.RunRequest) -> str:
 def errand_from(request: pb.RunRequest) -> Errand:
     """What the caller wants run, on behalf of its tenant and within its deadline."""
     return Errand(
+        any_model=request.any_model,
         tenant=caller().tenant,
         plan=plan_from_proto(request.plan),
         request=chat.chat_from(request.request),

@@ -105,6 +105,7 @@ class Asking:
                 request=question.request,
                 context=question.context,
                 no_cache=question.no_cache,
+                any_model=question.choice.model == AUTO,
                 stream=question.stream,
                 no_stages=not question.stages,
                 execution_id=question.execution_id,
@@ -151,6 +152,7 @@ class Asking:
                 request=question.request,
                 context=question.context,
                 no_cache=question.no_cache,
+                any_model=question.choice.model == AUTO,
                 request_id=request_id,
             )
             submitted = executor_pb2.SubmitRunRequest(run=run, payer=question.key.id, asked=question.digest())

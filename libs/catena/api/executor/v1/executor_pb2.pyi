@@ -34,6 +34,7 @@ class RunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     NO_STAGES_FIELD_NUMBER: _builtins.int
+    ANY_MODEL_FIELD_NUMBER: _builtins.int
     no_cache: _builtins.bool
     """Whether result caches are left alone for this request."""
     stream: _builtins.bool
@@ -46,6 +47,8 @@ class RunRequest(_message.Message):
     """Whether the events of stages are left out, but for the first, which tells that the execution has begun and may
     cost something; `finished` tells of all stages anyway.
     """
+    any_model: _builtins.bool
+    """Whether the caller named no model, so that one more may answer for a model that is away, behind its own fallbacks."""
     @_builtins.property
     def plan(self) -> _types_pb2.Plan:
         """What to run."""
@@ -69,10 +72,11 @@ class RunRequest(_message.Message):
         request_id: _builtins.str = ...,
         execution_id: _builtins.str = ...,
         no_stages: _builtins.bool = ...,
+        any_model: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "plan", b"plan", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "execution_id", b"execution_id", "no_cache", b"no_cache", "no_stages", b"no_stages", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_model", b"any_model", "context", b"context", "execution_id", b"execution_id", "no_cache", b"no_cache", "no_stages", b"no_stages", "plan", b"plan", "request", b"request", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
