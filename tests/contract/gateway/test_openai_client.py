@@ -78,6 +78,17 @@ async def test_streamed_tool_calls_keep_index_id_and_arguments(client: openai.As
     assert final.choices[0].finish_reason == "tool_calls"
 
 
+async def test_no_chunk_has_two_fragments_of_a_call_which_older_clients_take_for_two_calls(
+    client: openai.AsyncOpenAI,
+) -> None:
+    tools: Any = [tool("weather"), tool("time")]
+    stream = await client.chat.completions.create(model="far", messages=ASK, tools=tools, stream=True)
+    deltas = [chunk.choices[0].delta.tool_calls or [] async for chunk in stream if chunk.choices]
+    places = [[call.index for call in calls] for calls in deltas]
+    assert {place for row in places for place in row} == {0, 1}
+    assert all(len(set(row)) == len(row) for row in places), places
+
+
 async def test_one_call_at_a_time_is_told_and_is_one_call(whole: Whole, client: openai.AsyncOpenAI) -> None:
     asked: Any = {"model": "far", "messages": ASK, "tools": [tool("weather"), tool("time")]}
     plain = await client.chat.completions.create(**asked, parallel_tool_calls=False)

@@ -25,7 +25,7 @@ WORDS = ["Hello", " from", " afar"]
 
 @dataclass
 class Obliging:
-    """Streams: a call of every tool that is offered, an object that fits the schema, or a greeting."""
+    """Streams: a call of every tool that is offered, in fragments, an object that fits the schema, or a greeting."""
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -37,36 +37,43 @@ class Obliging:
         self.bodies.append(body)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        calls = b""
         for delta, reason in self.deltas(body):
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             if body.get("logprobs") and "content" in delta:
                 choice["logprobs"] = {"content": [{"token": delta["content"], "logprob": -0.5, "top_logprobs": []}]}
-            await self.send(response, {"model": "far-1", "choices": [choice]})
+            frame = self.frame({"model": "far-1", "choices": [choice]})
+            if "tool_calls" in delta:
+                # A call's fragments often arrive together.
+                calls += frame
+                continue
+            await response.write(calls + frame)
             if self.hold:
                 try:
                     await asyncio.sleep(60)
                 finally:
                     self.left.set()
-        await self.send(response, {"choices": [], "usage": USAGE})
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(self.frame({"choices": [], "usage": USAGE}) + b"data: [DONE]\n\n")
         return response
 
     def deltas(self, body: dict[str, Any]) -> list[tuple[dict[str, Any], str | None]]:
         answered = body["messages"][-1]["role"] == "tool"
         if body.get("tools") and not answered:
-            calls = [self.call(place, tool["function"]) for place, tool in enumerate(body["tools"])]
-            return [*(({"tool_calls": [call]}, None) for call in calls), ({}, "tool_calls")]
+            calls = [part for place, tool in enumerate(body["tools"]) for part in self.call(place, tool["function"])]
+            return [*(({"tool_calls": [part]}, None) for part in calls), ({}, "tool_calls")]
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         words = [msgspec.json.encode(fitting(schema)).decode()] if schema else WORDS
         return [*(({"content": word}, None) for word in words), ({}, "stop")]
 
-    def call(self, place: int, function: dict[str, Any]) -> dict[str, Any]:
+    def call(self, place: int, function: dict[str, Any]) -> list[dict[str, Any]]:
+        """As OpenAI sends them: who is called first, then the arguments in pieces."""
         arguments = msgspec.json.encode(fitting(function.get("parameters", {}))).decode()
-        told = {"name": function["name"], "arguments": arguments}
-        return {"index": place, "id": f"call_{place}", "type": "function", "function": told}
+        head = {"id": f"call_{place}", "type": "function", "function": {"name": function["name"], "arguments": ""}}
+        rest = [{"function": {"arguments": piece}} for piece in (arguments[:3], arguments[3:])]
+        return [{"index": place, **part} for part in (head, *rest)]
 
-    async def send(self, response: web.StreamResponse, chunk: Any) -> None:
-        await response.write(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+    def frame(self, chunk: Any) -> bytes:
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     async def embeddings(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())

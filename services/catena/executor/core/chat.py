@@ -219,24 +219,26 @@ def gather(deltas: Iterable[Delta]) -> tuple[Choice, ...]:
 
 
 def _join(index: int, pieces: list[Delta]) -> Choice:
-    tools: dict[int, ToolCall] = {}
-    for piece in pieces:
-        for call in piece.tool_calls:
-            before = tools.get(call.index, ToolCall(index=call.index))
-            tools[call.index] = replace(
-                before,
-                id=before.id or call.id,
-                name=before.name or call.name,
-                arguments=before.arguments + call.arguments,
-            )
     message = Message(
         role="assistant",
         content="".join(piece.text for piece in pieces),
-        tool_calls=tuple(tools[number] for number in sorted(tools)),
+        tool_calls=_whole_calls(call for piece in pieces for call in piece.tool_calls),
     )
     reason = next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), "")
     logprobs = tuple(token for piece in pieces for token in piece.logprobs)
     return Choice(index=index, message=message, finish_reason=reason, logprobs=logprobs)
+
+
+def _whole_calls(fragments: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
+    """One call an index, in their order, from its successive fragments."""
+    found: dict[int, ToolCall] = {}
+    for call in fragments:
+        before = found.get(call.index)
+        if before is not None:
+            arguments = before.arguments + call.arguments
+            call = replace(before, id=before.id or call.id, name=before.name or call.name, arguments=arguments)
+        found[call.index] = call
+    return tuple(found[index] for index in sorted(found))
 
 
 def as_deltas(choices: Iterable[Choice]) -> list[Delta]:
@@ -264,13 +266,16 @@ def first_call(calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
 
 
 def merged(several: Sequence[Delta]) -> Delta:
-    """Successive pieces of one answer as one."""
+    """Successive pieces of one answer as one.
+
+    A call has one fragment in it: clients take the fragments of one piece for different calls.
+    """
     if len(several) == 1:
         return several[0]
     return Delta(
         index=several[0].index,
         text="".join(delta.text for delta in several),
-        tool_calls=tuple(call for delta in several for call in delta.tool_calls),
+        tool_calls=_whole_calls(call for delta in several for call in delta.tool_calls),
         logprobs=tuple(token for delta in several for token in delta.logprobs),
         finish_reason=next((delta.finish_reason for delta in reversed(several) if delta.finish_reason), ""),
     )
