@@ -110,6 +110,10 @@ REFUSED = ("busy", "busy for reasons unsaid", "broken", "reset")
 LASTING = {"too long": "context_length_exceeded", "bad key": "provider_key_refused", "very busy": "provider_busy"}
 MIDWAY = ("cut", "ended early", "garbage", "error inside")
 """Faults after the first word."""
+EARLY = tuple(fault for fault in PASSING if fault not in MIDWAY)
+"""Faults before it: a stream is tried again like any other answer, for nothing has been said."""
+TRIED_AGAIN = [*((fault, False) for fault in PASSING), *((fault, True) for fault in EARLY)]
+STOOD_IN_FOR = [*((fault, False) for fault in (*PASSING, *LASTING)), *((fault, True) for fault in (*EARLY, *LASTING))]
 
 
 @every
@@ -132,32 +136,38 @@ async def test_a_good_answer_costs_what_the_provider_counted_at_the_price_of_eac
 
 
 @every
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize(("fault", "stream"), TRIED_AGAIN)
 async def test_what_passes_is_tried_again_and_each_attempt_is_told_and_billed_for_what_it_did(
-    dialect: Dialect, fault: str
+    dialect: Dialect, fault: str, stream: bool
 ) -> None:
     async with far(dialect, fault, "well") as it:
-        finished, _ = await it.ask()
+        finished, words = await it.ask(stream=stream)
     first, second = finished.stages
     assert finished.choices[0].text == ANSWER
+    assert words == (ANSWER if stream else "")
     assert [(one.attempt, one.outcome, one.error_code) for one in (first, second)] == [
         (1, "failed", PASSING[fault]),
         (2, "accepted", ""),
     ]
     assert (first.cost_usd == 0) == (fault in REFUSED)
-    assert it.billed() == pytest.approx(first.cost_usd + second.cost_usd)
+    assert second.cost_usd == pytest.approx(cost(dialect))
+    assert it.billed() == finished.cost_usd == pytest.approx(first.cost_usd + second.cost_usd)
     assert len(it.server.bodies) == 2
 
 
 @every
-@pytest.mark.parametrize("fault", [*PASSING, *LASTING])
+@pytest.mark.parametrize(("fault", "stream"), STOOD_IN_FOR)
 async def test_a_model_that_stays_away_is_stood_in_for_by_its_fallback_which_is_named_and_billed(
-    dialect: Dialect, fault: str
+    dialect: Dialect, fault: str, stream: bool
 ) -> None:
     async with far(dialect, fault, spare=True) as it:
-        finished, _ = await it.ask()
-    last = finished.stages[-1]
+        finished, words = await it.ask(stream=stream)
+    *tried, last = finished.stages
     assert finished.choices[0].text == ANSWER
+    assert words == (ANSWER if stream else "")
+    assert last.cost_usd == pytest.approx(cost(dialect))
+    assert all((one.cost_usd == 0) == (fault in REFUSED or fault in LASTING) for one in tried)
+    assert it.billed() == finished.cost_usd == pytest.approx(sum(one.cost_usd for one in finished.stages))
     assert (finished.model, last.model, last.outcome) == ("spare", "spare", "accepted")
     assert last.reason == f"instead of far ({(PASSING | LASTING)[fault]})"
     assert len(it.server.bodies) == (1 if fault in LASTING else 2)
@@ -166,11 +176,12 @@ async def test_a_model_that_stays_away_is_stood_in_for_by_its_fallback_which_is_
 
 
 @every
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", [*LASTING, "filtered"])
-async def test_what_does_not_pass_is_asked_once_and_costs_nothing(dialect: Dialect, fault: str) -> None:
+async def test_what_does_not_pass_is_asked_once_and_costs_nothing(dialect: Dialect, fault: str, stream: bool) -> None:
     async with far(dialect, fault, "well") as it:
         with pytest.raises(CatenaError) as caught:
-            await it.ask()
+            await it.ask(stream=stream)
         assert caught.value.code == {**LASTING, "filtered": "content_filter"}[fault]
         assert len(it.server.bodies) == 1
         assert it.billed() == 0
@@ -183,6 +194,7 @@ async def test_what_a_content_filter_refuses_is_not_carried_to_another_model(dia
             await it.ask()
         assert caught.value.code == "content_filter"
         assert not it.other.bodies
+        assert it.billed() == 0
 
 
 @every
@@ -237,6 +249,7 @@ async def test_a_silent_model_without_a_fallback_is_given_all_its_time_and_no_se
             await it.ask(timeout_s=0.4)
         assert caught.value.code in ("stage_timeout", "provider_timeout")
         assert len(it.server.bodies) == 1
+        assert it.billed() > 0, "it read the question, for all we know"
 
 
 @every
@@ -250,6 +263,8 @@ async def test_a_slow_first_token_is_waited_for_unless_another_model_can_be_aske
     assert words == ANSWER, "nothing was said before the change of models, so nothing is said twice"
     assert finished.model == ("spare" if spare else "far")
     assert finished.lossy is False
+    assert finished.stages[-1].cost_usd == pytest.approx(cost(dialect))
+    assert it.billed() == pytest.approx(sum(one.cost_usd for one in finished.stages))
 
 
 @chatting
@@ -268,6 +283,7 @@ async def test_a_stall_without_a_fallback_ends_with_its_stage_and_never_as_an_an
             await it.ask(stream=True, timeout_s=0.5)
         assert caught.value.code in ("stage_timeout", "provider_timeout")
         await asyncio.wait_for(it.server.left.wait(), 30)
+        assert it.billed() > 0, "what came before is paid for"
 
 
 @every
@@ -275,7 +291,7 @@ async def test_a_stream_without_its_closing_sentinel_is_whole_and_counted(dialec
     async with far(dialect, "no done") as it:
         finished, words = await it.ask(stream=True)
     assert words == ANSWER
-    assert finished.cost_usd > 0
+    assert finished.cost_usd == pytest.approx(cost(dialect))
     assert finished.stages[0].reason == ""
 
 
@@ -288,9 +304,10 @@ async def test_an_answer_that_nobody_counted_soundly_is_estimated_and_says_so(
     dialect: Dialect, how: str, told: str
 ) -> None:
     async with far(dialect, how) as it:
-        finished, _ = await it.ask()
-    assert finished.choices[0].text == ANSWER
+        finished, words = await it.ask(stream=True)
+    assert finished.choices[0].text == words == ANSWER
     assert finished.stages[0].reason == told
+    assert it.billed() == finished.cost_usd > 0
     assert finished.usage.output_tokens == round(len(ANSWER) / 4)
 
 
@@ -300,6 +317,7 @@ async def test_events_that_come_twice_are_said_and_counted_once(dialect: Dialect
         finished, words = await it.ask(stream=True)
     assert words == finished.choices[0].text == ANSWER
     assert finished.usage.output_tokens == COUNTS["output"]
+    assert it.billed() == finished.cost_usd == pytest.approx(cost(dialect))
 
 
 @every
