@@ -2,6 +2,8 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,32 @@ def test_a_method_is_named_by_room_and_verb(method: str, verb: str) -> None:
 def test_each_kind_has_its_http_status() -> None:
     kinds = [Invalid, Missing, Conflict, Exhausted, Unavailable, Late, Denied]
     assert [http_status(kind("x")) for kind in kinds] == [400, 404, 409, 429, 503, 504, 403]
+
+
+async def test_a_room_that_is_slow_to_take_a_connection_is_waited_for(tmp_path: Path) -> None:
+    async def answer(request: bytes) -> bytes:
+        return request
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(tmp_path, unary=answer))
+        front = f"{tmp_path}/slow.sock"
+        slow = await asyncio.start_unix_server(partial(passed_on, server.address.removeprefix("unix:"), 0.5), front)
+        stack.push_async_callback(slow.wait_closed)
+        stack.callback(slow.close)
+        channel = await stack.enter_async_context(dial(f"unix:{front}", token=TOKEN))
+        assert await Client(channel, "echo").say(b"hello") == b"hello"
+
+
+async def passed_on(path: str, after_s: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass bytes both ways between a connection, after a while, and the socket at `path`."""
+    await asyncio.sleep(after_s)
+    there, here = await asyncio.open_unix_connection(path)
+
+    async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while more := await source.read(65536):
+                sink.write(more)
+                await sink.drain()
+        sink.close()
+
+    await asyncio.gather(pipe(reader, here), pipe(there, writer))
