@@ -12,7 +12,8 @@ from catena.api.executor.v1 import executor_pb2 as pb
 from catena.api.types.v1 import types_pb2
 from catena.executor.handlers.values import plain, to_struct, to_value
 from catena.kit.bus import open_bus
-from catena.kit.errors import Conflict, Invalid, Missing
+from catena.kit.config import ModelConfig
+from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.kit.event import Event
 from catena.kit.serve import Caller, as_caller
 from catena.kit.testing import eventually, nats_server, postgres
@@ -188,6 +189,20 @@ async def test_a_stream_that_the_model_leaves_never_passes_as_whole(tmp_path: Pa
         with pytest.raises(Exception, match="broke off"):
             await finished(room.stub.Run(request(LARGE)))
         assert len(room.adapters.asked) == 3, "nothing had reached the client: tried twice"
+
+
+async def test_for_who_named_no_model_another_answers_once_for_one_that_is_away(tmp_path: Path) -> None:
+    dead = ModelConfig(name="dead", provider="openai", base_url="http://127.0.0.1:9/v1")
+    plan = sequential("dead")
+    async with around(tmp_path, house=house_at(tmp_path, models=[dead])) as room:
+        with pytest.raises(Unavailable):
+            await finished(room.stub.Run(request(plan)))
+        end = await finished(room.stub.Run(request(plan, any_model=True)))
+        asked = pb.SubmitRunRequest(run=request(plan, any_model=True))
+        later = (await ended(room.stub, (await room.stub.SubmitRun(asked)).run.id)).result
+    for told in (end, later):
+        assert (told.model, told.choices[0].message.content) == ("small", "HELLO THERE")
+        assert told.stages[-1].reason.startswith("instead of dead (")
 
 
 async def test_lossless_speculation_is_asked_of_the_adapters_and_bills_both(tmp_path: Path) -> None:

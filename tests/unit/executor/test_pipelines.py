@@ -1,6 +1,7 @@
 """Templates, operations, soundness, and steps run over fakes."""
 
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -369,3 +370,20 @@ async def test_a_budget_holds_over_all_steps_of_a_pipeline() -> None:
             step("two", "model", model="large"),
             context=Context(max_cost_usd=0.0002),
         )
+
+
+@pytest.mark.timed
+async def test_a_step_costs_less_than_a_millisecond_of_its_own() -> None:
+    table = bed()
+    kinds = [("transform", {"value": {"a": "{input}"}}), ("preprocess", {"operations": ["strip", "lower"]})]
+    for kind, config in kinds:
+        took_ms = []
+        for count in (1, 50):
+            steps = [step(f"s{number}", kind, **config) for number in range(count)]
+            rounds = []
+            for number in range(5):
+                started = perf_counter()
+                await predicted(table, *steps, data=f"text {number}", no_cache=True)
+                rounds.append((perf_counter() - started) * 1000)
+            took_ms.append(min(rounds))
+        assert (took_ms[1] - took_ms[0]) / 49 < 1.0, kind
