@@ -94,7 +94,10 @@ async def open_gateway(house: House, config: GatewayConfig, world: World) -> Asy
                 drain_s=house.drain_s,
             ),
         ):
-            yield
+            try:
+                yield
+            finally:
+                front.live.closing.set()
 
 
 async def _front(chassis: Chassis, config: GatewayConfig, asking: Asking, keys: KeyStore, webhooks: Webhooks) -> Front:

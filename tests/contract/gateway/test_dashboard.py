@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ async def test_figures_come_at_once_and_again_when_they_change(behind: Behind) -
             view = await next_view(answer)
     assert set(view["latency_by_type"]) == {"base", "adapter"}
     assert view["experiments"][0]["arms"][1] == {"name": "treatment", "outcomes": 40, "quality": 0.74}
+
+
+async def test_an_open_page_does_not_hold_up_the_end_of_the_gateway(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(gateway_with_rooms(tmp_path, drain_s=60.0))
+        headers = {"Authorization": f"Bearer {behind.key}"}
+        async with aiohttp.ClientSession(behind.url, headers=headers) as http, http.get("/dashboard/events") as answer:
+            await next_view(answer)
+            async with asyncio.timeout(30):
+                await stack.aclose()
+                await answer.content.read()
 
 
 async def test_figures_need_a_key(behind: Behind) -> None:

@@ -1,8 +1,9 @@
 """The dashboard: the page, its figures once, and its figures as they change, as server-sent events."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,12 +26,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What the page draws for a key: its tenant's figures, to one of `shared` everybody's."""
+    """What the page draws for a key: its tenant's figures, to one of `shared` everybody's.
+
+    `closing` is set when the gateway ends: a page that stays open must not hold it up, and comes again to the next.
+    """
 
     asking: Asking
     tiers: Tiers
     trials: Trials
     page: str
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def data(self, _: Request, key: Key) -> Response:
         """All of it, once."""
@@ -53,14 +58,15 @@ class Live:
     async def _views(self, key: Key) -> AsyncGenerator[bytes, None]:
         before, still = b"", 0
         with unhurried():
-            while True:
+            while not self.closing.is_set():
                 now = msgspec.json.encode(await self._view(key))
                 # Repeated now and then, so that a line that is gone is noticed at both ends.
                 if now != before or still >= 5:
                     before, still = now, 0
                     yield now
                 still += 1
-                await asyncio.sleep(EVERY_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.closing.wait(), EVERY_S)
 
 
 async def _body(pump: Pump[bytes]) -> AsyncIterator[bytes]:
