@@ -9,11 +9,10 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from catena.adapters.config import EngineConfig
-from catena.adapters.core.work import AdapterSource, BaseSource, Constraint, Message, Sampling, Tool, Weights, Work
+from catena.adapters.core.work import AdapterSource, BaseSource, Constraint, Message, Sampling, Weights, Work
 from catena.adapters.drivers.remote import RemoteEngine, open_remote
 from catena.api.adapters.v1 import adapters_pb2 as pb
 from catena.artifacts import manifest
@@ -24,7 +23,16 @@ from tests.contract.adapters.making import make_adapter, part_of
 from tests.contract.adapters.standin_tgi import StandIn
 from tests.contract.adapters.standin_vllm import served
 from tests.contract.adapters.test_room import question, register, text_of
-from tests.contract.adapters.test_vllm_engine import lone_house, part_bytes, refusal, said, signed
+from tests.contract.adapters.test_vllm_engine import (
+    CALL,
+    CALLING,
+    lone_house,
+    part_bytes,
+    refusal,
+    said,
+    signed,
+    tokens_of_calls,
+)
 
 BASE = MODELS / "demo-large"
 SOURCE = BaseSource(name="demo-large", folder=str(BASE))
@@ -166,17 +174,7 @@ async def test_leaving_a_slow_stream_aborts_it_at_the_server(engine: RemoteEngin
 
 
 async def test_where_one_call_is_wanted_nothing_is_generated_behind_it(engine: RemoteEngine, standin: StandIn) -> None:
-    standin.slow, standin.slow_behind = True, "</tool_call>"
-    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
-    asked = work(messages=(), prompt=call[::-1], sampling=Sampling(max_tokens=90), tools=(Tool(name="add"),))
-    async with asyncio.timeout(30):
-        texts, _, done = await said(engine, msgspec.structs.replace(asked, one_call=True))
-        await standin.aborted.wait()
-    assert texts[0].startswith(call)
-    assert len(call) <= done.output_tokens < 90
-    standin.slow = False
-    texts, _, done = await said(engine, asked)
-    assert (texts, done.output_tokens) == ({0: call}, len(call) + 1)
+    assert await tokens_of_calls(engine, standin, work(**CALLING)) == len(CALL) + 1, "its end is a token, too"
 
 
 async def test_streams_that_are_cut_or_fail_never_pass_as_whole(engine: RemoteEngine, standin: StandIn) -> None:

@@ -227,18 +227,29 @@ async def test_leaving_a_slow_stream_aborts_it_at_the_server(engine: RemoteEngin
     assert standin.running == 0
 
 
+CALL = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+CALLING: dict[str, Any] = {
+    "messages": (), "prompt": CALL[::-1], "sampling": Sampling(max_tokens=90), "tools": (Tool(name="add"),),
+}  # fmt: skip
+"""What the stand-ins, which say a prompt backwards, answer with a call."""
+
+
 async def test_where_one_call_is_wanted_nothing_is_generated_behind_it(engine: RemoteEngine, standin: StandIn) -> None:
+    assert await tokens_of_calls(engine, standin, work(**CALLING)) == len(CALL)
+
+
+async def tokens_of_calls(engine: RemoteEngine, standin: Any, asked: Work) -> int:
+    """Ask for one call of a server that would go on, then for as many as it likes; the tokens of the latter."""
     standin.slow, standin.slow_behind = True, "</tool_call>"
-    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
-    asked = work(messages=(), prompt=call[::-1], sampling=Sampling(max_tokens=90), tools=(Tool(name="add"),))
     async with asyncio.timeout(30):
         texts, _, done = await said(engine, msgspec.structs.replace(asked, one_call=True))
         await standin.aborted.wait()
-    assert texts[0].startswith(call)
-    assert len(call) <= done.output_tokens < 90
+    assert texts[0].startswith(CALL)
+    assert len(CALL) <= done.output_tokens < 90
     standin.slow = False
     texts, _, done = await said(engine, asked)
-    assert (texts, done.output_tokens) == ({0: call}, len(call))
+    assert texts == {0: CALL}
+    return done.output_tokens
 
 
 async def test_a_stream_cut_midway_never_passes_as_whole(engine: RemoteEngine, standin: StandIn) -> None:
