@@ -62,7 +62,11 @@ class Adapters(adapters_pb2_grpc.AdaptersServiceServicer):
             return
         reading = types_pb2.Usage(input_tokens=10, output_tokens=len(words))
         done = adapters_pb2.GenerateDone(
-            usage=reading, resolved_model=f"{request.model}#sha256:1", min_probability=0.9, first_token_ms=1.0
+            usage=reading,
+            resolved_model=f"{request.model}#sha256:1",
+            min_probability=0.9,
+            first_token_ms=1.0,
+            load_ms=0.25,
         )
         if request.draft_model:
             done.draft_usage.CopyFrom(types_pb2.Usage(input_tokens=10, output_tokens=20))

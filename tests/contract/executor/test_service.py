@@ -40,7 +40,7 @@ async def test_a_run_streams_stage_events_deltas_and_an_end_that_adds_up(tmp_pat
     end = events[-1].finished
     assert end.choices[0].message.content == "HELLO THERE"
     assert end.cost_usd == pytest.approx((10 * 10 + 2 * 40) / 1e6)
-    assert end.stages[0].resolved_model == "large#sha256:1"
+    assert (end.stages[0].resolved_model, end.stages[0].load_ms) == ("large#sha256:1", 0.25)
     assert room.adapters.tenants == ["acme"]
 
 

@@ -1,5 +1,6 @@
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from catena.adapters.core.errors import AdapterWithdrawn, BadModel, UnknownAdapt
 from catena.adapters.core.manner import Manner
 from catena.adapters.core.resident import Budget
 from catena.adapters.core.work import Message, Piece, Sampling, Weights
-from catena.kit.clock import still_world
+from catena.kit.clock import ManualClock, still_world
 from catena.kit.errors import Invalid, Unavailable
 from tests.unit.adapters.fakes import FakeBases, FakeEngine, FakeGate, FakeRegistry, record
 
@@ -21,13 +22,14 @@ HELLO = (Message(role="user", content="hello"),)
 class Bench:
     def __init__(self, *names: str, base_budget_bytes: int = 0) -> None:
         self.free: int | None = None
+        self.clock = ManualClock()
         self.engine, self.gate, self.registry = FakeEngine(), FakeGate(), FakeRegistry(*names)
         self.adapters = Adapters(
             engine=self.engine,
             registry=self.registry,
             bases=FakeBases(),
             gate=self.gate,
-            world=still_world(),
+            world=replace(still_world(), clock=self.clock),
             manner=Manner(
                 budget=Budget(bytes=1000, count=10),
                 base_budget_bytes=base_budget_bytes,
@@ -56,6 +58,16 @@ async def test_the_weights_that_were_asked_for_answer() -> None:
     assert (base, base_end.model) == ("base", f"base#{'b' * 64}")
     assert (code, code_end.model) == ("digest-code", "base@code:1#digest-code")
     assert bench.gate.checked == ["code"]
+
+
+async def test_the_end_tells_how_long_the_answer_waited_for_its_weights() -> None:
+    bench = Bench("code")
+    bench.engine.on_load = lambda weights: bench.clock.advance(0.25)
+
+    _, cold = await bench.ask("base@code")
+    _, warm = await bench.ask("base@code")
+
+    assert (cold.load_ms, warm.load_ms) == (pytest.approx(250.0), 0.0)
 
 
 async def test_a_missing_adapter_is_never_answered_by_its_base() -> None:

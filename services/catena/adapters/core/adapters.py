@@ -86,7 +86,9 @@ class Adapters:
         """
         check(question)
         async with AsyncExitStack() as held:
+            began_s = self._world.clock.monotonic()
             target = await self._hold_or_stand_in(tenant, question, held)
+            load_ms = 1000 * (self._world.clock.monotonic() - began_s)
             draft = None
             if question.draft_model:
                 draft = await self._hold(await self.names.resolve(tenant, question.draft_model), held, beside=True)
@@ -114,7 +116,13 @@ class Adapters:
                         if read != Piece(read.index, ""):
                             yield read
                         continue
-                    yield Answered(done=piece, model=target.resolved, served=target.served, reason=target.reason)
+                    yield Answered(
+                        done=piece,
+                        model=target.resolved,
+                        served=target.served,
+                        reason=target.reason,
+                        load_ms=load_ms,
+                    )
 
     async def load(self, tenant: str, model: str) -> tuple[float, int]:
         """Make a base or adapter resident; the milliseconds that it took, 0 if it was, and its bytes."""

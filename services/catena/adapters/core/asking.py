@@ -51,13 +51,14 @@ class Question:
 class Answered:
     """How it ended, and `base@adapter:version#digest` that answered.
 
-    `served` and `reason`: whether that is what was asked for, and why if not.
+    `served` and `reason`: whether that is what was asked for, and why if not. `load_ms` went on making it resident.
     """
 
     done: Done
     model: str
     served: Served = "asked"
     reason: str = ""
+    load_ms: float = 0.0
 
 
 def check(question: Question) -> None:

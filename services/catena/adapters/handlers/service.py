@@ -370,6 +370,7 @@ def done_to(answered: Answered) -> pb.GenerateDone:
         draft_usage=types.Usage(input_tokens=done.draft_input_tokens, output_tokens=done.draft_output_tokens),
         served=answered.served,
         reason=answered.reason,
+        load_ms=answered.load_ms,
     )
 
 

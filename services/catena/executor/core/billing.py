@@ -44,6 +44,7 @@ def stages_of(
         reason="; ".join(filter(None, (why, ended.remark, doubt))),
         answer_digest=digest(result.choices, run.tenant) if result is not None else "",
         answer_features=answer_features(asked.request.asked, result.text) if outcome == "accepted" and result else (),
+        load_ms=ended.load_ms,
     )
     if asked.draft is None or ended.draft_usage == NOTHING_USED:
         return [main]

@@ -36,6 +36,7 @@ class StageResult:
     reason: str = ""
     answer_digest: str = ""
     answer_features: tuple[float, ...] = ()
+    load_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,8 @@ class Ask:
 class Ended:
     """How a generation ended. `usage` None: the provider did not say. `confidence`: least token probability.
 
-    `remark` says why another than the named model answered; empty: the named one did.
+    `remark` says why another than the named model answered; empty: the named one did. `load_ms`: it waited for a local
+    model to be loaded.
     """
 
     usage: Usage | None = None
@@ -42,6 +43,7 @@ class Ended:
     accepted_tokens: int = 0
     draft_usage: Usage = NOTHING_USED
     remark: str = ""
+    load_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

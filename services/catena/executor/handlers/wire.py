@@ -45,6 +45,7 @@ def piece_from(message: adapters_pb2.GenerateResponse) -> Piece:
         accepted_tokens=done.accepted_tokens,
         draft_usage=chat.usage_from(done.draft_usage),
         remark=done.reason,
+        load_ms=done.load_ms,
     )
     return Piece(deltas=deltas, ended=ended)
 
@@ -79,6 +80,7 @@ FIGURES = (
     "reason",
     "answer_digest",
     "answer_features",
+    "load_ms",
 )
 
 

@@ -109,6 +109,7 @@ class GenerateDone(_message.Message):
     DRAFT_USAGE_FIELD_NUMBER: _builtins.int
     SERVED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LOAD_MS_FIELD_NUMBER: _builtins.int
     resolved_model: _builtins.str
     """`base@adapter:version#digest` that answered."""
     min_probability: _builtins.float
@@ -127,6 +128,8 @@ class GenerateDone(_message.Message):
     """
     reason: _builtins.str
     """Why another than the named model answered; empty: the named one did."""
+    load_ms: _builtins.float
+    """Milliseconds that it waited for base and adapter to become resident, before those of `first_token_ms`."""
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
         """Tokens read and written."""
@@ -148,10 +151,11 @@ class GenerateDone(_message.Message):
         draft_usage: _types_pb2.Usage | None = ...,
         served: _builtins.str = ...,
         reason: _builtins.str = ...,
+        load_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["draft_usage", b"draft_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_usage", b"draft_usage", "drafted_tokens", b"drafted_tokens", "first_token_ms", b"first_token_ms", "mean_logprob", b"mean_logprob", "min_probability", b"min_probability", "reason", b"reason", "resolved_model", b"resolved_model", "served", b"served", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_usage", b"draft_usage", "drafted_tokens", b"drafted_tokens", "first_token_ms", b"first_token_ms", "load_ms", b"load_ms", "mean_logprob", b"mean_logprob", "min_probability", b"min_probability", "reason", b"reason", "resolved_model", b"resolved_model", "served", b"served", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

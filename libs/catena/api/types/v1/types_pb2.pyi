@@ -1038,6 +1038,7 @@ class StageResult(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ANSWER_DIGEST_FIELD_NUMBER: _builtins.int
     ANSWER_FEATURES_FIELD_NUMBER: _builtins.int
+    LOAD_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the stage in its plan; retries carry the same name."""
     role: Global___Role.ValueType
@@ -1068,6 +1069,8 @@ class StageResult(_message.Message):
     """Why the outcome, in a few words, without text of prompt or answer; empty: nothing to say."""
     answer_digest: _builtins.str
     """Digest of the normalised answer, so that agreement can be counted without its text; empty: no answer."""
+    load_ms: _builtins.float
+    """Milliseconds of `first_token_ms` that a local model was loading; 0: it was there, or nothing is known of it."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens as the provider counted them."""
@@ -1098,10 +1101,11 @@ class StageResult(_message.Message):
         reason: _builtins.str = ...,
         answer_digest: _builtins.str = ...,
         answer_features: _abc.Iterable[_builtins.float] | None = ...,
+        load_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "answer_digest", b"answer_digest", "answer_features", b"answer_features", "attempt", b"attempt", "confidence", b"confidence", "cost_usd", b"cost_usd", "drafted_tokens", b"drafted_tokens", "duration_ms", b"duration_ms", "error_code", b"error_code", "first_token_ms", b"first_token_ms", "model", b"model", "name", b"name", "outcome", b"outcome", "reason", b"reason", "resolved_model", b"resolved_model", "role", b"role", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "answer_digest", b"answer_digest", "answer_features", b"answer_features", "attempt", b"attempt", "confidence", b"confidence", "cost_usd", b"cost_usd", "drafted_tokens", b"drafted_tokens", "duration_ms", b"duration_ms", "error_code", b"error_code", "first_token_ms", b"first_token_ms", "load_ms", b"load_ms", "model", b"model", "name", b"name", "outcome", b"outcome", "reason", b"reason", "resolved_model", b"resolved_model", "role", b"role", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
