@@ -29,7 +29,7 @@ async def run(report: Report, tables: list[Table], parts: str, seeds: int) -> No
         if "2" in parts and (wide or len(tables) == 1):
             await many(report, table, min(seeds, 3))
         if "3" in parts and (wide or len(tables) == 1):
-            await live(report, table)
+            await live(report, table, min(seeds, 3))
         if "4" in parts and wide:
             await strategies(report, table)
     if "5" in parts:

@@ -147,7 +147,8 @@ class Room:
             chars=ask.chars,
             stages=stages,
             cost_usd=float(sum(self.table.usd[row, self.place[stage.model]] for stage in stages)),
-            latency_ms=max(stage.duration_ms for stage in stages),
+            latency_ms=max((s.duration_ms for s in stages if s.role is not Role.MAIN), default=0.0)
+            + sum(s.duration_ms for s in stages if s.role is Role.MAIN),
         )
 
 

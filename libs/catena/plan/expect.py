@@ -104,6 +104,25 @@ def agreeing(accuracies: Sequence[float], bonds: Bonds) -> Gate:
     return _agreeing(tuple(round(accuracy, 3) for accuracy in accuracies), bonds.rho, bonds.coincidence)
 
 
+def if_disagreed(fast: Sequence[float], main: float, bonds: Bonds = DEFAULT_BONDS) -> float:
+    """How often a model of accuracy `main` is right where models of the accuracies `fast` did not all agree.
+
+    Of one fast model alone: where it was wrong.
+    """
+    firsts = [round(accuracy, 2) for accuracy in fast]
+    if len(firsts) == 1:
+        both = both_right(firsts[0], main, bonds.rho)
+        return (main - both) / (1.0 - firsts[0]) if firsts[0] < 1.0 else main
+    kept = right = 0.0
+    columns = [_given_difficulty(accuracy, bonds.rho) for accuracy in firsts]
+    for node, able in enumerate(_given_difficulty(round(main, 2), bonds.rho)):
+        agreed = math.prod(column[node] for column in columns)
+        agreed += math.prod(1.0 - column[node] for column in columns) * bonds.coincidence ** (len(firsts) - 1)
+        kept += agreed / _NODES
+        right += (1.0 - agreed) * able / _NODES
+    return right / (1.0 - kept) if kept < 1.0 else main
+
+
 def vote(accuracies: Sequence[float], bonds: Bonds, *, judge: float | None = None) -> float:
     """Probability that a plurality vote is right; a tie falls to a `judge` of that accuracy, or to chance."""
     columns = [_given_difficulty(accuracy, bonds.rho) for accuracy in accuracies]

@@ -10,6 +10,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceStub
+from catena.api.events.v1.events_pb2 import ResidencyChanged
 from catena.api.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from catena.api.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 from catena.embed import BackgroundEmbedder, open_embedder
@@ -31,8 +33,9 @@ from catena.router.core.router import Manner, Ports, Router
 from catena.router.core.tuning import Bounds
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.models import ExecutorModels, configured_models
+from catena.router.drivers.residents import AdapterResidents
 from catena.router.drivers.tables import MIGRATIONS, metadata
-from catena.router.handlers.events import ADAPTERS, hearing
+from catena.router.handlers.events import ADAPTERS, RESIDENCY, hearing
 from catena.router.handlers.rpc import RouterHandlers
 
 ROOM = "router"
@@ -59,8 +62,9 @@ async def open_router(house: House, config: RouterConfig, world: World) -> Async
         journal = SqlJournal(chassis.store, chassis.outbox, window=config.window)
         await journal.seed_domains([_domain(one, world) for one in config.domains])
         models = ExecutorModels(ExecutorServiceStub(await chassis.dial("executor")))
+        residents = AdapterResidents(AdaptersServiceStub(await chassis.dial("adapters")))
         router = Router(
-            Ports(journal=journal, embed=embed, fetch_models=models),
+            Ports(journal=journal, embed=embed, fetch_models=models, fetch_residents=residents),
             shapes,
             configured_models(house.models),
             manner,
@@ -120,7 +124,12 @@ def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
     async def renewed(event: Event) -> None:
         await router.refetch(event.tenant)
 
+    async def moved(event: Event) -> None:
+        told = ResidencyChanged.FromString(event.data)
+        router.present.residents.moved(told.model, told.tier)
+
     chassis.watch([ADAPTERS], renewed)
+    chassis.watch([RESIDENCY], moved)
     chassis.background(_tend(router, config), "tend")
     if config.auto_tune_s > 0.0:
         chassis.background(_tune(router, config.auto_tune_s), "tune")

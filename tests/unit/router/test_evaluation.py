@@ -6,9 +6,9 @@ import pytest
 from catena.kit.errors import Invalid
 from catena.plan.build import sequential
 from catena.plan.model import Role
+from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.evaluation import evaluate
-from catena.router.core.knowledge import Kinds
 from catena.router.core.learning import learn
 from catena.router.core.observation import Observation, StageOutcome
 

@@ -10,10 +10,10 @@ from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Role, Shape
 from catena.router.app import manner_of
 from catena.router.config import RouterConfig
+from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.evidence import evidence_of
 from catena.router.core.guarantee import Promise, binomial_tail, certify, lately, paired
-from catena.router.core.knowledge import Kinds
 from catena.router.core.learning import learn
 from catena.router.core.tuning import Bounds, tune_threshold
 from tests.unit.router.outcome_rows import rows

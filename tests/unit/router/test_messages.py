@@ -39,8 +39,8 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
         execution_id="x",
         plan=plan,
         stages=[
-            result("fast", types_pb2.ROLE_FAST, outcome="failed"),
-            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, **looks),
+            result("fast", types_pb2.ROLE_FAST, outcome="failed", first_token_ms=3.0, load_ms=1.5),
+            result("fast", types_pb2.ROLE_FAST, outcome="rejected", confidence=0.25, first_token_ms=2.0, **looks),
             result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
         ],
         outcome="succeeded",
@@ -50,6 +50,7 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
     assert (fast.input_tokens, fast.output_tokens, fast.duration_ms) == (20, 6, 10.0)
     assert (fast.kept, fast.failed, fast.confidence, fast.digest) == (False, False, 0.25, "d")
     assert (fast.features, main.features) == ((1.5, 0.0), ())
+    assert (fast.first_token_ms, fast.load_ms, main.first_token_ms) == (5.0, 1.5, 0.0)
     assert main.kept and not main.failed
     assert (one.domain, one.routed, one.succeeded) == ("code", True, True)
     assert one.configuration_id == CASCADE.configuration_id

@@ -5,9 +5,10 @@ import pytest
 
 from catena.plan.build import sequential
 from catena.router.core.ask import Ask
+from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.features import NAMES, request_features
-from catena.router.core.knowledge import Kinds, Length
+from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
 from catena.router.core.outcomes import fit_logistic
 from tests.unit.router.outcome_rows import rows

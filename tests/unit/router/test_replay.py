@@ -6,10 +6,10 @@ import pytest
 
 from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Role, Shape
+from catena.router.core.beforehand import Kinds
 from catena.router.core.candidates import House, configured_plans, free_plans
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.evidence import evidence_of
-from catena.router.core.knowledge import Kinds
 from catena.router.core.learning import learn
 from catena.router.core.proposals import propose
 from catena.router.core.replay import replay, shares

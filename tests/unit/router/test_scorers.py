@@ -7,8 +7,8 @@ import pytest
 from catena.plan.answer import NAMES, sureness
 from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Role, Shape
+from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
-from catena.router.core.knowledge import Kinds
 from catena.router.core.learning import learn
 from catena.router.core.scorers import LEAST_ANSWERS, read_answers
 from tests.unit.router.outcome_rows import rows

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from catena.plan.model import Plan
+from catena.router.core.beforehand import Kinds
 from catena.router.core.budget import correction, shadow_price
 from catena.router.core.candidates import House, configured_plans, free_plans
 from catena.router.core.catalogue import Catalogue, catalogue_of
 from catena.router.core.choice import Candidate, Taste, rank
 from catena.router.core.domains import Head
-from catena.router.core.knowledge import Kinds, Knowledge, Length
+from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Noted
 
@@ -68,7 +69,7 @@ class Book:
         """Reckon with other models or prices from now on, and learn anew when there is time."""
         self.catalogue = catalogue
         if self.knowledge is not None:
-            self.knowledge = replace(self.knowledge, catalogue=catalogue)
+            self.knowledge = replace(self.knowledge, catalogue=catalogue, widths={})
         self.stale = True
         self.forget_tables()
 

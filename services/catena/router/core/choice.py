@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Prediction, Shape, describe
@@ -11,6 +12,7 @@ from catena.router.core.knowledge import deviation
 
 CURIOUS_Z = 1.0
 """Deviations by which a plan may be better than estimated and still be worth a try."""
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,8 @@ def explore(
 ) -> tuple[Candidate, float, bool]:
     """What to run, the probability with which it is run, and whether curiosity chose it.
 
-    With probability `share` one of the plans that may be better than estimated is drawn evenly.
+    With probability `share` one of the plans that may be better than estimated is drawn, by how much better it may be
+    (expected improvement; Mockus, Toward Global Optimisation 2, 1978).
     """
     greedy = ranked[0]
     bar = cautious(greedy, taste) - taste.margin
@@ -153,9 +156,17 @@ def explore(
     ]
     if share <= 0.0 or len(curious) < 2:
         return greedy, 1.0, False
-    drawn = rng.choice(curious) if rng.random() < share else greedy
-    odds = share / len(curious) if any(c is drawn for c in curious) else 0.0
+    hopes = [_hope(c, bar) for c in curious]
+    drawn = rng.choices(curious, hopes)[0] if rng.random() < share else greedy
+    odds = share * sum(hope for c, hope in zip(curious, hopes, strict=True) if c is drawn) / sum(hopes)
     return drawn, odds + (1.0 - share if drawn is greedy else 0.0), drawn is not greedy
+
+
+def _hope(candidate: Candidate, bar: float) -> float:
+    """By how much its quality exceeds the bar on average, counting where it does not as nothing."""
+    mean, sd = candidate.prediction.quality.mean, max(deviation(candidate.prediction.quality), 1e-6)
+    ahead = (mean - bar) / sd
+    return max(sd * (_NORMAL.pdf(ahead) + ahead * _NORMAL.cdf(ahead)), 1e-9)
 
 
 def _order(candidate: Candidate) -> tuple[bool, float, float, str]:

@@ -18,7 +18,7 @@ from catena.router.core.observation import Mode
 CLOSELY = 8
 """Plans that are weighed for the request itself; the others rank as they do for its domain and length."""
 HALF_EXPLORED = 50.0
-"""Judged outcomes after which half as much is explored."""
+"""Judged outcomes, since any model changed, after which half as much is explored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,9 @@ def decide(
     share = (
         0.0
         if ask.critical
-        else max(curiosity.floor, curiosity.start * HALF_EXPLORED / (HALF_EXPLORED + knowledge.judged_outcomes))
+        else max(curiosity.floor, curiosity.start * HALF_EXPLORED / (HALF_EXPLORED + knowledge.judged_lately))
     )
+    reason += _changes(ranked[:CLOSELY], knowledge)
     drawn, propensity, curious = explore(ranked, taste, share, rng)
     if curious:
         reason = f"explored with probability {propensity:.3f}; otherwise {describe(ranked[0].plan)}"
@@ -180,6 +181,17 @@ def _settled(
         features=request_features(ask),
     )
     return Decision(plan=with_collection(plan, ask.collection), found=found, ranked=ranked, reason=reason)
+
+
+def _changes(ranked: Sequence[Candidate], knowledge: Knowledge) -> str:
+    """Which of their models became others, in words; empty: none did."""
+    models = {stage.model for candidate in ranked for stage in candidate.plan.stages}
+    told = [(model, knowledge.changes[model]) for model in sorted(models & knowledge.changes.keys())]
+    return "".join(
+        f"; {model} has changed: {'better' if change.shift > 0.0 else 'worse'} by {abs(change.shift):.1f} in log-odds "
+        f"over its last {change.answers} judged answers, what came before is forgotten"
+        for model, change in told
+    )
 
 
 def _why(ranked: Sequence[Candidate], taste: Taste, found: Found) -> str:

@@ -4,7 +4,7 @@ Plans that never ran can be replayed on it (`replay`), and what a request's feat
 from it (`outcomes`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ class Evidence:
     """n executions, m models.
 
     `right` (n, m): 1, 0, NaN where nobody knows; `said` (n, m): equal where the answers are, -1 where there is none;
-    `confidence`, `read`, `written` (n, m): NaN where unmeasured, tokens; `features` (n, f), zero where none were told.
-    `domains` numbers the names; `weights` fade with age. `whole` (n): every call was made, whatever the others said.
+    `confidence`, `read`, `written`, `taken` (n, m): NaN where unmeasured, tokens, milliseconds; `features` (n, f), zero
+    where none were told. `chars`: characters sent, 0: unknown. `domains` numbers the names; `weights` fade with age.
+    `whole` (n): every call was made, whatever the others said.
     """
 
     models: Mapping[str, int]
@@ -37,6 +38,8 @@ class Evidence:
     confidence: Array
     read: Array
     written: Array
+    taken: Array
+    chars: Array
     features: Array
     featured: NDArray[np.bool_]
     domains: Numbers
@@ -48,14 +51,19 @@ class Evidence:
         return self.models.get(model)
 
 
-def evidence_of(observations: Sequence[Observation], half_life: int) -> Evidence:
-    """The table of these executions, oldest first; the newest weighs 1. Those that answered nothing are left out."""
-    told = [(age, o, _answers(o)) for age, o in enumerate(reversed(observations))]
+def evidence_of(observations: Sequence[Observation], half_life: int, stale: Sequence[frozenset[str]] = ()) -> Evidence:
+    """The table of these executions, oldest first; the newest weighs 1. Those that answered nothing are left out.
+
+    `stale`: by execution the models that have changed since, whose answers are left out.
+    """
+    gone = list(stale) or [frozenset[str]()] * len(observations)
+    paired = reversed(list(zip(observations, gone, strict=True)))
+    told = [(age, o, _answers(o, changed)) for age, (o, changed) in enumerate(paired)]
     told = [(age, o, answers) for age, o, answers in reversed(told) if answers]
     models = {name: n for n, name in enumerate(sorted({name for _, _, answers in told for name in answers}))}
     names = tuple(sorted({o.domain for _, o, _ in told}))
     shape = (len(told), len(models))
-    right, confidence, read, written = (np.full(shape, np.nan) for _ in range(4))
+    right, confidence, read, written, taken = (np.full(shape, np.nan) for _ in range(5))
     said = np.full(shape, -1, np.int64)
     features = np.zeros((len(told), len(NAMES)))
     for row, (_, o, answers) in enumerate(told):
@@ -65,6 +73,7 @@ def evidence_of(observations: Sequence[Observation], half_life: int) -> Evidence
             right[row, place] = np.nan if fact.label is None else fact.label
             said[row, place] = digests.setdefault(stage.digest, len(digests)) if stage.digest else -1
             confidence[row, place] = stage.confidence or np.nan
+            taken[row, place] = stage.duration_ms
             if stage.input_tokens + stage.output_tokens:
                 read[row, place], written[row, place] = stage.input_tokens, stage.output_tokens
         features[row, : len(o.plan.features)] = o.plan.features[: len(NAMES)]
@@ -77,6 +86,8 @@ def evidence_of(observations: Sequence[Observation], half_life: int) -> Evidence
         confidence=confidence,
         read=read,
         written=written,
+        taken=taken,
+        chars=np.array([float(o.chars) for _, o, _ in told]),
         features=features,
         featured=np.array([bool(o.plan.features) for _, o, _ in told], bool),
         domains=np.array([places[o.domain] for _, o, _ in told], np.int64),
@@ -85,12 +96,12 @@ def evidence_of(observations: Sequence[Observation], half_life: int) -> Evidence
     )
 
 
-def _answers(observation: Observation) -> dict[str, Fact]:
+def _answers(observation: Observation, outdated: Collection[str]) -> dict[str, Fact]:
     """By model what its answer showed; the first call of each counts."""
     answers: dict[str, Fact] = {}
-    for fact in facts_of(observation):
+    for fact in facts_of(observation, outdated):
         stage = fact.stage
-        if fact.mode in LONE and not stage.failed and (stage.digest or fact.label is not None):
+        if fact.mode in LONE and not (stage.failed or fact.outdated) and (stage.digest or fact.label is not None):
             answers.setdefault(stage.model, fact)
     return answers
 

@@ -6,16 +6,21 @@ then differed from what was composed.
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from catena.plan.expect import Amount, Bonds, Call, Gate, Z, agreeing, expect, share
 from catena.plan.model import Interval, Plan, Prediction, Role, Shape, Stage
+from catena.router.core.beforehand import Beforehand, Kinds
 from catena.router.core.catalogue import Catalogue
-from catena.router.core.confidence import logit
+from catena.router.core.confidence import Array, logit
+from catena.router.core.drift import Change
 from catena.router.core.evidence import Evidence
 from catena.router.core.gates import Opening, gate, opening
+from catena.router.core.intervals import Reaches, bills, width
+from catena.router.core.moment import Moment
 from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
 from catena.router.core.outcomes import Outcomes
 from catena.router.core.replay import Replay, Shares, replay, shares, surplus
@@ -23,10 +28,6 @@ from catena.router.core.samples import Key
 from catena.router.core.scorers import Scorer
 from catena.router.core.skills import Skill, shifted, unseen
 
-BEFORE_WORST, BEFORE_SPAN = 0.55, 0.25
-"""Accuracy of the cheapest model before anything is known, and what the dearest has more: price is all there is."""
-SPECIALIST_BEFORE = 0.85
-"""Accuracy of a specialist in its domain beforehand: it passed an evaluation to get there."""
 GAIN_WITH_MEMORY = 0.9
 """Share of the failures that a search mends beforehand in domains that need memory, for a model that never errs."""
 DOUBT, LOCAL_DOUBT = 0.2, 0.06
@@ -39,14 +40,6 @@ EXACT = (Shape.SEQUENTIAL, Shape.SPECULATIVE)
 
 ALL = "*"
 Where = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kinds:
-    """What is known of the domains: their specialists by name, and which need memory."""
-
-    specialists: Mapping[str, str] = field(default_factory=dict)
-    needs_memory: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,32 +67,28 @@ class Rehearsed:
     surplus: tuple[float, float] = (1.0, 1.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How much wider than composed an interval must be to cover nine in ten, and what share it covered."""
-
-    factor: float = 1.0
-    covered: float = 0.0
-    seen: int = 0
-
-
 @dataclass(slots=True, kw_only=True)
 class Knowledge:
     """Estimates as of one moment; made by `learning.learn`, never changed afterwards.
 
     `offsets`, `judged`: by (shape or family, domain or `*`); a difference of probabilities, and the judged runs behind.
     `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
-    for. `outcome`: what a request's features say; `scorers`: what an answer's do.
+    for. `outcome`: what a request's features say; `scorers`: what an answer's do. `changes`: models that became others,
+    of which nothing judged earlier counts; `judged_lately`: judged outcomes since the latest. `loads`: milliseconds
+    that loading takes by base. `moment` None: any.
     """
 
     catalogue: Catalogue
     kinds: Kinds
+    beforehand: Beforehand = field(default_factory=Beforehand)
+    changes: Mapping[str, Change] = field(default_factory=dict)
     skills: Mapping[Key, Skill] = field(default_factory=dict)
     offsets: dict[Where, float] = field(default_factory=dict)
     judged: dict[Where, float] = field(default_factory=dict)
     ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
-    cost_reach: Reach = Reach()
-    latency_reach: Reach = Reach()
+    cost_reaches: Reaches = field(default_factory=Reaches)
+    latency_reaches: Reaches = field(default_factory=Reaches)
+    widths: dict[str, tuple[float, float]] = field(default_factory=dict)
     openings: dict[tuple[str, str], Opening | None] = field(default_factory=dict)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     evidence: Evidence | None = None
@@ -107,6 +96,10 @@ class Knowledge:
     rehearsals: dict[str, Rehearsed | None] = field(default_factory=dict)
     outcomes: int = 0
     judged_outcomes: int = 0
+    judged_lately: int = 0
+    loads: Mapping[str, Amount] = field(default_factory=dict)
+    moment: Moment | None = None
+    _billed: Array | None = field(default=None, init=False)
 
     def predict(
         self, plan: Plan, domain: str, length: Length = ANY_LENGTH, shifts: Mapping[str, float] = NO_SHIFTS
@@ -117,7 +110,9 @@ class Knowledge:
         is unknown.
         """
         composed = self.compose(plan, domain, length, shifts)
-        cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
+        family = family_of(plan)
+        cost, latency = self.ratios.get(family, (1.0, 1.0))
+        cost_width, latency_width = self.width(plan)
         reliable = {s.model: self.skill(s.model, Mode.PLAIN, domain).reliability for s in plan.stages}
         moved = self.offset(plan, domain) * self.exposure(plan, domain)
         rehearsed = self.rehearsed(plan)
@@ -125,8 +120,8 @@ class Knowledge:
         mean = min(max(composed.quality.mean + moved, 0.0), 1.0) * math.prod(reliable.values())
         return Prediction(
             quality=share(Amount(mean, math.hypot(deviation(composed.quality), self._doubt(plan, domain)))),
-            cost_usd=_scaled(composed.cost_usd, cost, self.cost_reach.factor),
-            latency_ms=_scaled(composed.latency_ms, latency, self.latency_reach.factor),
+            cost_usd=_scaled(composed.cost_usd, cost, cost_width * self.cost_reaches.of(family).factor),
+            latency_ms=_scaled(composed.latency_ms, latency, latency_width * self.latency_reaches.of(family).factor),
         )
 
     def compose(
@@ -152,9 +147,43 @@ class Knowledge:
             self.rehearsals[key] = None if replayed is None else self._rehearse(plan, replayed)
         return self.rehearsals[key]
 
+    def width(self, plan: Plan) -> tuple[float, float]:
+        """How much wider than composed the ends of cost and time must be, by replaying the chain; 1 where none can."""
+        if self.evidence is None:
+            return 1.0, 1.0
+        key = _chain(plan)
+        if key not in self.widths:
+            told = bills(plan, self.evidence, self._bill())
+            self.widths[key] = (1.0, 1.0)
+            if told is not None:
+                calm = self.at(None)
+                usual = {domain: calm.compose(plan, domain) for domain in sorted(set(told.domains))}
+                cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
+                self.widths[key] = (
+                    width([_scaled(usual[name].cost_usd, cost, 1.0) for name in told.domains], told.usd),
+                    width([_scaled(usual[name].latency_ms, latency, 1.0) for name in told.domains], told.ms),
+                )
+        return self.widths[key]
+
+    def _bill(self) -> Array:
+        """(n, m) USD of every call in the evidence, had its request been of the usual length."""
+        if self._billed is None:
+            assert self.evidence is not None
+            self._billed = np.full(self.evidence.read.shape, np.nan)
+            for model, place in self.evidence.models.items():
+                if self.catalogue.knows(model):
+                    card, reads = self.catalogue.card(model), self.skill(model, Mode.PLAIN).input_tokens
+                    chars = self.evidence.chars
+                    longer = np.where(chars > 0.0, reads.intercept + reads.slope * chars - reads.mean, 0.0)
+                    read = np.maximum(self.evidence.read[:, place] - longer, 1.0)
+                    self._billed[:, place] = (
+                        read * card.price_input + self.evidence.written[:, place] * card.price_output
+                    ) / 1e6
+        return self._billed
+
     def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
         """What is known of a model in a mode; of one never seen, what is assumed."""
-        return self.skills.get((model, mode)) or unseen(before(model, domain, self.kinds, self.catalogue))
+        return self.skills.get((model, mode)) or unseen(self.beforehand.of(model, domain, self.kinds, self.catalogue))
 
     def offset(self, plan: Plan, domain: str) -> float:
         """How much better than composed such chains did, as a difference of probabilities."""
@@ -241,12 +270,32 @@ class Knowledge:
                 _times(written, told.surplus[1]),
                 _times(taken, told.surplus[1]),
             )
+        taken = self._now(stage.model, mode, taken)
         card = self.catalogue.card(stage.model)
         cost = Amount(
             (read.mean * card.price_input + written.mean * card.price_output) / 1e6,
             math.hypot(read.sd * card.price_input, written.sd * card.price_output) / 1e6,
         )
         return Call(quality=able.quality.at(domain), cost_usd=cost, latency_ms=taken)
+
+    def _now(self, model: str, mode: Mode, taken: Amount) -> Amount:
+        """A call's time as it is just now: beside the calls in flight, and after what has to be loaded first."""
+        moment = self.moment
+        if moment is None:
+            return taken
+        known = self.skills.get((model, mode)) or self.skills.get((model, Mode.PLAIN))
+        if known is not None and known.crowd.power > 0.0:
+            taken = _times(taken, known.crowd.slower(moment.beside.get(model, 0)))
+        load = self.loads.get(model.partition("@")[0])
+        if load is not None and moment.cold(model):
+            taken = Amount(taken.mean + load.mean, math.hypot(taken.sd, load.sd))
+        return taken
+
+    def at(self, moment: Moment | None) -> "Knowledge":
+        """The same, for a decision at this moment; None: at any."""
+        current = copy(self)
+        current.moment = moment
+        return current
 
     def _effort(self, model: str, mode: Mode, domain: str, length: Length) -> tuple[Amount, Amount, Amount]:
         """Tokens read, tokens written, milliseconds; of an unseen mode, the plain one's with what it adds."""
@@ -262,14 +311,9 @@ class Knowledge:
         if length.max_tokens and written.mean + Z * written.sd > length.max_tokens:
             mean = min(written.mean, float(length.max_tokens))
             written = Amount(mean, min(written.sd, (length.max_tokens - mean) / Z))
+        if skill.pace is not None:
+            taken = skill.pace.at(read, written)
         return Amount(read, read * skill.input_tokens.relative_sd), written, taken
-
-
-def before(model: str, domain: str, kinds: Kinds, catalogue: Catalogue) -> float:
-    """Accuracy assumed of a model of which nothing is known: by price, or as the specialist of its own domain."""
-    if domain and kinds.specialists.get(domain) == model:
-        return SPECIALIST_BEFORE
-    return BEFORE_WORST + BEFORE_SPAN * catalogue.price_rank(model)
 
 
 def _chain(plan: Plan) -> str:

@@ -1,25 +1,26 @@
 """From executions to knowledge. The same executions in the same order give the same knowledge, on any replica."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from catena.plan.model import Interval, Prediction
+from catena.plan.model import Prediction
+from catena.router.core.beforehand import Beforehand, Kinds, learn_beforehand
 from catena.router.core.catalogue import Catalogue
 from catena.router.core.confidence import Array, logit
+from catena.router.core.drift import changed_since, changes_of
 from catena.router.core.evidence import Evidence, evidence_of
-from catena.router.core.knowledge import ALL, EXACT, Kinds, Knowledge, Reach, Where, before
+from catena.router.core.intervals import Ran, reaches
+from catena.router.core.knowledge import ALL, EXACT, Knowledge, Where
 from catena.router.core.observation import Mode, Observation, family_of, is_judged
 from catena.router.core.outcomes import fit_outcomes
-from catena.router.core.samples import samples_of
+from catena.router.core.pace import loads_of
+from catena.router.core.samples import samples_of, tallies
 from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
 
-COVERAGE = 0.9
-_REACH_STEP = 0.05
 _EFFORT_RUNS = 5.0
 _NOISE, _USUAL = 0.16, 3.0
 """Variance of one verdict, and the squared surprise, in its deviations, up to which shrinkage is in full force."""
@@ -50,28 +51,44 @@ def learn(
 ) -> Knowledge:
     """What these executions, oldest first, teach; `half_life` is in executions."""
     usable = [o for o in observations if o.plan.stages and not o.cached and not o.cancelled and not o.plan.pipeline]
-    scorers, usable = read_answers(usable)
+    changes = changes_of(usable)
+    stale = [changed_since(changes, place) for place in range(len(usable))]
+    scorers, usable = read_answers(usable, stale)
+    samples = samples_of(usable, half_life, lambda model: Beforehand().of(model, "", kinds, catalogue), stale)
+    beforehand = learn_beforehand(tallies(samples, kinds.needs_memory), catalogue)
     skills = fit_skills(
-        samples_of(usable, half_life, lambda model: before(model, "", kinds, catalogue)),
-        prior=lambda model, domain: before(model, domain, kinds, catalogue),
+        samples,
+        prior=lambda model, domain: beforehand.of(model, domain, kinds, catalogue),
         needs_memory=kinds.needs_memory,
     )
+    predicted = [(o, o.plan.prediction) for o in usable if o.plan.prediction is not None]
     knowledge = Knowledge(
         catalogue=catalogue,
         kinds=kinds,
+        beforehand=beforehand,
+        changes=changes,
         skills=skills,
         scorers=scorers,
         outcomes=len(observations),
         judged_outcomes=sum(map(is_judged, usable)),
-        evidence=evidence_of(usable, half_life),
-        cost_reach=reach([(o.plan.prediction.cost_usd, o.cost_usd) for o in usable if o.plan.prediction]),
-        latency_reach=reach([(o.plan.prediction.latency_ms, o.latency_ms) for o in usable if o.plan.prediction]),
+        judged_lately=sum(map(is_judged, usable[max((c.since for c in changes.values()), default=0) :])),
+        evidence=evidence_of(usable, half_life, stale),
+        loads=loads_of(usable),
+        cost_reaches=reaches([Ran(family_of(o.plan), p.cost_usd, o.cost_usd) for o, p in predicted]),
+        latency_reaches=reaches([Ran(family_of(o.plan), p.latency_ms, o.latency_ms) for o, p in predicted]),
     )
     assert knowledge.evidence is not None
     knowledge.outcome = fit_outcomes(knowledge.evidence, _usual(knowledge, knowledge.evidence))
-    known = [o for o in usable if o.succeeded and all(catalogue.knows(s.model) for s in o.plan.stages)]
+    paired = [
+        (o, gone)
+        for o, gone in zip(usable, stale, strict=True)
+        if o.succeeded and all(catalogue.knows(s.model) for s in o.plan.stages)
+    ]
+    known = [o for o, _ in paired]
     composed = _composed(knowledge, known)
-    _correct_quality(knowledge, known, composed, half_life)
+    # A chain that one of its models has left behind is judged by what it does now.
+    current = [not any(s.model in gone for s in o.plan.stages) for o, gone in paired]
+    _correct_quality(knowledge, known, composed, current, half_life)
     _correct_effort(knowledge, known, composed, half_life)
     return knowledge
 
@@ -88,17 +105,6 @@ def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:
     return usual
 
 
-def reach(pairs: Sequence[tuple[Interval, float]]) -> Reach:
-    """Adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170): wider after a miss, narrower after a hit."""
-    log_factor, hits = 0.0, 0
-    for ends, real in pairs:
-        hit = ends.low <= real <= ends.high
-        hits += hit
-        log_factor += _REACH_STEP * (COVERAGE - 1.0 if hit else COVERAGE)
-        log_factor = min(max(log_factor, -1.5), 1.5)
-    return Reach(factor=math.exp(log_factor), covered=hits / len(pairs) if pairs else 0.0, seen=len(pairs))
-
-
 def _composed(knowledge: Knowledge, observations: Sequence[Observation]) -> list[Prediction]:
     """What the parts alone say of each run; runs of one plan in one domain share the answer."""
     told: dict[tuple[str, float, str], Prediction] = {}
@@ -112,7 +118,11 @@ def _composed(knowledge: Knowledge, observations: Sequence[Observation]) -> list
 
 
 def _correct_quality(
-    knowledge: Knowledge, observations: Sequence[Observation], composed: Sequence[Prediction], half_life: int
+    knowledge: Knowledge,
+    observations: Sequence[Observation],
+    composed: Sequence[Prediction],
+    current: Sequence[bool],
+    half_life: int,
 ) -> None:
     """Learn offsets level by level, each from what the levels above leave over."""
     newest = len(observations) - 1
@@ -126,7 +136,7 @@ def _correct_quality(
             left=o.score - told,
         )
         for n, (o, told) in enumerate(zip(observations, (p.quality.mean for p in composed), strict=True))
-        if o.score is not None and o.plan.shape not in EXACT
+        if o.score is not None and o.plan.shape not in EXACT and current[n]
     ]
     for runs, where in LADDER:
         sums: dict[Where, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -151,7 +161,8 @@ def _correct_effort(
     newest = len(observations) - 1
     for n, (o, told) in enumerate(zip(observations, composed, strict=True)):
         weight = 0.5 ** ((newest - n) / half_life)
-        figures = (1.0, _priced(o, knowledge.catalogue), told.cost_usd.mean, o.latency_ms, told.latency_ms.mean)
+        warm_ms = o.latency_ms - sum(stage.load_ms for stage in o.stages)
+        figures = (1.0, _priced(o, knowledge.catalogue), told.cost_usd.mean, warm_ms, told.latency_ms.mean)
         tally = sums[family_of(o.plan)]
         for column, figure in enumerate(figures):
             tally[column] += weight * figure

@@ -1,7 +1,7 @@
 """What one execution teaches: which calls were made, how they ended, and which of them the verdict concerns."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,7 +48,7 @@ class StageOutcome:
     """All calls of one stage together. `confidence` 0: not measured; `digest` of the normalised answer, or empty.
 
     `features`: what the answer looks like (`catena.plan.answer`). `score`: 0 to 1, of this very answer, from who judged
-    each of several; None: nobody did.
+    each of several; None: nobody did. `first_token_ms` of its calls, 0: unknown; `load_ms` of that went on loading.
     """
 
     name: str
@@ -63,6 +63,8 @@ class StageOutcome:
     digest: str = ""
     features: tuple[float, ...] = ()
     score: float | None = None
+    first_token_ms: float = 0.0
+    load_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +93,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What a call showed: `label` 1 right, 0 wrong, None unknown; `inferred`: because it differs from a right one."""
+    """What a call showed: `label` 1 right, 0 wrong, None unknown; `inferred`: because it differs from a right one.
+
+    `outdated`: its model has changed since, so that nothing is said of what it is now.
+    """
 
     stage: StageOutcome
     mode: Mode
     label: float | None = None
     inferred: bool = False
+    outdated: bool = False
 
 
 def is_judged(observation: Observation) -> bool:
@@ -118,8 +124,8 @@ def family_of(plan: Plan) -> str:
     return f"{plan.shape}({' '.join(f'{stage.role}={stage.model}' for stage in plan.stages)})"
 
 
-def facts_of(observation: Observation) -> list[Fact]:
-    """Every call with what the execution's score says of it."""
+def facts_of(observation: Observation, outdated: Collection[str] = ()) -> list[Fact]:
+    """Every call with what the execution's score says of it; nothing of `outdated` models."""
     shape, score = observation.plan.shape, observation.score
     spoken = None if score is None else answer_of(shape, observation.stages)
     planned = {stage.name: stage for stage in observation.plan.stages}
@@ -139,7 +145,7 @@ def facts_of(observation: Observation) -> list[Fact]:
                 fact = Fact(stage=stage, mode=mode, label=score)
             elif score == 1.0 and stage.digest and spoken.digest:
                 fact = Fact(stage=stage, mode=mode, label=0.0, inferred=True)
-        facts.append(fact)
+        facts.append(Fact(stage=stage, mode=mode, outdated=True) if stage.model in outdated else fact)
     return facts
 
 

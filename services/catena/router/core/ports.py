@@ -1,6 +1,6 @@
 """What the router needs of the world outside its core."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,6 +91,14 @@ class FetchModels(Protocol):
 
     async def __call__(self, tenant: str) -> Sequence[ModelCard]:
         """The catalogue. Raises Unavailable when it cannot be had."""
+        ...
+
+
+class FetchResidents(Protocol):
+    """Tells which adapters are in memory."""
+
+    async def __call__(self) -> Collection[str]:
+        """Their names, as `base@adapter:version`. Raises Unavailable when nobody can tell."""
         ...
 
 

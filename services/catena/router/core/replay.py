@@ -84,6 +84,28 @@ def replay(plan: Plan, evidence: Evidence) -> Replay | None:
     )
 
 
+def asked(plan: Plan, evidence: Evidence) -> tuple[list[int], list[int], Flags, Flags] | None:
+    """Columns of the calls made first, at once, and of those made after; by row whether the first settle it.
+
+    Last, which rows show all of them. None for plans of which the rows cannot tell.
+    """
+    if plan.shape is Shape.SEQUENTIAL:
+        alone = _columns(evidence, [plan.main_model])
+        nothing = np.ones(len(evidence.weights), bool)
+        return None if alone is None else (alone, [], nothing, evidence.whole)
+    if plan.shape is Shape.CASCADE:
+        found, role = _cascade(plan, evidence), Role.FAST
+    elif plan.shape is Shape.CONSENSUS and not plan.of(Role.JUDGE):
+        found, role = _majority(plan, evidence), Role.MEMBER
+    else:
+        return None
+    first = _columns(evidence, [stage.model for stage in plan.of(role)])
+    if found is None or first is None:
+        return None
+    later = _columns(evidence, [stage.model for stage in plan.of(Role.MAIN)]) or []
+    return first, later, found[1] if later else np.ones(len(evidence.weights), bool), found[2]
+
+
 def shares(values: Array, replayed: Replay, prior: float) -> Shares:
     """The mean of `values`, one a row, overall drawn to `prior` and by domain drawn to the overall one.
 

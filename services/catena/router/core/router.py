@@ -28,8 +28,9 @@ from catena.router.core.domains import (
 from catena.router.core.experiments import RUNNING, Experiment, check_experiment, covering
 from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.learning import learn
+from catena.router.core.moment import Present
 from catena.router.core.observation import Observation
-from catena.router.core.ports import Embed, FetchModels, Journal, Report, Switch, Verdict
+from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Switch, Verdict
 from catena.router.core.proposals import propose
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import FROZEN, State
@@ -45,6 +46,7 @@ class Ports:
     journal: Journal
     embed: Embed
     fetch_models: FetchModels
+    fetch_residents: FetchResidents | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Router:
         self._world = world
         self._state = State(house=house, models=models, window=manner.window)
         self._lengths: OrderedDict[str, int] = OrderedDict()
+        self.present = Present(ports.fetch_residents, manner.catalogue_s)
         self._turn = asyncio.Lock()
         self._fitting = asyncio.Lock()
 
@@ -82,6 +85,7 @@ class Router:
         """
         decision = await self._decide(tenant, ask, self._manner.curiosity)
         plan = replace(decision.plan, id=self._world.new_id())
+        self.present.running.began(plan, self._world.clock.monotonic())
         self._lengths[plan.id] = ask.chars
         if len(self._lengths) > _REMEMBERED_PLANS:
             self._lengths.popitem(last=False)
@@ -93,6 +97,7 @@ class Router:
 
     async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
         """Take in an execution; when this returns it is committed."""
+        self.present.running.ended(observation.plan.id)
         chars = self._lengths.pop(observation.plan.id, 0)
         task = task_name(observation.domain)
         if task or chars:
@@ -217,7 +222,10 @@ class Router:
         """Read what changed in the journal, through this replica or another."""
         async with self._turn:
             state, journal = self._state, self._ports.journal
-            if not state.apply(await journal.changes(state.revision)):
+            changes = await journal.changes(state.revision)
+            for noted in changes.observations:
+                self.present.running.ended(noted.observation.plan.id)
+            if not state.apply(changes):
                 state.rewind(await journal.changes(0))
 
     async def settle(self) -> None:
@@ -233,6 +241,7 @@ class Router:
         for tenant, book in list(self._state.books.items()):
             if book.catalogue_until_s < now:
                 await self.refetch(tenant)
+        await self.present.renew(now)
 
     async def refetch(self, tenant: str) -> None:
         """Ask for the catalogue anew; when it cannot be had, what is known stays."""
@@ -311,6 +320,7 @@ class Router:
         found = await self._find(tenant, ask)
         knowledge, house = book.knowledge, book.house
         assert knowledge is not None and house is not None
+        knowledge = knowledge.at(self.present.moment)
         ask = replace(ask, model=self._named(ask, found, book))
         length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
         if self._state.frozen_at(tenant) is not None:

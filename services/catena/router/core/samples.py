@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from catena.plan.expect import Amount
-from catena.plan.model import Role
+from catena.plan.expect import Amount, if_disagreed
+from catena.plan.model import Role, Shape
 from catena.router.core.observation import Fact, Mode, Observation, StageOutcome, agreement, facts_of
+from catena.router.core.pace import besides
 
 Key = tuple[str, Mode]
+Stale = Sequence[frozenset[str]]
+"""By execution the models that have changed since."""
 ALL = "*"
+ALONE = frozenset({Mode.PLAIN, Mode.VERIFY})
+"""Modes whose answers are what a model says when it is asked alone."""
+_ROUNDS = 3
+"""Times that what models are good for is found anew with the labels put back on usual requests by it."""
 STANDING_CALLS, WORTH_HEARING = 4.0, 0.5
 """What a prior counts in judged answers; the rate in a domain above which a better model's word counts."""
 TELLING = 4.0
@@ -23,16 +30,19 @@ TELLING = 4.0
 class Sample:
     """One call as seen by the estimates; `weight` fades with age, `domain` None: nobody looked for one.
 
+    `label`: of the fact, as it would be on a usual request: what a gate lets pass is harder than that.
     `seconded`: whether a better model gave the same answer to the same question; None: none was asked.
-    `threshold`: of the cascade whose first answer it was; None: it was not.
+    `threshold`: of the cascade whose first answer it was; None: it was not. `beside`: others of its model ran then.
     """
 
     fact: Fact
     domain: str | None
     chars: int
     weight: float
+    label: float | None = None
     seconded: bool | None = None
     threshold: float | None = None
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +72,23 @@ class Line:
 
 
 def samples_of(
-    observations: Sequence[Observation], half_life: int, prior: Callable[[str], float]
+    observations: Sequence[Observation], half_life: int, prior: Callable[[str], float], stale: Stale
 ) -> dict[Key, list[Sample]]:
     """Every call by model and mode, the newest weighing 1. `prior`: a model's accuracy before anything is known."""
-    told = [(observation, facts_of(observation)) for observation in observations]
-    standing = _standing([(observation.domain, fact) for observation, facts in told for fact in facts], prior)
+    told = [(one, facts_of(one, gone)) for one, gone in zip(observations, stale, strict=True)]
+    standing: Mapping[tuple[str, str], float] = {}
+    for _ in range(_ROUNDS):
+        labels = [(o.domain, fact.stage.model, _on_usual(fact, o, standing)) for o, facts in told for fact in facts]
+        standing = _standing(labels, prior)
     agreed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for observation in observations:
         same, pairs = agreement(observation)
         agreed[observation.domain][0] += same
         agreed[observation.domain][1] += pairs
     samples: dict[Key, list[Sample]] = defaultdict(list)
+    crowds = besides(observations)
     for age, (observation, facts) in enumerate(reversed(told)):
+        beside = crowds[-1 - age]
         weight = 0.5 ** (age / half_life)
         same, pairs = agreed[observation.domain]
         telling = min(1.0, TELLING * same / (pairs + 4.0))
@@ -86,8 +101,10 @@ def samples_of(
                     domain=domain,
                     chars=observation.chars,
                     weight=weight * (telling if fact.inferred else 1.0),
+                    label=_on_usual(fact, observation, standing),
                     seconded=_seconded(stage, observation, standing) if telling >= 0.5 else None,
                     threshold=observation.plan.settings.threshold if stage.role is Role.FAST else None,
+                    beside=beside[stage.model],
                 )
             )
     return samples
@@ -108,14 +125,48 @@ def across(told: Iterable[tuple[float, float]], worth: float, *, prior: float, c
     return right / judged, judged
 
 
-def _standing(facts: Sequence[tuple[str, Fact]], prior: Callable[[str], float]) -> dict[tuple[str, str], float]:
+def tallies(samples: Mapping[Key, Sequence[Sample]], apart: frozenset[str]) -> list[tuple[str, float, float]]:
+    """Of each model, however old: its name, its judged answers, the share of right ones; without domains `apart`."""
+    sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    for (model, mode), seen in samples.items():
+        for one in seen:
+            if one.label is not None and not one.fact.inferred and mode in ALONE and one.domain not in apart:
+                tally = sums[model][one.domain or ""]
+                tally[0] += 1.0
+                tally[1] += one.label
+    found = []
+    for model, domains in sorted(sums.items()):
+        rate, _ = across([(n, right / n) for n, right in domains.values()], STANDING_CALLS, prior=0.5, calls=1e-9)
+        found.append((model, sum(n for n, _ in domains.values()), min(max(rate, 0.0), 1.0)))
+    return found
+
+
+def _on_usual(fact: Fact, one: Observation, standing: Mapping[tuple[str, str], float]) -> float | None:
+    """The label with what the request was harder than usual put back, where a cascade's gate had let it pass.
+
+    A control variate: the expected difference between a usual request and such a one, by how good the models stand.
+    """
+    stage = fact.stage
+    passed = fact.label is not None and stage.score is None and one.plan.shape is Shape.CASCADE
+    if not passed or stage.role is not Role.MAIN or not standing:
+        return fact.label
+    firsts = [standing[other.model, one.domain] for other in one.stages if other.role is Role.FAST and not other.failed]
+    if not firsts or fact.label is None:
+        return fact.label
+    able = min(max(standing[stage.model, one.domain], 0.0), 1.0)
+    return fact.label + able - if_disagreed([min(max(first, 0.0), 1.0) for first in firsts], able)
+
+
+def _standing(
+    labels: Sequence[tuple[str, str, float | None]], prior: Callable[[str], float]
+) -> dict[tuple[str, str], float]:
     """How often each model was right so far, over all domains (`ALL`) drawn to its prior, in each drawn to that."""
     sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
-    for domain, fact in facts:
-        tally = sums[fact.stage.model][domain]
-        if fact.label is not None:
+    for domain, model, label in labels:
+        tally = sums[model][domain]
+        if label is not None:
             tally[0] += 1.0
-            tally[1] += fact.label
+            tally[1] += label
     rates = {}
     for model, domains in sums.items():
         told = [(judged, right / judged) for judged, right in domains.values() if judged]

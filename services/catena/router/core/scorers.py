@@ -40,11 +40,16 @@ class Scorer:
         return sureness(answer, self.reading(request))
 
 
-def read_answers(observations: Sequence[Observation]) -> tuple[Mapping[str, Scorer], list[Observation]]:
-    """What judged answers teach by model, and the executions with how sure to be of each answer."""
+def read_answers(
+    observations: Sequence[Observation], stale: Sequence[frozenset[str]] = ()
+) -> tuple[Mapping[str, Scorer], list[Observation]]:
+    """What judged answers teach by model, and the executions with how sure to be of each answer.
+
+    `stale`: by execution the models that have changed since, from whose answers nothing is learned.
+    """
     seen: dict[str, list[tuple[int, StageOutcome, float, Sequence[float]]]] = defaultdict(list)
     for place, one in enumerate(observations):
-        for fact in facts_of(one):
+        for fact in facts_of(one, stale[place] if stale else ()):
             if fact.stage.features and fact.label is not None and fact.mode in _LONE and not fact.inferred:
                 seen[fact.stage.model].append((place, fact.stage, fact.label, one.plan.features))
     scorers: dict[str, Scorer] = {}

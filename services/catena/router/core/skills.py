@@ -16,6 +16,7 @@ import numpy as np
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array, Curve, Judged, Silent, fit_curve, log_odds, logit, rate_of
 from catena.router.core.observation import Mode
+from catena.router.core.pace import Crowd, Pace, crowd_of, pace_of
 from catena.router.core.samples import Key, Level, Line, Sample, across, level, line
 
 QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mode.DRAFT}
@@ -34,6 +35,7 @@ class Skill:
     """One model in one mode. `calls` and `judged` count evidence with age taken off.
 
     `kept`: share of its first answers that cascades kept; `overruled`: share rejected though confident enough.
+    `latency_ms` is without what loading took; `pace` composes it from tokens where first ones were timed.
     """
 
     calls: float = 0.0
@@ -43,6 +45,8 @@ class Skill:
     input_tokens: Line = field(default_factory=Line)
     output_tokens: Level
     latency_ms: Level
+    pace: Pace | None = None
+    crowd: Crowd = field(default_factory=Crowd)
     reliability: float = 1.0
     curve: Curve = field(default_factory=Curve)
     confidences: Mapping[str, Array] = field(default_factory=dict)
@@ -81,7 +85,7 @@ def fit_skills(
     pooled: dict[Key, list[Sample]] = defaultdict(list)
     for (model, mode), seen in samples.items():
         if mode in QUALITY_MODES:
-            pooled[model, QUALITY_MODES[mode]].extend(seen)
+            pooled[model, QUALITY_MODES[mode]].extend(sample for sample in seen if not sample.fact.outdated)
     apart = frozenset(needs_memory)
     overall = {key: _overall(seen, prior(key[0], ""), apart) for key, seen in pooled.items()}
     harder = difficulty(pooled, {key: amount.mean for key, amount in overall.items()}, apart)
@@ -101,7 +105,7 @@ def difficulty(
     seen: dict[str, list[float]] = {domain: [0.0, 0.0, 0.0] for domain in needs_memory}
     for key, samples in pooled.items():
         for sample in samples:
-            label = sample.fact.label
+            label = sample.label
             if label is None or sample.domain is None or key[1] is not Mode.PLAIN:
                 continue
             tally = seen.setdefault(sample.domain, [0.0, 0.0, 0.0])
@@ -142,10 +146,10 @@ def _told(samples: Sequence[Sample]) -> dict[str | None, tuple[float, float]]:
     """By domain: weight of the judged answers, and the share of them that was right."""
     sums: dict[str | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for sample in samples:
-        if sample.fact.label is not None and sample.weight > 0.0:
+        if sample.label is not None and sample.weight > 0.0:
             sums[sample.domain][0] += sample.weight
-            sums[sample.domain][1] += sample.weight * sample.fact.label
-    return {domain: (weight, right / weight) for domain, (weight, right) in sums.items()}
+            sums[sample.domain][1] += sample.weight * sample.label
+    return {domain: (weight, min(right / weight, 1.0)) for domain, (weight, right) in sums.items()}
 
 
 def _figures(samples: Sequence[Sample]) -> Skill:
@@ -161,8 +165,24 @@ def _figures(samples: Sequence[Sample]) -> Skill:
         skill.output_tokens = level(counted, written, skill.output_tokens.overall)
     timed = [s for s in good if s.fact.stage.duration_ms > 0.0]
     if timed:
-        skill.latency_ms = level(timed, [s.fact.stage.duration_ms for s in timed], skill.latency_ms.overall)
+        took = [max(s.fact.stage.duration_ms - s.fact.stage.load_ms, 1.0) for s in timed]
+        skill.latency_ms = level(timed, took, skill.latency_ms.overall)
+        skill.pace = pace_of([s.fact.stage for s in timed], [s.weight for s in timed])
+        skill.crowd = _crowd(skill, timed, took)
     return skill
+
+
+def _crowd(skill: Skill, timed: Sequence[Sample], took: Sequence[float]) -> Crowd:
+    """How much slower it is beside others, once what each call wrote is taken off where that is known."""
+
+    def usual(sample: Sample) -> float:
+        stage = sample.fact.stage
+        if skill.pace is None or not stage.output_tokens:
+            return skill.latency_ms.at(sample.domain or "").mean
+        return skill.pace.at(stage.input_tokens, Amount(stage.output_tokens)).mean
+
+    over = np.array([real / max(usual(sample), 1e-3) for sample, real in zip(timed, took, strict=True)])
+    return crowd_of(over, np.array([s.beside for s in timed], float), np.array([s.weight for s in timed]))
 
 
 def _judge(
@@ -215,11 +235,11 @@ def likeness(seen: Sequence[tuple[float, float]]) -> float:
 def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Silent]:
     """Judged answers, and hints of those that nobody judged."""
     hinted = [(s, hints.of(s)) for s in samples]
-    told = [(s.weight, s.fact.label) for s in samples if s.fact.label is not None]
+    told = [(s.weight, s.label) for s in samples if s.label is not None]
     checked = [(hint, s.fact.label) for s, hint in hinted if hint is not None and s.fact.label is not None]
     judged = Judged(
         weight=sum(weight for weight, _ in told),
-        right=sum(weight * label for weight, label in told),
+        right=min(sum(weight * label for weight, label in told), sum(weight for weight, _ in told)),
         hints=np.array([hint for hint, _ in checked]),
         labels=np.array([label for _, label in checked]),
     )

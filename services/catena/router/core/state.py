@@ -7,12 +7,12 @@ import msgspec
 
 from catena.kit.errors import Missing
 from catena.plan.model import Shape
+from catena.router.core.beforehand import Kinds
 from catena.router.core.book import Book
 from catena.router.core.candidates import House
 from catena.router.core.catalogue import ModelCard, catalogue_of, resolve_specialist
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Experiment
-from catena.router.core.knowledge import Kinds
 from catena.router.core.ports import Changes
 from catena.router.core.tuning import THRESHOLD
 

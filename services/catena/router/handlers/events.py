@@ -13,6 +13,7 @@ from catena.router.handlers.messages import observation_from
 EXECUTED = "executor.execution.completed"
 JUDGED = "learner.feedback.recorded"
 ADAPTERS = "adapters.adapter.*"
+RESIDENCY = "adapters.residency.changed"
 
 
 def hearing(router: Router) -> Mapping[str, Callable[[Sequence[Event]], Awaitable[None]]]:

@@ -128,6 +128,9 @@ def _stage(calls: Sequence[types_pb2.StageResult]) -> StageOutcome:
         confidence=last.confidence,
         digest=last.answer_digest,
         features=tuple(last.answer_features),
+        # Of several calls all must tell it: their times are added up.
+        first_token_ms=sum(call.first_token_ms for call in calls) if all(c.first_token_ms for c in calls) else 0.0,
+        load_ms=sum(call.load_ms for call in calls),
     )
 
 

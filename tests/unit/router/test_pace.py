@@ -1,0 +1,146 @@
+import random
+from dataclasses import replace
+
+import pytest
+
+from catena.kit.errors import Unavailable
+from catena.plan.build import sequential
+from catena.plan.expect import Amount
+from catena.plan.model import Role
+from catena.router.core.beforehand import Kinds
+from catena.router.core.catalogue import ModelCard, catalogue_of
+from catena.router.core.knowledge import Length
+from catena.router.core.learning import learn
+from catena.router.core.moment import LOST_S, Moment, Present, Residents, Running
+from catena.router.core.observation import Observation, StageOutcome
+from catena.router.core.pace import LEAST_TIMED, besides, pace_of
+
+pytestmark = pytest.mark.unit
+
+ADAPTER = "base@adapter"
+CATALOGUE = catalogue_of([ModelCard(name="base"), ModelCard(name=ADAPTER, parent="base")])
+
+
+def call(model="base", *, read=100, written=50, first_ms=40.0, token_ms=10.0, load_ms=0.0):
+    return StageOutcome(
+        name="main",
+        role=Role.MAIN,
+        model=model,
+        input_tokens=read,
+        output_tokens=written,
+        first_token_ms=first_ms + load_ms,
+        duration_ms=first_ms + load_ms + token_ms * written,
+        load_ms=load_ms,
+    )
+
+
+def execution(stage, number, *, time_s=None):
+    plan = sequential(stage.model)
+    return Observation(
+        execution_id=f"x{number}",
+        time_s=1000.0 * number if time_s is None else time_s,
+        configuration_id=plan.configuration_id,
+        plan=plan,
+        routed=True,
+        chars=4 * stage.input_tokens,
+        stages=(stage,),
+        latency_ms=stage.duration_ms,
+    )
+
+
+def test_time_is_composed_of_the_first_token_what_was_read_and_what_is_written():
+    rng = random.Random(0)
+    stages = []
+    for _ in range(60):
+        read, written = rng.randrange(50, 2000), rng.randrange(10, 200)
+        stages.append(call(read=read, written=written, first_ms=20.0 + 0.1 * read, token_ms=8.0))
+    pace = pace_of(stages, [1.0] * len(stages))
+    assert pace.at(1500, Amount(100.0)).mean == pytest.approx(20.0 + 150.0 + 800.0, rel=0.05)
+    assert pace.at(100, Amount(20.0)).mean == pytest.approx(20.0 + 10.0 + 160.0, rel=0.15)
+    assert pace_of(stages[: LEAST_TIMED - 1], [1.0] * (LEAST_TIMED - 1)) is None
+
+
+def test_a_bound_on_the_tokens_bounds_the_time_where_first_tokens_were_timed():
+    known = learn([execution(call(written=200), n) for n in range(40)], CATALOGUE, Kinds())
+    free = known.predict(sequential("base"), "", Length(chars=400)).latency_ms
+    bound = known.predict(sequential("base"), "", Length(chars=400, max_tokens=20)).latency_ms
+    assert free.mean == pytest.approx(2040.0, rel=0.1)
+    assert bound.mean == pytest.approx(240.0, rel=0.2)
+
+
+def test_how_many_ran_when_a_call_began_is_counted():
+    seen = [execution(call(written=100), n, time_s=t) for n, t in enumerate((0.0, 0.5, 0.9, 5.0))]
+    assert [one["base"] for one in besides(seen)] == [0, 1, 2, 0]
+
+
+def test_calls_beside_others_are_expected_to_take_as_much_longer_as_they_did():
+    rng = random.Random(1)
+    seen, number = [], 0
+    for burst in range(60):
+        size = rng.choice((1, 8))
+        for place in range(size):
+            slower = (1.0 + place) ** 0.7
+            stage = call(token_ms=10.0 * slower, first_ms=40.0 * slower)
+            seen.append(execution(stage, number, time_s=1000.0 * burst + 0.001 * place))
+            number += 1
+    known = learn(seen, CATALOGUE, Kinds())
+    calm, busy = (
+        known.at(Moment(beside={"base": beside})).predict(sequential("base"), "").latency_ms.mean for beside in (0, 7)
+    )
+    assert busy / calm == pytest.approx(8.0**0.7, rel=0.25)
+    assert known.at(Moment()).predict(sequential("base"), "").latency_ms.mean == calm
+
+
+def test_an_adapter_that_is_on_disk_alone_takes_its_loading_longer():
+    seen = [execution(call(ADAPTER, load_ms=600.0 if n % 10 == 0 else 0.0), n) for n in range(40)]
+    known = learn(seen, CATALOGUE, Kinds())
+    plan = sequential(ADAPTER)
+    warm = known.at(Moment(resident=frozenset({ADAPTER}))).predict(plan, "").latency_ms.mean
+    cold = known.at(Moment(resident=frozenset())).predict(plan, "").latency_ms.mean
+    untold = known.at(Moment()).predict(plan, "").latency_ms.mean
+    assert warm == pytest.approx(540.0, rel=0.05)
+    assert cold - warm == pytest.approx(600.0, rel=0.05)
+    assert untold == warm
+    assert known.at(Moment(resident=frozenset())).predict(sequential("base"), "").latency_ms.mean < cold
+
+
+def test_plans_that_were_handed_out_run_until_they_are_heard_of_or_lost():
+    running = Running()
+    for number in range(3):
+        running.began(replace(sequential("base"), id=f"p{number}"), float(number))
+    assert running.beside["base"] == 3
+    running.ended("p1")
+    running.ended("p1")
+    running.ended("never")
+    assert running.beside["base"] == 2
+    running.began(replace(sequential(ADAPTER), id="late"), LOST_S + 1.0)
+    assert dict(running.beside) == {"base": 1, ADAPTER: 1}
+
+
+def test_residents_come_and_go_by_version_and_by_name_once_all_were_told():
+    residents = Residents()
+    residents.moved("base@a:1", "device")
+    assert residents.names is None
+    residents.tell(["base@a:1", "base@b:2"])
+    residents.moved("base@b:2", "")
+    residents.moved("base@c:1", "host")
+    moment = Moment(resident=residents.names)
+    assert [moment.cold(f"base@{name}") for name in ("a", "a:1", "b", "c", "a:2")] == [False, False, True, False, True]
+    assert not moment.cold("base")
+
+
+async def test_what_is_in_memory_is_asked_anew_after_a_while_and_kept_while_nobody_answers():
+    told = [["base@a:1"], None, ["base@b:1"]]
+
+    async def fetch():
+        found = told.pop(0)
+        if found is None:
+            raise Unavailable("the adapters room is away")
+        return found
+
+    present = Present(fetch, 10.0)
+    for now_s in (0.0, 5.0, 11.0):
+        await present.renew(now_s)
+    assert (present.moment.cold("base@a"), len(told)) == (False, 1)
+    await present.renew(22.0)
+    assert (present.moment.cold("base@a"), present.moment.cold("base@b:1")) == (True, False)
