@@ -1,6 +1,5 @@
 """The router's real core over its real journal; a table's models are its catalogue, their answers the world."""
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +24,7 @@ from catena.router.core.candidates import House, free_plans
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.features import request_features
 from catena.router.core.observation import Observation, StageOutcome
-from catena.router.core.ports import Verdict
+from catena.router.core.ports import Seen, Verdict
 from catena.router.core.router import Ports, Router
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.tables import MIGRATIONS, metadata
@@ -66,8 +65,7 @@ class Room:
         """What every model answered to these questions, and which were right, as executions that asked them all."""
         told = [self.shown(int(row)) for row in rows]
         for start in range(0, len(told), 256):
-            part = told[start : start + 256]
-            await asyncio.gather(*(self.router.observe(TENANT, one, None, one.execution_id) for one in part))
+            await self.router.observe([_seen(one) for one in told[start : start + 256]])
         await self.router.settle()
 
     def shown(self, row: int) -> Observation:
@@ -94,7 +92,7 @@ class Room:
 
     async def hear(self, ran: Sequence[tuple[Observation, bool]], *, feedback: float) -> None:
         """Let the room see what ran, in order; with probability `feedback` an answer is judged."""
-        await asyncio.gather(*(self.router.observe(TENANT, one, None, one.execution_id) for one, _ in ran))
+        await self.router.observe([_seen(one) for one, _ in ran])
         for one, right in ran:
             if self.world.rng.random() < feedback:
                 verdict = Verdict(execution_id=one.execution_id, score=float(right))
@@ -150,6 +148,10 @@ class Room:
             latency_ms=max((s.duration_ms for s in stages if s.role is not Role.MAIN), default=0.0)
             + sum(s.duration_ms for s in stages if s.role is Role.MAIN),
         )
+
+
+def _seen(one: Observation) -> Seen:
+    return Seen(tenant=TENANT, observation=one, verdict=None, event_id=one.execution_id)
 
 
 @asynccontextmanager

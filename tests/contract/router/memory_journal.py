@@ -41,15 +41,15 @@ class MemoryJournal:
             switches=[s for r, s in self.switches.values() if r > after],
         )
 
-    async def observe(self, tenant, observation, verdict, event_id):
-        key = tenant, observation.execution_id
-        if event_id in self.events or key in self.executions:
-            return
-        self.events.add(event_id)
-        known = self.verdicts.get(key)
-        if known is None or (verdict is not None and outweighs(verdict.source, known.source)):
-            known = verdict
-        self._keep(key, joined(observation, known), known)
+    async def observe(self, several):
+        for seen in several:
+            if seen.event_id in self.events or seen.key in self.executions:
+                continue
+            self.events.add(seen.event_id)
+            known = self.verdicts.get(seen.key)
+            if known is None or (seen.verdict is not None and outweighs(seen.verdict.source, known.source)):
+                known = seen.verdict
+            self._keep(seen.key, joined(seen.observation, known), known)
 
     async def judge(self, tenant, verdict, event_id):
         key = tenant, verdict.execution_id

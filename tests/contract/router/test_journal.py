@@ -12,7 +12,7 @@ from catena.plan.build import sequential
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import MIN_OUTCOMES, Arm, Experiment, check_experiment
 from catena.router.core.observation import Observation, StageOutcome
-from catena.router.core.ports import Switch, Verdict
+from catena.router.core.ports import Seen, Switch, Verdict
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.tables import MIGRATIONS, metadata
 
@@ -58,28 +58,45 @@ def said(number, score, source="feedback", task=""):
     return Verdict(execution_id=f"x{number}", score=score, source=source, task=task)
 
 
+async def observe(journal, tenant, observation, verdict, event_id):
+    await journal.observe([Seen(tenant=tenant, observation=observation, verdict=verdict, event_id=event_id)])
+
+
 async def seen(journal, after=0):
     return {n.observation.execution_id: n.observation for n in (await journal.changes(after)).observations}
 
 
 async def test_an_execution_and_its_feedback_are_joined_in_either_order(journal):
-    await journal.observe("t", ran(1), None, "e1")
+    await observe(journal, "t", ran(1), None, "e1")
     await journal.judge("t", said(1, 1.0), "f1")
     await journal.judge("t", said(2, 0.0), "f2")
-    await journal.observe("t", ran(2), None, "e2")
+    await observe(journal, "t", ran(2), None, "e2")
     assert {key: one.score for key, one in (await seen(journal)).items()} == {"x1": 1.0, "x2": 0.0}
 
 
 async def test_an_event_that_comes_twice_counts_once(journal):
     for _ in range(2):
-        await journal.observe("t", ran(1), None, "e1")
+        await observe(journal, "t", ran(1), None, "e1")
         await journal.judge("t", said(1, 1.0), "f1")
     (totals,) = (await journal.report("t")).configurations
     assert (totals.executions, totals.judged, totals.quality, totals.cost_usd) == (1, 1, 1.0, 0.5)
 
 
+async def test_a_group_is_taken_in_whole_each_execution_once_and_in_its_order(journal):
+    await observe(journal, "t", ran(1), None, "e1")
+    await journal.judge("t", said(3, 1.0), "f3")
+    told = [(1, "e1"), (2, "e2"), (2, "again"), (3, "e3"), (2, "e2")]
+    await journal.observe([Seen(tenant="t", observation=ran(n), verdict=None, event_id=id) for n, id in told])
+    changes = await journal.changes(0)
+    assert [n.observation.execution_id for n in changes.observations] == ["x1", "x2", "x3"]
+    assert len({n.born for n in changes.observations}) == 3
+    assert (await seen(journal))["x3"].score == 1.0
+    (totals,) = (await journal.report("t")).configurations
+    assert (totals.executions, totals.judged, totals.cost_usd) == (3, 1, 1.5)
+
+
 async def test_feedback_outweighs_a_verifier_and_not_the_other_way(journal):
-    await journal.observe("t", ran(1), said(1, 1.0, "tests"), "e1")
+    await observe(journal, "t", ran(1), said(1, 1.0, "tests"), "e1")
     await journal.judge("t", said(1, 0.0), "f1")
     await journal.judge("t", said(1, 1.0, "judge"), "j1")
     assert (await seen(journal))["x1"].score == 0.0
@@ -88,8 +105,8 @@ async def test_feedback_outweighs_a_verifier_and_not_the_other_way(journal):
 
 
 async def test_a_task_named_with_feedback_becomes_the_domain_that_was_missing(journal):
-    await journal.observe("t", ran(1), None, "e1")
-    await journal.observe("t", ran(2, domain="known"), None, "e2")
+    await observe(journal, "t", ran(1), None, "e1")
+    await observe(journal, "t", ran(2, domain="known"), None, "e2")
     for number in (1, 2):
         await journal.judge("t", said(number, 0.0, task="swapcase"), f"f{number}")
     assert {one.domain for one in (await seen(journal)).values()} == {"swapcase", "known"}
@@ -97,24 +114,24 @@ async def test_a_task_named_with_feedback_becomes_the_domain_that_was_missing(jo
 
 
 async def test_changes_are_told_from_where_the_reader_stopped(journal):
-    await journal.observe("t", ran(1), None, "e1")
+    await observe(journal, "t", ran(1), None, "e1")
     upto = (await journal.changes(0)).revision
     assert not (await journal.changes(upto)).observations
-    await journal.observe("t", ran(2), None, "e2")
+    await observe(journal, "t", ran(2), None, "e2")
     await journal.judge("t", said(1, 1.0), "f1")
     assert set(await seen(journal, upto)) == {"x1", "x2"}
 
 
 async def test_tenants_are_kept_apart(journal):
-    await journal.observe("a", ran(1), None, "e1")
-    await journal.observe("b", ran(1), None, "e2")
+    await observe(journal, "a", ran(1), None, "e1")
+    await observe(journal, "b", ran(1), None, "e2")
     await journal.judge("a", said(1, 1.0), "f1")
     assert (await journal.report("a")).configurations[0].judged == 1
     assert (await journal.report("b")).configurations[0].judged == 0
 
 
 async def test_the_plan_of_a_configuration_can_be_looked_up(journal):
-    await journal.observe("t", ran(1), None, "e1")
+    await observe(journal, "t", ran(1), None, "e1")
     assert (await journal.plan_of("t", sequential("m").configuration_id)).main_model == "m"
     assert await journal.plan_of("t", "unheard-of") is None
     assert await journal.plan_of("u", sequential("m").configuration_id) is None
@@ -153,7 +170,7 @@ async def test_judged_executions_of_an_arm_count_once_and_decide(journal):
     for turn in range(60):
         for arm, right in (("control", turn % 10 == 0), ("canary", True)):
             number += 1
-            await journal.observe("t", ran(number, experiment_id="e1", experiment_arm=arm), None, f"e{number}")
+            await observe(journal, "t", ran(number, experiment_id="e1", experiment_arm=arm), None, f"e{number}")
             await journal.judge("t", said(number, float(right)), f"f{number}")
             await journal.judge("t", said(number, float(right)), f"again{number}")
     (experiment,) = (await journal.changes(0)).experiments
@@ -164,15 +181,15 @@ async def test_judged_executions_of_an_arm_count_once_and_decide(journal):
 
 async def test_a_failed_execution_counts_against_its_arm(journal):
     await journal.put_experiment(trial("e1"), "")
-    await journal.observe("t", ran(1, experiment_id="e1", experiment_arm="canary", succeeded=False), None, "e1")
-    await journal.observe("t", ran(2, experiment_id="e1", experiment_arm="canary"), None, "e2")
+    await observe(journal, "t", ran(1, experiment_id="e1", experiment_arm="canary", succeeded=False), None, "e1")
+    await observe(journal, "t", ran(2, experiment_id="e1", experiment_arm="canary"), None, "e2")
     (experiment,) = (await journal.changes(0)).experiments
     tally = experiment.arms[1].tallies["quality"]
     assert (tally.n, tally.total) == (1, 0.0)
 
 
 async def test_switches_are_kept_and_can_be_taken_back(journal):
-    await journal.observe("t", ran(1), None, "e1")
+    await observe(journal, "t", ran(1), None, "e1")
     await journal.put_switch(Switch(tenant="t", name="frozen", value=0.0), now=True)
     (switch,) = (await journal.changes(0)).switches
     assert switch.value == (await journal.changes(0)).revision
@@ -185,7 +202,7 @@ async def test_the_window_is_bounded_and_the_totals_are_not(tmp_path, kind):
     async def fill(url):
         async with open_sql(url, window=20, trim_every=10) as journal:
             for number in range(60):
-                await journal.observe("t", ran(number), None, f"e{number}")
+                await observe(journal, "t", ran(number), None, f"e{number}")
             assert len((await journal.changes(0)).observations) <= 30
             assert (await journal.report("t")).executions == 60
 
@@ -203,7 +220,7 @@ async def test_a_verdict_is_announced_once_with_the_deciding_outcome(tmp_path):
         await journal.put_experiment(trial("e1"), "")
         for number in range(80):
             arm = "canary" if number % 2 else "control"
-            await journal.observe("t", ran(number, experiment_id="e1", experiment_arm=arm), None, f"e{number}")
+            await observe(journal, "t", ran(number, experiment_id="e1", experiment_arm=arm), None, f"e{number}")
             await journal.judge("t", said(number, float(arm == "control")), f"f{number}")
         async with store.connect() as conn:
             rows = (await conn.execute(metadata.tables["outbox"].select())).mappings().all()

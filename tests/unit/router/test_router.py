@@ -209,7 +209,7 @@ async def test_a_specialist_leads_its_domain_from_the_start_and_loses_it_to_evid
         stages = tuple(replace(stage, model=bad.main_model, digest="wrong") for stage in one.stages)
         one = replace(one, execution_id=f"bad{number}", stages=stages, configuration_id=bad.configuration_id)
         verdict = Verdict(execution_id=one.execution_id, score=0.0, source="tests")
-        await bench.router.observe("t", one, verdict, f"e{number}")
+        await bench.observe(one, verdict)
     await bench.router.settle()
     assert (await bench.recommend("reverse: walrus")).plan.main_model != f"{LARGE}@reverse"
 

@@ -103,7 +103,7 @@ async def test_a_recommended_cascade_brings_its_scorer_and_stays_one_configurati
     before = (await bench.recommend(shape=Shape.CASCADE)).plan
     rng = random.Random(7)
     for one in looked_at(rng, rows(rng, 200)):
-        await bench.router.observe("t", one, None, one.execution_id)
+        await bench.observe(one)
     await bench.router.settle()
     after = (await bench.recommend(shape=Shape.CASCADE)).plan
     assert before.settings.scorer == ()

@@ -11,7 +11,7 @@ from catena.router.config import RouterConfig
 from catena.router.core.ask import Ask
 from catena.router.core.candidates import House
 from catena.router.core.domains import Domain, check_domain
-from catena.router.core.ports import Verdict
+from catena.router.core.ports import Seen, Verdict
 from catena.router.core.router import Ports, Router
 from tests.contract.router.memory_journal import MemoryJournal
 from tests.unit.router.simulation import SHAPES, Simulated, cards
@@ -83,10 +83,15 @@ class Bench:
                 await self.run(plan, skill, ease, judged=rng.random() < feedback)
         await self.router.settle()
 
+    async def observe(self, one, verdict=None):
+        """Tell of an execution that may have been made up."""
+        event_id = f"executed {one.execution_id}"
+        await self.router.observe([Seen(tenant="t", observation=one, verdict=verdict, event_id=event_id)])
+
     async def run(self, plan, skill, ease, *, judged):
         """One execution, told to the router as the bus would."""
         one, right = self.simulated.run(plan, skill, ease)
-        await self.router.observe("t", one, None, f"executed {one.execution_id}")
+        await self.observe(one)
         if judged:
             verdict = Verdict(execution_id=one.execution_id, score=float(right))
             await self.router.judge("t", verdict, f"said {one.execution_id}")

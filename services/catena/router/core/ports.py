@@ -25,6 +25,21 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """An execution that is told of, with what verifiers said of it then; `event_id` makes repeats harmless."""
+
+    tenant: str
+    observation: Observation
+    verdict: Verdict | None
+    event_id: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it this execution."""
+        return self.tenant, self.observation.execution_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
     """An observation as stored: revision of its arrival and of its score (0: unscored)."""
 
@@ -109,8 +124,8 @@ class Journal(Protocol):
         """Everything that changed after a revision; from 0, everything within the window."""
         ...
 
-    async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
-        """Take in an execution, and what verifiers said of it."""
+    async def observe(self, several: Sequence[Seen]) -> None:
+        """Take in executions, all of them or none."""
         ...
 
     async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:

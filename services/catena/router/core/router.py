@@ -30,7 +30,7 @@ from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.learning import learn
 from catena.router.core.moment import Present
 from catena.router.core.observation import Observation
-from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Switch, Verdict
+from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Switch, Verdict
 from catena.router.core.proposals import propose
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import FROZEN, State
@@ -95,14 +95,13 @@ class Router:
         """What would be chosen now, without curiosity, and everything that was weighed; the same errors."""
         return await self._decide(tenant, ask, replace(self._manner.curiosity, start=0.0, floor=0.0))
 
-    async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
-        """Take in an execution; when this returns it is committed."""
-        self.present.running.ended(observation.plan.id)
-        chars = self._lengths.pop(observation.plan.id, 0)
-        task = task_name(observation.domain)
-        if task or chars:
-            observation = replace(observation, domain=task, chars=chars or observation.chars)
-        await self._ports.journal.observe(tenant, observation, verdict, event_id)
+    async def observe(self, several: Sequence[Seen]) -> None:
+        """Take in executions; when this returns all of them are committed, when it raises none is."""
+        for seen in several:
+            self.present.running.ended(seen.observation.plan.id)
+        await self._ports.journal.observe(
+            [replace(seen, observation=self._whole(seen.observation)) for seen in several]
+        )
 
     async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:
         """Take in what somebody said of an execution; when this returns it is committed."""
@@ -118,7 +117,8 @@ class Router:
         verdict = None
         if told.quality is not None:
             verdict = Verdict(execution_id=told.execution_id, score=told.quality, source="tests")
-        await self.observe(tenant, observation, verdict, f"recorded:{told.execution_id}")
+        event_id = f"recorded:{told.execution_id}"
+        await self.observe([Seen(tenant=tenant, observation=observation, verdict=verdict, event_id=event_id)])
         await self.refresh()
 
     async def auto_tune(self, tenant: str, *, dry_run: bool = False, freeze: bool | None = None) -> list[Adjustment]:
@@ -254,6 +254,11 @@ class Router:
         if fetched != book.catalogue and fetched.cards:
             book.take_catalogue(fetched)
             await self._learn(tenant)
+
+    def _whole(self, one: Observation) -> Observation:
+        """The execution with the length that was asked here, its domain by its proper name."""
+        chars = self._lengths.get(one.plan.id, one.chars)
+        return replace(one, domain=task_name(one.domain), chars=chars)
 
     async def _book(self, tenant: str) -> Book:
         book = self._state.book(tenant)

@@ -5,7 +5,6 @@ replicas; two writers take turns on that counter.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,14 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from catena.api.events.v1.events_pb2 import ExperimentDecided
 from catena.kit.errors import Conflict
-from catena.kit.grouped import Grouped
 from catena.kit.outbox import Outbox, first_time, once
 from catena.kit.store import Store, upsert, upsert_for
 from catena.plan.model import Plan
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import RUNNING, STOPPED, Experiment, Outcome, count, stop
 from catena.router.core.observation import Observation
-from catena.router.core.ports import Changes, Noted, Report, Switch, Totals, Verdict
+from catena.router.core.ports import Changes, Noted, Report, Seen, Switch, Totals, Verdict
 from catena.router.core.verdicts import joined, outweighs
 from catena.router.drivers import tallies
 from catena.router.drivers.tables import domains, experiments, observations, outcomes, revisions, switches, totals
@@ -31,23 +29,6 @@ from catena.router.drivers.tables import domains, experiments, observations, out
 EVENT = "router.experiment.decided"
 CONSUMER = "router"
 _COUNTER = "router"
-MOST_AT_ONCE = 128
-"""Executions that are told of at once are taken in together: one costs nearly as much as many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """An execution that is told of, with what was said of it then."""
-
-    tenant: str
-    observation: Observation
-    verdict: Verdict | None
-    event_id: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What makes it this execution."""
-        return self.tenant, self.observation.execution_id
 
 
 class SqlJournal:
@@ -59,7 +40,6 @@ class SqlJournal:
         self._store = store
         self._outbox = outbox
         self._window = window
-        self._observing = Grouped(self._observe, linger_s=0.0, most=MOST_AT_ONCE)
 
     async def changes(self, after: int) -> Changes:
         """Everything that changed after a revision, as of one moment."""
@@ -85,12 +65,8 @@ class SqlJournal:
             switches=[Switch(tenant=row["tenant"], name=row["name"], value=row["value"]) for row in settings],
         )
 
-    async def observe(self, tenant: str, observation: Observation, verdict: Verdict | None, event_id: str) -> None:
-        """Take in an execution once; join it with a verdict that came first."""
-        await self._observing(Seen(tenant, observation, verdict, event_id))
-
-    async def _observe(self, several: Sequence["Seen"]) -> None:
-        """The same for all that came together, in one transaction."""
+    async def observe(self, several: Sequence[Seen]) -> None:
+        """Take in executions in one transaction, each once; join them with verdicts that came first."""
         async with self._store.begin() as conn:
             new = await first_time(conn, [seen.event_id for seen in several], CONSUMER)
             fresh = {seen.key: seen for seen in reversed(several) if seen.event_id in new}
@@ -304,7 +280,7 @@ async def _known(conn: AsyncConnection, keys: Collection[tuple[str, str]]) -> di
     return {(row["tenant"], row["execution_id"]): row for row in await _rows(conn, sa.select(observations).where(ids))}
 
 
-def _weightier(seen: "Seen", row: sa.RowMapping | None) -> Verdict | None:
+def _weightier(seen: Seen, row: sa.RowMapping | None) -> Verdict | None:
     """The verdict that counts: the execution's own, or the one that came before it."""
     if row is None or (seen.verdict is not None and outweighs(seen.verdict.source, row["source"])):
         return seen.verdict

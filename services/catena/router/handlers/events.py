@@ -1,11 +1,10 @@
 """What the router hears on the bus: executions, feedback, news of adapters."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from catena.api.events.v1.events_pb2 import ExecutionCompleted, FeedbackRecorded
 from catena.kit.event import Event
-from catena.router.core.ports import Verdict
+from catena.router.core.ports import Seen, Verdict
 from catena.router.core.router import Router
 from catena.router.core.verdicts import FEEDBACK, verdict_of
 from catena.router.handlers.messages import observation_from
@@ -20,14 +19,7 @@ def hearing(router: Router) -> Mapping[str, Callable[[Sequence[Event]], Awaitabl
     """What to do with the events of each type that teaches; those that come together are taken in together."""
 
     async def executed(events: Sequence[Event]) -> None:
-        for outcome in await asyncio.gather(*map(observe, events), return_exceptions=True):
-            if outcome is not None:
-                raise outcome
-
-    async def observe(event: Event) -> None:
-        told = ExecutionCompleted.FromString(event.data)
-        verdict = verdict_of(told.execution_id, [(score.value, score.source) for score in told.scores])
-        await router.observe(event.tenant, observation_from(told), verdict, event.id)
+        await router.observe([seen_of(event) for event in events])
 
     async def judged(events: Sequence[Event]) -> None:
         for event in events:
@@ -44,3 +36,10 @@ def hearing(router: Router) -> Mapping[str, Callable[[Sequence[Event]], Awaitabl
         await router.judge(event.tenant, verdict, event.id)
 
     return {EXECUTED: executed, JUDGED: judged}
+
+
+def seen_of(event: Event) -> Seen:
+    """The execution that an event tells of."""
+    told = ExecutionCompleted.FromString(event.data)
+    verdict = verdict_of(told.execution_id, [(score.value, score.source) for score in told.scores])
+    return Seen(tenant=event.tenant, observation=observation_from(told), verdict=verdict, event_id=event.id)
