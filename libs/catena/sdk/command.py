@@ -11,6 +11,7 @@ from catena.kit.errors import CatenaError
 from catena.sdk.commands import (
     adapters,
     chat,
+    domains,
     events,
     features,
     formats,
@@ -22,6 +23,7 @@ from catena.sdk.commands import (
     registries,
     route,
     trace,
+    tuning,
     up,
 )
 from catena.sdk.terminal import Terminal
@@ -74,6 +76,14 @@ models.app.command("examples")(registries.examples)
 models.app.command("sign")(registries.sign)
 models.app.command("verify")(formats.verify)
 models.app.command("profiles")(formats.profiles)
+route.app.command("domains")(domains.domains)
+route.app.command("put-domain")(domains.put_domain)
+route.app.command("merge-domains")(domains.merge_domains)
+route.app.command("delete-domain")(domains.delete_domain)
+route.app.command("tune")(tuning.tune)
+route.app.command("tunings")(tuning.tunings)
+route.app.command("revert")(tuning.revert)
+route.app.command("evaluate")(tuning.evaluate)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")

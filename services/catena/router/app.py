@@ -30,6 +30,9 @@ from catena.router.core.domains import Domain, check_domain
 from catena.router.core.guarantee import check_promise
 from catena.router.core.ports import Embed
 from catena.router.core.router import Manner, Ports, Router
+from catena.router.core.steps import ITSELF
+from catena.router.core.trials import Trials
+from catena.router.core.tuner import Tuner
 from catena.router.core.tuning import Bounds
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.models import ExecutorModels, configured_models
@@ -71,8 +74,9 @@ async def open_router(house: House, config: RouterConfig, world: World) -> Async
             world,
         )
         await router.settle()
-        _keep_up(chassis, router, config)
-        handlers = RouterHandlers(router)
+        tuner = Tuner(router, journal, bounds_of(config), world)
+        _keep_up(chassis, router, tuner, config)
+        handlers = RouterHandlers(router, tuner, Trials(router, journal, world))
         async with chassis.serve(lambda server: add_RouterServiceServicer_to_server(handlers, server), names=[SERVICE]):
             yield
 
@@ -85,17 +89,23 @@ def manner_of(config: RouterConfig) -> Manner:
             objective=config.objective, weights=check_weights(weights), margin=config.margin, caution=config.caution
         ),
         curiosity=Curiosity(start=config.exploration, floor=config.exploration_floor, min_judged=config.min_judged),
-        bounds=Bounds(
-            margin=config.margin,
-            max_step=config.max_threshold_step,
-            min_judged=config.min_judged,
-            promise=check_promise(config.max_loss, config.certainty),
-        ),
         threshold=config.threshold,
         half_life=config.half_life,
         window=config.window,
         catalogue_s=config.catalogue_s,
         budget_usd=check_budget(config.budget_usd),
+    )
+
+
+def bounds_of(config: RouterConfig) -> Bounds:
+    """How far tuning may go, as configured. Raises Invalid for a promise without sense."""
+    return Bounds(
+        margin=config.margin,
+        max_step=config.max_threshold_step,
+        min_judged=config.min_judged,
+        promise=check_promise(config.max_loss, config.certainty),
+        weight_step=config.max_weight_step,
+        weight_range=config.weight_range,
     )
 
 
@@ -116,7 +126,7 @@ async def _no_meaning(texts: Sequence[str]) -> NDArray[np.float32]:
     return np.empty((len(texts), 0), np.float32)
 
 
-def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
+def _keep_up(chassis: Chassis, router: Router, tuner: Tuner, config: RouterConfig) -> None:
     """Listen to what teaches, and tend the estimates meanwhile."""
     for event_type, handle in hearing(router).items():
         chassis.consume_together(f"router-{event_type.split('.')[1]}", [event_type], handle)
@@ -132,7 +142,7 @@ def _keep_up(chassis: Chassis, router: Router, config: RouterConfig) -> None:
     chassis.watch([RESIDENCY], moved)
     chassis.background(_tend(router, config), "tend")
     if config.auto_tune_s > 0.0:
-        chassis.background(_tune(router, config.auto_tune_s), "tune")
+        chassis.background(_tune(router, tuner, config.auto_tune_s), "tune")
 
 
 async def _tend(router: Router, config: RouterConfig) -> None:
@@ -147,12 +157,17 @@ async def _tend(router: Router, config: RouterConfig) -> None:
         took_s = time.monotonic() - began_s
 
 
-async def _tune(router: Router, every_s: float) -> None:
+async def _tune(router: Router, tuner: Tuner, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         for tenant in router.tenants():
-            for moved in await router.auto_tune(tenant):
-                log.info("setting moved", setting=moved.setting, before=moved.before, after=moved.after)
+            try:
+                told = await tuner.tune(tenant, by=ITSELF)
+            except Exception:
+                log.warning("tuning failed", exc_info=True)
+                continue
+            for moved in told.moved:
+                log.info("setting moved", setting=moved.setting, before=moved.before, after=moved.after, step=told.step)
 
 
 def _domain(one: DomainConfig, world: World) -> Domain:

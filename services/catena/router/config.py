@@ -10,7 +10,7 @@ Objective = Literal["cost", "latency", "quality", "balanced"]
 
 
 class WeightsConfig(Section, frozen=True, kw_only=True):
-    """Weights of the objective `balanced`, any scale: only their ratios count."""
+    """Weights of the objective `balanced`, any scale: only their ratios count. Tuning starts from them."""
 
     cost: float = 0.3
     latency: float = 0.3
@@ -52,6 +52,8 @@ class RouterConfig(Section, frozen=True, kw_only=True):
         threshold must be certified to keep; 0: thresholds go by what is expected of them, without a promise.
     certainty: probability with which that promise must hold.
     max_threshold_step: the most that one tuning moves a cascade's threshold.
+    max_weight_step: the most that one tuning moves a weight of `balanced`, all three adding up to 1.
+    weight_range: how far from the configured ones tuning may move weights; 0: it leaves them alone.
     """
 
     threshold: float = 0.85
@@ -74,3 +76,5 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     max_loss: float = 0.0
     certainty: float = 0.95
     max_threshold_step: float = 0.2
+    max_weight_step: float = 0.05
+    weight_range: float = 0.2

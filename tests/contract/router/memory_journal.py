@@ -19,6 +19,7 @@ class MemoryJournal:
         self.experiments = {}
         self.requests = {}
         self.switches = {}
+        self.steps = {}
         self.counted = set()
         self.decided = []
 
@@ -39,6 +40,7 @@ class MemoryJournal:
             deleted=[key for key, (r, d) in self.domains.items() if r > after and d is None],
             experiments=[e for r, e in self.experiments.values() if r > after],
             switches=[s for r, s in self.switches.values() if r > after],
+            steps=[s for r, s in self.steps.values() if r > after],
         )
 
     async def observe(self, several):
@@ -117,6 +119,16 @@ class MemoryJournal:
 
     async def delete_domain(self, tenant, name):
         self.domains[tenant, name] = self._tick(), None
+
+    async def merge_domains(self, into, gone):
+        await self.put_domain(into)
+        for name in gone:
+            await self.delete_domain(into.tenant, name)
+
+    async def put_step(self, step):
+        if (step.tenant, step.number) in self.steps:
+            raise Conflict("taken", code="tuned_meanwhile")
+        self.steps[step.tenant, step.number] = self._tick(), step
 
     async def seed_domains(self, wanted):
         for domain in wanted:

@@ -2,6 +2,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from catena.kit.clock import still_world
 from catena.kit.errors import Conflict
@@ -13,6 +14,7 @@ from catena.router.core.domains import Domain
 from catena.router.core.experiments import MIN_OUTCOMES, Arm, Experiment, check_experiment
 from catena.router.core.observation import Observation, StageOutcome
 from catena.router.core.ports import Seen, Switch, Verdict
+from catena.router.core.steps import Adjustment, Step
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.tables import MIGRATIONS, metadata
 
@@ -147,6 +149,47 @@ async def test_domains_are_put_replaced_deleted_and_never_seeded_back(journal):
     await journal.seed_domains([one])
     changes = await journal.changes(0)
     assert (list(changes.domains), list(changes.deleted)) == ([], [("shared", "code")])
+
+
+async def test_domains_that_are_merged_leave_marks_and_one_in_their_place(journal):
+    both = [Domain(name=name, tenant="t", examples=("a",)) for name in ("x", "y")]
+    for one in both:
+        await journal.put_domain(one)
+    upto = (await journal.changes(0)).revision
+    await journal.merge_domains(replace(both[0], examples=("a", "b"), aliases=("y",)), ["y"])
+    await journal.seed_domains(both)
+    changes = await journal.changes(upto)
+    assert [(d.name, d.examples, d.aliases) for d in changes.domains] == [("x", ("a", "b"), ("y",))]
+    assert list(changes.deleted) == [("t", "y")]
+
+
+async def test_steps_of_tuning_are_kept_once_per_number_and_tenant(journal):
+    moved = Adjustment(setting="cascade.threshold", before=0.5, after=0.6, reason="why")
+    first = Step(tenant="t", number=1, time_s=1.5, by="itself", moved=(moved,), judged=40, upto=7)
+    await journal.put_step(first)
+    upto = (await journal.changes(0)).revision
+    with pytest.raises(Conflict) as refused:
+        await journal.put_step(replace(first, by="operator"))
+    assert refused.value.code == "tuned_meanwhile"
+    await journal.put_step(replace(first, tenant="u"))
+    assert list((await journal.changes(0)).steps) == [first, replace(first, tenant="u")]
+    assert [one.tenant for one in (await journal.changes(upto)).steps] == ["u"]
+
+
+async def test_a_database_of_before_gets_a_place_for_steps_and_is_tuned_anew(tmp_path):
+    older = sa.MetaData()
+    for table in metadata.tables.values():
+        if table.name != "tuning_steps":
+            table.to_metadata(older)
+    async with open_store(sqlite_url(tmp_path), older, room="router") as store:
+        before = SqlJournal(store, Outbox(store, MemoryBus(), still_world()), window=10)
+        await before.put_switch(Switch(tenant="t", name="cascade.threshold", value=0.7))
+        await before.put_switch(Switch(tenant="t", name="frozen", value=3.0))
+    async with open_sql(sqlite_url(tmp_path)) as journal:
+        changes = await journal.changes(0)
+        assert [(one.name, one.value) for one in changes.switches] == [("frozen", 3.0)]
+        await journal.put_step(Step(tenant="t", number=1, time_s=1.0, by="itself", moved=()))
+        assert len((await journal.changes(0)).steps) == 1
 
 
 def trial(id, domain="d"):

@@ -1,5 +1,6 @@
 import math
 
+import msgspec
 import pytest
 
 from catena.api.events.v1 import events_pb2
@@ -13,6 +14,8 @@ from catena.plan.answer import NAMES as ANSWER
 from catena.plan.build import sequential
 from catena.plan.wire import plan_to_proto
 from catena.router.core.features import NAMES
+
+from .conftest import CONFIG
 
 pytestmark = pytest.mark.contract
 
@@ -174,6 +177,18 @@ async def test_domains_are_put_used_at_once_and_deleted(room):
         await room.ask("PutDomain", pb.PutDomainRequest(domain=pb.Domain(name="Bad Name", examples=["x"])))
 
 
+async def test_domains_are_merged_and_their_names_go_on_meaning_what_they_became(room):
+    request = pb.MergeDomainsRequest(names=["upper", "reverse"], into="case")
+    told = (await room.ask("MergeDomains", request)).domain
+    assert (told.name, list(told.aliases), len(told.examples)) == ("case", ["upper", "reverse"], 8)
+    for text in ("upper: river", "reverse: river"):
+        assert (await room.ask("Recommend", asked(text))).plan.domain == "case"
+    assert (await room.ask("Recommend", asked("x", task="upper"))).plan.domain == "case"
+    assert (await room.ask("Recommend", asked("upper: river"), "other")).plan.domain == "upper"
+    with pytest.raises(Missing):
+        await room.ask("MergeDomains", pb.MergeDomainsRequest(names=["upper", "add"], into="all"))
+
+
 async def test_a_specialist_answers_its_domain_from_the_moment_it_is_put(room):
     room.catalogue.models.append(
         executor_pb2.Model(name="large@swapcase", type="chat", parent="large", status="active")
@@ -266,6 +281,69 @@ async def test_a_restart_gives_the_same_decision(open_room):
             c.plan.configuration_id for c in first.candidates
         ]
         assert [c.utility for c in second.candidates] == pytest.approx([c.utility for c in first.candidates], rel=1e-9)
+
+
+async def chosen(room, count, wrong="large"):
+    """Requests as `auto` chooses, run and judged: what `wrong` says is wrong."""
+    for number in range(count):
+        plan = (await room.ask("Recommend", asked(f"upper: word{number}", objective="balanced"))).plan
+        main = plan.stages[-1].model
+        score = types_pb2.Score(value=float(main != wrong), source="tests")
+        done = completed(number, plan, model=main, scores=[score])
+        await room.bus.publish(event(f"c{number}", "executor.execution.completed", done))
+    await executions(room, count)
+
+
+async def test_what_was_chosen_with_its_propensity_values_another_policy(open_room):
+    curious = msgspec.structs.replace(CONFIG, exploration=1.0, exploration_floor=0.6, min_judged=1)
+    async with open_room(curious) as room:
+        with pytest.raises(Invalid) as refused:
+            await room.ask("Evaluate", pb.EvaluateRequest())
+        assert refused.value.code == "nothing_logged"
+        await chosen(room, 200)
+        told = await room.ask("Evaluate", pb.EvaluateRequest(model="small"))
+        assert (told.requests, told.judged) == (200, 200)
+        assert told.tells and told.effective >= 20.0, told.verdict
+        assert told.quality.expected > 0.9 > told.quality.logged
+        assert told.quality.gained > told.quality.gained_half_width > 0.0
+        assert told.verdict.startswith("better than what ran")
+        assert (await room.ask("Evaluate", pb.EvaluateRequest(model="large"))).quality.expected < 0.5
+        for bad, code in (
+            (pb.EvaluateRequest(objective="cheap"), "unknown_objective"),
+            (pb.EvaluateRequest(weights={"quality": math.nan}), "bad_weights"),
+            (pb.EvaluateRequest(max_cost_usd=1e-12), "no_plan_fits"),
+        ):
+            with pytest.raises(Invalid) as refused:
+                await room.ask("Evaluate", bad)
+            assert refused.value.code == code
+
+
+async def test_a_tuning_is_listed_survives_a_restart_and_is_taken_back(open_room):
+    async with open_room() as room:
+        for number in range(60):
+            plan = (await room.ask("Recommend", asked(f"upper: w{number}", shape=types_pb2.SHAPE_CASCADE))).plan
+            done = completed(number, plan, model="small")
+            done.stages[0].name, done.stages[0].role = "fast", types_pb2.ROLE_FAST
+            done.stages[0].confidence = 0.55 if number % 2 else 0.95
+            done.scores.add(value=1.0 - number % 2, source="tests")
+            await room.bus.publish(event(f"e{number}", "executor.execution.completed", done))
+        await executions(room, 60)
+        told = await room.ask("AutoTune", pb.AutoTuneRequest())
+        assert told.number == 1 and told.adjustments[0].after > 0.5, told
+    async with open_room() as room:
+        listed = await room.ask("ListTunings", pb.ListTuningsRequest())
+        (step,) = listed.tunings
+        assert (step.number, step.by, step.judged) == (1, "operator", 60)
+        assert list(step.adjustments) == list(told.adjustments)
+        assert listed.settings["cascade.threshold"] == told.adjustments[0].after
+        cascade = asked("upper: x", shape=types_pb2.SHAPE_CASCADE)
+        assert (await room.ask("Recommend", cascade)).plan.settings.threshold == told.adjustments[0].after
+        back = (await room.ask("RevertTuning", pb.RevertTuningRequest(number=1))).tuning
+        assert (back.number, back.reverts, back.adjustments[0].after) == (2, 1, 0.5)
+        assert (await room.ask("Recommend", cascade)).plan.settings.threshold == 0.5
+        assert (await room.ask("ListTunings", pb.ListTuningsRequest())).waits_for == 60
+        with pytest.raises(Missing):
+            await room.ask("RevertTuning", pb.RevertTuningRequest(number=9))
 
 
 async def test_runs_made_elsewhere_count_and_bad_ones_are_refused(room):

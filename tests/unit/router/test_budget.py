@@ -76,7 +76,7 @@ async def test_in_the_long_run_the_room_spends_its_budget():
             await bench.run(decision.plan, skill, ease, judged=rng.random() < 0.3)
             if number % 50 == 49:
                 await bench.router.settle()
-        seen = bench.router._state.book("t").observations()[-400:]
+        seen = bench.router.state.book("t").observations()[-400:]
         spent[budget] = sum(one.cost_usd for one in seen) / len(seen)
     assert spent[0.0] > 2.0e-5
     assert spent[1.2e-5] == pytest.approx(1.2e-5, rel=0.25)

@@ -56,15 +56,15 @@ def test_another_policy_is_valued_from_a_log_that_seldom_did_as_it_would(policy,
     found = evaluate(seen, policy, learn(seen, CATALOGUE, Kinds()))
     naive = sum(one.score for one in seen) / len(seen)
     assert abs(naive - truth) > 0.08
-    assert found.ips.value == pytest.approx(truth, abs=0.05)
-    assert found.doubly_robust.value == pytest.approx(truth, abs=0.05)
+    assert found.quality.ips.value == pytest.approx(truth, abs=0.05)
+    assert found.quality.doubly_robust.value == pytest.approx(truth, abs=0.05)
 
 
 def test_its_intervals_hold_what_they_promise():
     inside = 0
     for seed in range(60):
         seen = log(random.Random(seed), 800, share_large=0.2)
-        told = evaluate(seen, always_large, learn(seen, CATALOGUE, Kinds())).doubly_robust
+        told = evaluate(seen, always_large, learn(seen, CATALOGUE, Kinds())).quality.doubly_robust
         inside += abs(told.value - 0.86) <= told.half_width
     assert inside >= 52
 
@@ -74,10 +74,10 @@ def test_doubly_robust_stands_where_the_predictions_are_wrong():
     spoilt = [replace(one, score=0.0) for one in log(random.Random(2), 600, share_large=0.3)]
     wrong = learn(spoilt, CATALOGUE, Kinds())
     found = evaluate(log(random.Random(3), 6000, share_large=0.2), always_large, wrong)
-    assert found.doubly_robust.value == pytest.approx(0.86, abs=0.06)
+    assert found.quality.doubly_robust.value == pytest.approx(0.86, abs=0.06)
 
 
 def test_a_log_without_propensities_is_refused():
     seen = [replace(one, plan=replace(one.plan, propensity=0.0)) for one in log(random.Random(4), 20, share_large=0.5)]
-    with pytest.raises(Invalid, match="propensity"):
+    with pytest.raises(Invalid, match="chosen freely"):
         evaluate(seen, always_large, learn(seen, CATALOGUE, Kinds()))

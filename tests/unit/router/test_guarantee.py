@@ -8,7 +8,7 @@ import pytest
 from catena.kit.errors import Invalid
 from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Role, Shape
-from catena.router.app import manner_of
+from catena.router.app import bounds_of
 from catena.router.config import RouterConfig
 from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
@@ -120,4 +120,4 @@ def test_where_nothing_can_be_promised_yet_the_threshold_steps_towards_the_stric
 @pytest.mark.parametrize("settings", [{"max_loss": -0.1}, {"max_loss": 1.0}, {"certainty": 0.0}, {"certainty": 1.5}])
 def test_promises_without_sense_are_refused(settings):
     with pytest.raises(Invalid, match=next(iter(settings))):
-        manner_of(RouterConfig(**settings))
+        bounds_of(RouterConfig(**settings))

@@ -13,6 +13,7 @@ from catena.router.core.catalogue import ModelCard
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Arm, Experiment
 from catena.router.core.ports import Verdict
+from catena.router.core.steps import OPERATOR
 from tests.unit.router.simulation import LARGE, SHAPES, SKILLS, SMALL, cards
 from tests.unit.router.world import EXAMPLES, Bench, ask
 
@@ -170,7 +171,7 @@ async def test_a_forced_shape_is_kept_and_a_named_model_leads_it():
     for shape in (Shape.CASCADE, Shape.SPECULATIVE):
         assert describe((await bench.recommend(shape=shape, model=SMALL)).plan) == f"sequential({SMALL})"
     alone = await bench.recommend(model=SMALL)
-    assert (describe(alone.plan), alone.plan.propensity) == ("sequential(demo-small)", 1.0)
+    assert (describe(alone.plan), alone.plan.propensity) == ("sequential(demo-small)", 0.0)
 
 
 async def test_votes_weigh_what_their_models_were_right_and_stay_one_configuration():
@@ -245,14 +246,14 @@ async def test_a_named_task_is_the_domain():
 
 async def test_frozen_it_neither_learns_nor_explores_until_it_is_thawed():
     bench = await taught(exploration=0.9)
-    await bench.router.auto_tune("t", freeze=True)
+    await bench.tuner.freeze("t", True)
     before = await bench.explain(objective="cost")
     await bench.teach([sequential(SMALL)], feedback=1.0)
     after = await bench.explain(objective="cost")
     assert [(c.plan, c.utility) for c in after.ranked] == [(c.plan, c.utility) for c in before.ranked]
     plans = {describe((await bench.recommend(objective="cost")).plan) for _ in range(30)}
     assert len(plans) == 1
-    await bench.router.auto_tune("t", freeze=False)
+    await bench.tuner.freeze("t", False)
     thawed = await bench.explain(objective="cost")
     assert [c.utility for c in thawed.ranked] != [c.utility for c in before.ranked]
     plans = {describe((await bench.recommend(objective="cost")).plan) for _ in range(60)}
@@ -261,7 +262,7 @@ async def test_frozen_it_neither_learns_nor_explores_until_it_is_thawed():
 
 async def test_another_replica_and_a_restart_decide_alike_also_while_frozen():
     bench = await taught()
-    await bench.router.auto_tune("t", freeze=True)
+    await bench.tuner.freeze("t", True)
     await bench.teach([sequential(SMALL)], questions=50, feedback=1.0)
     other = Bench(journal=bench.journal)
     await other.router.settle()
@@ -285,9 +286,7 @@ async def test_exploration_says_with_which_probability_it_chose():
 async def test_an_experiment_is_sticky_and_leaves_critical_and_named_requests_alone():
     bench = await taught()
     arms = (Arm(name="control"), Arm(name="canary", model=f"{LARGE}@upper:0.2.0"))
-    started = await bench.router.create_experiment(
-        Experiment(id="", tenant="t", name="new", domain="upper", arms=arms), "r"
-    )
+    started = await bench.trials.create(Experiment(id="", tenant="t", name="new", domain="upper", arms=arms), "r")
     seen = {}
     for number in range(60):
         plan = (await bench.recommend(who=f"u{number}")).plan
@@ -303,21 +302,19 @@ async def test_an_experiment_is_sticky_and_leaves_critical_and_named_requests_al
     ):
         assert other.plan.experiment_id == ""
     with pytest.raises(Conflict):
-        await bench.router.create_experiment(
-            Experiment(id="", tenant="t", name="again", domain="upper", arms=arms), "r2"
-        )
+        await bench.trials.create(Experiment(id="", tenant="t", name="again", domain="upper", arms=arms), "r2")
     with pytest.raises(Missing):
         bad = (Arm(name="control"), Arm(name="canary", model="nothing@x"))
-        await bench.router.create_experiment(Experiment(id="", tenant="t", name="n", domain="add", arms=bad), "")
+        await bench.trials.create(Experiment(id="", tenant="t", name="n", domain="add", arms=bad), "")
 
 
 async def test_auto_tune_moves_a_bad_threshold_by_a_bounded_step_and_says_why():
     shapes = {**SHAPES, Shape.CASCADE: replace_struct(SHAPES[Shape.CASCADE], threshold=0.02)}
     bench = await Bench(shapes=shapes).open()
     await bench.teach([build(s, c) for s, c in shapes.items() if s is not Shape.SEARCH], feedback=0.5)
-    (dry,) = await bench.router.auto_tune("t", dry_run=True)
+    (dry,) = (await bench.tuner.tune("t", by=OPERATOR, dry_run=True)).moved
     assert (await bench.recommend(shape=Shape.CASCADE)).plan.settings.threshold == 0.02
-    (moved,) = await bench.router.auto_tune("t")
+    (moved,) = (await bench.tuner.tune("t", by=OPERATOR)).moved
     assert moved == dry
     assert (moved.setting, moved.before, moved.after) == ("cascade.threshold", 0.02, pytest.approx(0.22))
     assert "expected to be right" in moved.reason
@@ -327,7 +324,8 @@ async def test_auto_tune_moves_a_bad_threshold_by_a_bounded_step_and_says_why():
 async def test_nothing_is_tuned_before_enough_is_judged():
     bench = await Bench().open()
     await bench.recommend()
-    assert await bench.router.auto_tune("t") == []
+    told = await bench.tuner.tune("t", by=OPERATOR)
+    assert (told.moved, told.step, told.note) == ((), 0, "10 more judged outcomes are needed")
 
 
 async def test_what_one_tenant_teaches_does_not_move_another():

@@ -6,13 +6,15 @@ import numpy as np
 
 from catena.kit.clock import still_world
 from catena.kit.errors import Unavailable
-from catena.router.app import manner_of
+from catena.router.app import bounds_of, manner_of
 from catena.router.config import RouterConfig
 from catena.router.core.ask import Ask
 from catena.router.core.candidates import House
 from catena.router.core.domains import Domain, check_domain
 from catena.router.core.ports import Seen, Verdict
 from catena.router.core.router import Ports, Router
+from catena.router.core.trials import Trials
+from catena.router.core.tuner import Tuner
 from tests.contract.router.memory_journal import MemoryJournal
 from tests.unit.router.simulation import SHAPES, Simulated, cards
 
@@ -49,6 +51,8 @@ class Bench:
             manner_of(config),
             self.world,
         )
+        self.tuner = Tuner(self.router, self.journal, bounds_of(config), self.world)
+        self.trials = Trials(self.router, self.journal, self.world)
         self.simulated = Simulated(self.world.rng.__class__(seed), {card.name: card for card in self.models})
 
     async def _fetch(self, tenant):

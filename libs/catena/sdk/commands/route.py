@@ -11,7 +11,9 @@ from catena.plan.model import describe
 from catena.plan.wire import plan_from_proto
 from catena.sdk.terminal import Tenant, Terminal
 
-app = typer.Typer(help="The router: explain, statistics, domains, experiments.", no_args_is_help=True)
+app = typer.Typer(
+    help="The router: explain, statistics, domains, experiments, tuning, evaluation.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -79,20 +81,6 @@ def stats(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
             for c in told.configurations
         ]
         terminal.table(f"{told.executions} executions", columns, rows)
-
-    terminal.run(work())
-
-
-@app.command()
-def domains(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
-    """List the domains."""
-    terminal: Terminal = context.obj
-
-    async def work() -> None:
-        async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
-            told = await router.ListDomains(router_pb2.ListDomainsRequest())
-        rows = [(d.name, len(d.examples), d.specialist, d.needs_memory) for d in told.domains]
-        terminal.table("Domains", ("domain", "examples", "specialist", "needs memory"), rows)
 
     terminal.run(work())
 

@@ -27,7 +27,8 @@ TableKey = tuple[str, str, Length, str, float]
 class Book:
     """One tenant's page. `knowledge` None: not learned yet; `stale`: something new is to be learned.
 
-    `proposals`: plans beside the configured ones; `price`: quality per USD by the long-run budget.
+    `proposals`: plans beside the configured ones; `taste`: as tuned, with the price of the long-run budget. `aliases`:
+    names of domains that were merged into others.
     """
 
     window: int
@@ -41,7 +42,8 @@ class Book:
     head: Head | None = None
     head_of: tuple[tuple[str, str, float], ...] = ()
     proposals: Sequence[Plan] = ()
-    price: float = 0.0
+    taste: Taste | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
     plans: dict[str, list[Plan]] = field(default_factory=dict)
     tables: dict[TableKey, list[Candidate]] = field(default_factory=dict)
 
@@ -62,8 +64,13 @@ class Book:
             self.noted = {n.observation.execution_id: n for n in kept}
 
     def observations(self) -> list[Observation]:
-        """The window, in the order of arrival."""
-        return [n.observation for n in sorted(self.noted.values(), key=lambda n: n.born)[-self.window :]]
+        """The window, in the order of arrival; of a domain that was merged, as of the one that it became."""
+        told = [n.observation for n in sorted(self.noted.values(), key=lambda n: n.born)[-self.window :]]
+        return [replace(o, domain=self.aliases[o.domain]) if o.domain in self.aliases else o for o in told]
+
+    def judged_since(self, revision: int) -> int:
+        """Executions of the window that were judged after this revision."""
+        return sum(n.judged_at > revision for n in self.noted.values())
 
     def take_catalogue(self, catalogue: Catalogue) -> None:
         """Reckon with other models or prices from now on, and learn anew when there is time."""

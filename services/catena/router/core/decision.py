@@ -73,7 +73,8 @@ def decide(
     ranked = looked_at(within, ask, found, knowledge, taste)
     check_fit(ranked, ask)
     if not free:
-        return _settled(ranked[0], found, ranked, f"{describe(ranked[0].plan)} was asked for", ask)
+        # Not a choice, so that it tells nothing of how other choices would have done.
+        return _settled(ranked[0], found, ranked, f"{describe(ranked[0].plan)} was asked for", ask, propensity=0.0)
     if found.specialist:
         preferred = prefer(ranked, found.specialist, taste)
         if preferred[0].plan.main_model == found.specialist:

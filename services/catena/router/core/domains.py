@@ -30,7 +30,10 @@ _BARS = tuple(float(b) for b in np.linspace(0.1, 0.7, 13))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """A kind of request. `tenant` owns it; those of `shared` are everyone's."""
+    """A kind of request. `tenant` owns it; those of `shared` are everyone's.
+
+    `aliases`: names of domains that were merged into it; what is known of them is known of it.
+    """
 
     name: str
     tenant: str
@@ -38,6 +41,7 @@ class Domain:
     specialist: str = ""
     needs_memory: bool = False
     updated_s: float = 0.0
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,36 @@ def check_domain(domain: Domain) -> Domain:
     if not examples:
         raise Invalid(f"domain {domain.name!r} has no example; send at least one text", code="bad_domain")
     return replace(domain, examples=examples)
+
+
+def merged(several: Sequence[Domain], into: Domain, specialist: str = "") -> Domain:
+    """The domain `into` with the examples, names and needs of all of them.
+
+    Its specialist is the one named, else its own, else the only one among the others. Raises Invalid
+    (`several_specialists`) when they have different ones and none was named.
+    """
+    rest = [one for one in several if one.name != into.name]
+    theirs = sorted({one.specialist for one in rest if one.specialist})
+    chosen = specialist or into.specialist or (theirs[0] if len(theirs) == 1 else "")
+    if not chosen and theirs:
+        raise Invalid(
+            f"these domains have the specialists {', '.join(theirs)}; name the one to keep", code="several_specialists"
+        )
+    names = dict.fromkeys(name for one in (into, *rest) for name in (one.name, *one.aliases))
+    del names[into.name]
+    return replace(
+        into,
+        examples=_alternating([one.examples for one in (into, *rest)]),
+        specialist=chosen,
+        needs_memory=any(one.needs_memory for one in (into, *rest)),
+        aliases=tuple(names),
+    )
+
+
+def _alternating(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """All examples, each once, of every list in turn: whatever part of them is chosen has some of each."""
+    longest = max(map(len, lists))
+    return tuple(dict.fromkeys(texts[n] for n in range(longest) for texts in lists if n < len(texts)))
 
 
 def chosen_examples(domain: Domain) -> tuple[str, ...]:

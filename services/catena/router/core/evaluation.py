@@ -12,67 +12,163 @@ from dataclasses import dataclass
 import numpy as np
 
 from catena.kit.errors import Invalid
-from catena.plan.model import Plan
+from catena.plan.model import Plan, Prediction
 from catena.router.core.confidence import Array
 from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.observation import Observation
 
 Z95 = 1.96
-Policy = Callable[[Observation], Plan]
-"""The plan that a policy would have run for the request of this execution."""
+LEAST = 20.0
+"""Independent runs that the agreeing ones must be worth before an interval is believed."""
+
+Policy = Callable[[Observation], Plan | None]
+"""The plan that a policy would have run for the request of this execution; None: no plan keeps its caps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Expected quality with the half-width of its 95 % interval; `matches`: runs on which both policies agreed."""
+    """An expected value with the half-width of its 95 % interval."""
 
     value: float
     half_width: float
-    matches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """One measure: its mean over what ran, and of the policy by self-normalised propensities and doubly robust.
+
+    `gained`: how much more than what ran, doubly robust, pair by pair.
+    """
+
+    logged: float
+    ips: Estimate
+    doubly_robust: Estimate
+    gained: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """By self-normalised inverse propensities, and doubly robust."""
+    """What a policy is worth a request, in quality, USD and milliseconds.
 
-    ips: Estimate
-    doubly_robust: Estimate
+    `requests`: choices in the log that tell their propensity; `judged` of them are scored, `matches` of those were
+    chosen alike, worth `effective` independent ones; `refused`: those for which no plan keeps the policy's caps, which
+    are left out. `verdict`: what can be said, in words; `tells`: whether the log can.
+    """
+
+    quality: Worth
+    cost_usd: Worth
+    latency_ms: Worth
+    requests: int
+    judged: int
+    matches: int
+    effective: float
+    refused: int
+    tells: bool
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A logged choice beside the policy's. `weight`: 1 over the propensity where they are the same, else 0."""
+
+    seen: Observation
+    weight: float
+    would: Prediction
+
+
+def choices(logged: Sequence[Observation]) -> list[Observation]:
+    """The executions that the router chose freely, and was not spared by a cache, cancelled or told from elsewhere."""
+    return [one for one in logged if one.plan.propensity > 0.0 and not one.cancelled and not one.cached]
 
 
 def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge) -> Evaluation:
-    """The policy's expected quality on requests like the logged ones, of which the judged ones count.
+    """The policy's expected quality, cost and latency on requests like the logged ones; quality from the judged ones.
 
-    Raises Invalid (`nothing_logged`) when no judged execution tells its propensity.
+    Raises Invalid (`nothing_logged`) when no judged execution tells its propensity, (`no_plan_fits`) when the policy
+    has a plan for none of them.
     """
-    usable = [one for one in logged if one.score is not None and one.plan.propensity > 0.0]
-    if not usable:
-        raise Invalid("no judged execution tells its propensity; ask the router for plans first", code="nothing_logged")
-    weights, scores, logged_as, told = np.array([_row(one, policy(one), knowledge) for one in usable]).T
-    matches = int((weights > 0.0).sum())
+    chosen = choices(logged)
+    if not any(one.score is not None for one in chosen):
+        raise Invalid(
+            f"of {len(logged)} executions none was chosen freely and judged; ask for `auto` and send feedback first",
+            code="nothing_logged",
+        )
+    rows = [row for one in chosen if (row := beside(one, policy(one), knowledge)) is not None]
+    judged = [row for row in rows if row.seen.score is not None]
+    if not judged:
+        raise Invalid("no plan keeps these caps for any logged request; raise or drop one", code="no_plan_fits")
+    weights = np.array([row.weight for row in judged])
+    quality = worth(judged, lambda one: float(one.score or 0.0), lambda told: told.quality.mean)
+    matches, alike = int((weights > 0.0).sum()), effective(weights)
     return Evaluation(
-        ips=_normalised(weights, scores, matches), doubly_robust=_mean(told + weights * (scores - logged_as), matches)
+        quality=quality,
+        cost_usd=worth(rows, lambda one: one.cost_usd, lambda told: told.cost_usd.mean),
+        latency_ms=worth(rows, lambda one: one.latency_ms, lambda told: told.latency_ms.mean),
+        requests=len(rows),
+        judged=len(judged),
+        matches=matches,
+        effective=alike,
+        refused=len(chosen) - len(rows),
+        tells=alike >= LEAST,
+        verdict=_verdict(quality, len(judged), matches, alike),
     )
 
 
-def _row(one: Observation, plan: Plan, knowledge: Knowledge) -> tuple[float, float, float, float]:
-    """Weight of the run for the policy, its score, what is predicted of what ran, and of what would have."""
+def beside(one: Observation, plan: Plan | None, knowledge: Knowledge) -> Row | None:
+    """What ran beside what the policy would have run; None where it has no plan."""
+    if plan is None:
+        return None
+    length, shifts = Length(chars=one.chars), knowledge.outcome.shifts(one.plan.features)
+    would = knowledge.predict(plan, one.domain, length, shifts)
     same = plan.configuration_id == one.configuration_id
-    length = Length(chars=one.chars)
-    shifts = knowledge.outcome.shifts(one.plan.features)
-    would = knowledge.predict(plan, one.domain, length, shifts).quality.mean
-    ran = would if same else 0.0
-    return (1.0 / one.plan.propensity if same else 0.0, float(one.score or 0.0), ran, would)
+    return Row(seen=one, weight=1.0 / one.plan.propensity if same else 0.0, would=would)
 
 
-def _normalised(weights: Array, scores: Array, matches: int) -> Estimate:
+def worth(
+    rows: Sequence[Row], measured: Callable[[Observation], float], predicted: Callable[[Prediction], float]
+) -> Worth:
+    """One measure over the rows."""
+    weights = np.array([row.weight for row in rows])
+    seen, would = np.array([measured(row.seen) for row in rows]), np.array([predicted(row.would) for row in rows])
+    # Where the weight is not 0 the same plan ran, so that what is predicted of it is predicted of what ran.
+    robust = would + weights * (seen - would)
+    return Worth(
+        logged=float(seen.mean()),
+        ips=_normalised(weights, seen),
+        doubly_robust=_mean(robust),
+        gained=_mean(robust - seen),
+    )
+
+
+def effective(weights: Array) -> float:
+    """Independent runs that the weighted ones are worth (Kish, 1965)."""
+    squares = float(weights @ weights)
+    return float(weights.sum()) ** 2 / squares if squares > 0.0 else 0.0
+
+
+def _normalised(weights: Array, seen: Array) -> Estimate:
     total = float(weights.sum())
     if total <= 0.0:
-        return Estimate(value=math.nan, half_width=math.inf, matches=0)
-    value = float(weights @ scores) / total
-    deviation = math.sqrt(float((weights * (scores - value)) @ (weights * (scores - value)))) / total
-    return Estimate(value=value, half_width=Z95 * deviation, matches=matches)
+        return Estimate(value=math.nan, half_width=math.inf)
+    value = float(weights @ seen) / total
+    deviation = math.sqrt(float((weights * (seen - value)) @ (weights * (seen - value)))) / total
+    return Estimate(value=value, half_width=Z95 * deviation)
 
 
-def _mean(values: Array, matches: int) -> Estimate:
+def _mean(values: Array) -> Estimate:
     deviation = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return Estimate(value=float(values.mean()), half_width=Z95 * deviation, matches=matches)
+    return Estimate(value=float(values.mean()), half_width=Z95 * deviation)
+
+
+def _verdict(quality: Worth, judged: int, matches: int, alike: float) -> str:
+    seen = f"{matches} of {judged} judged requests were answered as this policy would have, worth {alike:.0f}"
+    if alike < LEAST:
+        return (
+            f"the log cannot tell: {seen}, and {LEAST:g} are needed; what is shown is mostly prediction. More judged "
+            "requests, or more of router.exploration, would tell"
+        )
+    gained = quality.gained
+    by = f"{gained.value:+.3f} ± {gained.half_width:.3f}"
+    if abs(gained.value) <= gained.half_width:
+        return f"no difference in quality from what ran, beyond chance: {by}; {seen}"
+    return f"{'better' if gained.value > 0.0 else 'worse'} than what ran: quality {by}; {seen}"

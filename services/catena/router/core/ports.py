@@ -1,7 +1,7 @@
 """What the router needs of the world outside its core."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from catena.router.core.catalogue import ModelCard
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Experiment
 from catena.router.core.observation import Observation
+from catena.router.core.steps import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class Changes:
     deleted: Sequence[tuple[str, str]] = ()
     experiments: Sequence[Experiment] = ()
     switches: Sequence[Switch] = ()
+    steps: Sequence[Step] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,18 @@ class Totals:
     cost_usd: float = 0.0
     latency_ms: float = 0.0
 
+    def plus(self, other: "Totals") -> "Totals":
+        """Both together."""
+        return replace(
+            self,
+            executions=self.executions + other.executions,
+            judged=self.judged + other.judged,
+            successes=self.successes + other.successes,
+            quality=self.quality + other.quality,
+            cost_usd=self.cost_usd + other.cost_usd,
+            latency_ms=self.latency_ms + other.latency_ms,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -91,6 +105,15 @@ class Report:
 
     configurations: Sequence[Totals] = field(default_factory=tuple)
     executions: int = 0
+
+    def renamed(self, aliases: Mapping[str, str]) -> "Report":
+        """The same with domains by the names that they have now; what then is the same row adds up."""
+        rows: dict[tuple[str, str], Totals] = {}
+        for one in self.configurations:
+            named = replace(one, domain=aliases.get(one.domain, one.domain))
+            key = named.configuration_id, named.domain
+            rows[key] = rows[key].plus(named) if key in rows else named
+        return replace(self, configurations=tuple(rows.values()))
 
 
 class Embed(Protocol):
@@ -146,6 +169,14 @@ class Journal(Protocol):
 
     async def delete_domain(self, tenant: str, name: str) -> None:
         """Remove a domain."""
+        ...
+
+    async def merge_domains(self, into: Domain, gone: Sequence[str]) -> None:
+        """Put a domain in the place of the owner's domains of these names."""
+        ...
+
+    async def put_step(self, step: Step) -> None:
+        """Keep a step of tuning. Raises Conflict (`tuned_meanwhile`) when the tenant has one of this number."""
         ...
 
     async def put_experiment(self, experiment: Experiment, request_id: str) -> Experiment:

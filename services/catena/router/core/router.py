@@ -2,16 +2,15 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Missing
-from catena.plan.model import Shape
+from catena.kit.errors import CatenaError, Invalid, Missing
 from catena.router.core.ask import AUTO, Ask, check, task_name
-from catena.router.core.book import COARSE, FINE, Book, mix_of, weigh
+from catena.router.core.book import COARSE, FINE, Book, weigh
 from catena.router.core.candidates import House, configured_plans, forced_plans
 from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste, rank
@@ -23,18 +22,18 @@ from catena.router.core.domains import (
     chosen_examples,
     classify,
     fit_head,
+    merged,
     represent,
 )
-from catena.router.core.experiments import RUNNING, Experiment, check_experiment, covering
+from catena.router.core.experiments import covering
 from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.learning import learn
 from catena.router.core.moment import Present
 from catena.router.core.observation import Observation
-from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Switch, Verdict
+from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Verdict
 from catena.router.core.proposals import propose
 from catena.router.core.recorded import Recorded, observation_of
-from catena.router.core.state import FROZEN, State
-from catena.router.core.tuning import THRESHOLD, Adjustment, Bounds, tune_threshold
+from catena.router.core.state import State
 
 _REMEMBERED_PLANS = 20_000
 
@@ -55,7 +54,6 @@ class Manner:
 
     taste: Taste
     curiosity: Curiosity
-    bounds: Bounds
     threshold: float = 0.85
     window: int = 4000
     half_life: int = 2000
@@ -71,7 +69,7 @@ class Router:
         self._ports = ports
         self._manner = manner
         self._world = world
-        self._state = State(house=house, models=models, window=manner.window)
+        self.state = State(house=house, models=models, window=manner.window)
         self._lengths: OrderedDict[str, int] = OrderedDict()
         self.present = Present(ports.fetch_residents, manner.catalogue_s)
         self._turn = asyncio.Lock()
@@ -121,107 +119,99 @@ class Router:
         await self.observe([Seen(tenant=tenant, observation=observation, verdict=verdict, event_id=event_id)])
         await self.refresh()
 
-    async def auto_tune(self, tenant: str, *, dry_run: bool = False, freeze: bool | None = None) -> list[Adjustment]:
-        """Learn everything committed so far; then move the cascade's threshold, or (`freeze` given) only the switch."""
-        await self.settle()
-        if freeze is not None:
-            if not dry_run:
-                switch = Switch(tenant=tenant, name=FROZEN, value=0.0 if freeze else None)
-                await self._ports.journal.put_switch(switch, now=freeze)
-                await self.settle()
-            return []
-        book = self._state.book(tenant)
-        config = self._state.house_of(tenant).shapes.get(Shape.CASCADE)
-        if config is None or book.knowledge is None:
-            return []
-        moved = tune_threshold(
-            config, book.knowledge, mix_of(book.observations()), self._state.house.thresholds, self._manner.bounds
-        )
-        if moved is not None and not dry_run:
-            await self._ports.journal.put_switch(Switch(tenant=tenant, name=THRESHOLD, value=moved.after))
-            await self.settle()
-        return [moved] if moved is not None else []
-
     async def report(self, tenant: str) -> Report:
-        """Aggregate figures of every execution ever."""
-        return await self._ports.journal.report(tenant)
+        """Aggregate figures of every execution ever; those of domains that were merged add up."""
+        return (await self._ports.journal.report(tenant)).renamed(self.state.aliases(tenant))
 
     @property
-    def weights(self) -> dict[str, float]:
+    def taste(self) -> Taste:
+        """How plans are compared, as configured."""
+        return self._manner.taste
+
+    def weights(self, tenant: str) -> Mapping[str, float]:
         """The weights in force."""
-        return dict(self._manner.taste.weights)
+        return self.state.weights_of(tenant, self.taste.weights)
 
     def outcomes(self, tenant: str) -> int:
         """Executions on which the tenant's estimates rest."""
-        known = self._state.book(tenant).knowledge
+        known = self.state.book(tenant).knowledge
         return known.outcomes if known is not None else 0
 
     def tenants(self) -> list[str]:
         """Who has asked or taught."""
-        return sorted(self._state.books)
+        return sorted(self.state.books)
 
     def knowledge(self, tenant: str) -> Knowledge | None:
         """What is known of a tenant's requests; None before anything was asked."""
-        return self._state.book(tenant).knowledge
+        return self.state.book(tenant).knowledge
 
     async def put_domain(self, domain: Domain) -> Domain:
-        """Add or replace a domain; from the return on, requests are held against it. Raises Invalid."""
-        stored = replace(check_domain(domain), updated_s=self._world.clock.now())
+        """Add or replace a domain; from the return on, requests are held against it.
+
+        Raises Invalid, also (`merged_domain`) for the name of one that was merged into another.
+        """
+        checked = check_domain(domain)
+        await self.refresh()
+        self._check_free(domain.tenant, checked.name)
+        known = self.state.domains.get((domain.tenant, checked.name))
+        aliases = known.aliases if known is not None else ()
+        stored = replace(checked, aliases=aliases, updated_s=self._world.clock.now())
         await self._ports.journal.put_domain(stored)
-        await self.refetch(domain.tenant)
-        await self.settle()
-        await self._fit(domain.tenant)
+        await self._renew(domain.tenant)
+        return stored
+
+    async def merge_domains(self, tenant: str, names: Sequence[str], into: str, specialist: str = "") -> Domain:
+        """Make one domain of several that the tenant sees; what was learned of them is from then on known of it.
+
+        `into` may be one of them or a new name; old names go on meaning it. Raises Missing for a name that there is
+        not, Invalid when there is nothing to merge or they have different specialists.
+        """
+        await self.refresh()
+        several = [self._domain(tenant, name) for name in dict.fromkeys(names)]
+        target = self.state.domain(tenant, into)
+        self._check_free(tenant, into, *names)
+        if not [one for one in several if one.name != into]:
+            raise Invalid(f"nothing to merge into {into!r}: name other domains", code="bad_merge")
+        told = merged(several, target or Domain(name=into, tenant=tenant, examples=()), specialist)
+        stored = replace(check_domain(replace(told, tenant=tenant)), updated_s=self._world.clock.now())
+        gone = [one.name for one in several if one.tenant == tenant and one.name != into]
+        await self._ports.journal.merge_domains(stored, gone)
+        await self._renew(tenant)
         return stored
 
     def list_domains(self, tenant: str) -> list[Domain]:
         """The tenant's domains and those of all, by name."""
-        return self._state.visible_domains(tenant)
+        return self.state.visible_domains(tenant)
 
     async def delete_domain(self, tenant: str, name: str) -> None:
         """Remove a domain of the tenant. Raises Missing when it has none of this name."""
-        if (tenant, name) not in self._state.domains:
+        if (tenant, name) not in self.state.domains:
             raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
         await self._ports.journal.delete_domain(tenant, name)
         await self.settle()
 
-    async def create_experiment(self, experiment: Experiment, request_id: str) -> Experiment:
-        """Start an experiment.
+    def _check_free(self, tenant: str, name: str, *merging: str) -> None:
+        """Raise Invalid (`merged_domain`) when the name means a domain that it was merged into, other than these."""
+        became = self.state.aliases(tenant).get(name)
+        if became and became not in merging:
+            raise Invalid(f"{name!r} was merged into {became!r}; name that one", code="merged_domain")
 
-        Raises Invalid for arms without sense, Missing for an unknown model, Unavailable for one that cannot be called,
-        Conflict when the domain has one running.
-        """
-        checked = check_experiment(experiment)
-        await self.refetch(experiment.tenant)
-        for arm in checked.arms:
-            if arm.model:
-                catalogue = self._state.book(experiment.tenant).catalogue
-                catalogue.check_ready(arm.model)
-                catalogue.card(arm.model)
-        fresh = replace(checked, id=self._world.new_id(), state=RUNNING, created_s=self._world.clock.now(), reason="")
-        stored = await self._ports.journal.put_experiment(fresh, request_id)
-        await self.refresh()
-        return self._state.experiment(experiment.tenant, stored.id)
+    def _domain(self, tenant: str, name: str) -> Domain:
+        found = self.state.domain(tenant, name)
+        if found is None:
+            raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
+        return found
 
-    async def get_experiment(self, tenant: str, id: str) -> Experiment:
-        """One experiment as it stands. Raises Missing."""
-        await self.refresh()
-        return self._state.experiment(tenant, id)
-
-    async def list_experiments(self, tenant: str, state: str) -> list[Experiment]:
-        """The tenant's experiments, newest first; only those of a `state` unless it is empty."""
-        await self.refresh()
-        return [e for e in self._state.experiments_of(tenant) if state in ("", e.state)]
-
-    async def stop_experiment(self, tenant: str, id: str, reason: str) -> Experiment:
-        """End an experiment without a verdict; one that ended stays as it ended. Raises Missing."""
-        await self.get_experiment(tenant, id)
-        await self._ports.journal.stop_experiment(tenant, id, reason)
-        return await self.get_experiment(tenant, id)
+    async def _renew(self, tenant: str) -> None:
+        """Have changed domains in force: their specialists, what is known of them, the classifier."""
+        await self.refetch(tenant)
+        await self.settle()
+        await self._fit(tenant)
 
     async def refresh(self) -> None:
         """Read what changed in the journal, through this replica or another."""
         async with self._turn:
-            state, journal = self._state, self._ports.journal
+            state, journal = self.state, self._ports.journal
             changes = await journal.changes(state.revision)
             for noted in changes.observations:
                 self.present.running.ended(noted.observation.plan.id)
@@ -231,21 +221,21 @@ class Router:
     async def settle(self) -> None:
         """Read what changed and learn from it, for every tenant."""
         await self.refresh()
-        for tenant in list(self._state.books):
+        for tenant in list(self.state.books):
             await self._learn(tenant)
 
     async def tend(self) -> None:
         """One round of upkeep: settle, and renew catalogues that are past their time."""
         await self.settle()
         now = self._world.clock.monotonic()
-        for tenant, book in list(self._state.books.items()):
+        for tenant, book in list(self.state.books.items()):
             if book.catalogue_until_s < now:
                 await self.refetch(tenant)
         await self.present.renew(now)
 
     async def refetch(self, tenant: str) -> None:
         """Ask for the catalogue anew; when it cannot be had, what is known stays."""
-        book = self._state.book(tenant)
+        book = self.state.book(tenant)
         book.catalogue_until_s = self._world.clock.monotonic() + self._manner.catalogue_s
         try:
             fetched = catalogue_of(await self._ports.fetch_models(tenant))
@@ -260,8 +250,9 @@ class Router:
         chars = self._lengths.get(one.plan.id, one.chars)
         return replace(one, domain=task_name(one.domain), chars=chars)
 
-    async def _book(self, tenant: str) -> Book:
-        book = self._state.book(tenant)
+    async def book(self, tenant: str) -> Book:
+        """The tenant's book with what is known. Raises Unavailable when the catalogue is empty."""
+        book = self.state.book(tenant)
         if book.catalogue_until_s == -float("inf"):
             await self.refetch(tenant)
         check_filled(book.catalogue)
@@ -270,23 +261,25 @@ class Router:
         return book
 
     async def _learn(self, tenant: str) -> None:
-        book = self._state.book(tenant)
+        book = self.state.book(tenant)
         if not book.stale and book.knowledge is not None:
             return
         book.stale = False
-        kinds = self._state.kinds(tenant)
+        kinds = self.state.kinds(tenant)
         knowledge = await asyncio.to_thread(
             learn, book.observations(), book.catalogue, kinds, half_life=self._manner.half_life
         )
-        book.house, book.kinds, book.knowledge = self._state.house_of(tenant), kinds, knowledge
+        book.house, book.kinds, book.knowledge = self.state.house_of(tenant), kinds, knowledge
         book.proposals = await asyncio.to_thread(propose, configured_plans(book.house), knowledge)
         book.forget_tables()
-        book.price = await asyncio.to_thread(book.priced, self._manner.taste, self._manner.budget_usd)
+        taste = replace(self.taste, weights=self.weights(tenant))
+        price = await asyncio.to_thread(book.priced, taste, self._manner.budget_usd)
+        book.taste = replace(taste, price=price)
 
     async def _fit(self, tenant: str) -> None:
         """Fit the classifier of the tenant's domains, if they changed."""
-        book = self._state.book(tenant)
-        domains = self._state.visible_domains(tenant)
+        book = self.state.book(tenant)
+        domains = self.state.visible_domains(tenant)
         mark = tuple((domain.tenant, domain.name, domain.updated_s) for domain in domains)
         if book.head_of == mark:
             return
@@ -300,13 +293,14 @@ class Router:
 
     async def _find(self, tenant: str, ask: Ask) -> Found:
         """The domain of a request: the task it names, else the one that its text surely belongs to."""
-        book = self._state.book(tenant)
+        book = self.state.book(tenant)
         task = task_name(ask.task)
         if task:
+            task = book.aliases.get(task, task)
             return Found(
                 domain=task,
                 scores=[DomainScore(task, 1.0, 1.0)],
-                specialist=self._state.kinds(tenant).specialists.get(task, ""),
+                specialist=self.state.kinds(tenant).specialists.get(task, ""),
             )
         await self._fit(tenant)
         if book.head is None or not ask.text:
@@ -317,26 +311,25 @@ class Router:
         if scores[0].probability < self._manner.threshold:
             return Found(scores=scores)
         name = scores[0].domain
-        return Found(domain=name, scores=scores, specialist=self._state.kinds(tenant).specialists.get(name, ""))
+        return Found(domain=name, scores=scores, specialist=self.state.kinds(tenant).specialists.get(name, ""))
 
     async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity) -> Decision:
         check(ask)
-        book = await self._book(tenant)
+        book = await self.book(tenant)
         found = await self._find(tenant, ask)
-        knowledge, house = book.knowledge, book.house
-        assert knowledge is not None and house is not None
+        knowledge, house, taste = book.knowledge, book.house, book.taste
+        assert knowledge is not None and house is not None and taste is not None
         knowledge = knowledge.at(self.present.moment)
         ask = replace(ask, model=self._named(ask, found, book))
         length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
-        if self._state.frozen_at(tenant) is not None:
+        if self.state.frozen_at(tenant) is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
         experiment = None
         if ask.model == AUTO and not ask.critical:
-            experiment = covering(self._state.experiments_of(tenant), found.domain)
+            experiment = covering(self.state.experiments_of(tenant), found.domain)
         if experiment is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
-        objective = ask.objective or self._manner.taste.objective
-        taste = replace(self._manner.taste, objective=objective, price=book.price)
+        taste = replace(taste, objective=ask.objective or taste.objective)
         if ask.shape is None and ask.model == AUTO:
             step = FINE if ask.max_cost_usd or ask.max_latency_ms else COARSE
             weighed = book.weighed(found.domain, found.specialist, length, taste, step)

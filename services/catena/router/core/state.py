@@ -1,6 +1,6 @@
 """All that the router holds in memory, as the journal's changes make it; replayed, it is the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -14,7 +14,8 @@ from catena.router.core.catalogue import ModelCard, catalogue_of, resolve_specia
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Experiment
 from catena.router.core.ports import Changes
-from catena.router.core.tuning import THRESHOLD
+from catena.router.core.steps import Step, in_force
+from catena.router.core.tuning import THRESHOLD, WEIGHT
 
 SHARED = "shared"
 FROZEN = "frozen"
@@ -22,7 +23,10 @@ FROZEN = "frozen"
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """Books by tenant; domains, experiments and switches by who owns them. `revision`: how far the journal was read."""
+    """Books by tenant; domains, experiments, switches and steps of tuning by who owns them.
+
+    `revision`: how far the journal was read.
+    """
 
     house: House
     models: Sequence[ModelCard]
@@ -32,11 +36,13 @@ class State:
     domains: dict[tuple[str, str], Domain] = field(default_factory=dict)
     experiments: dict[str, Experiment] = field(default_factory=dict)
     switches: dict[tuple[str, str], float] = field(default_factory=dict)
+    steps: dict[str, dict[int, Step]] = field(default_factory=dict)
 
     def book(self, tenant: str) -> Book:
         """The tenant's book, opened with the configured models if it is new."""
         if tenant not in self.books:
-            self.books[tenant] = Book(self.window, catalogue=catalogue_of(self.models))
+            catalogue, aliases = catalogue_of(self.models), self.aliases(tenant)
+            self.books[tenant] = Book(self.window, catalogue=catalogue, aliases=aliases)
         return self.books[tenant]
 
     def apply(self, changes: Changes) -> bool:
@@ -66,14 +72,22 @@ class State:
         return None if at is None else int(at)
 
     def visible_domains(self, tenant: str) -> list[Domain]:
-        """The tenant's domains and those of all; its own win."""
-        seen = {name: domain for (owner, name), domain in self.domains.items() if owner == SHARED}
-        seen |= {name: domain for (owner, name), domain in self.domains.items() if owner == tenant}
+        """The tenant's domains and those of all; its own win, and hide those that they were merged from."""
+        seen: dict[str, Domain] = {}
+        for wanted in (SHARED, tenant):
+            own = {name: domain for (owner, name), domain in self.domains.items() if owner == wanted}
+            gone = {alias for domain in own.values() for alias in domain.aliases} - set(own)
+            seen = {name: domain for name, domain in {**seen, **own}.items() if name not in gone}
         return [seen[name] for name in sorted(seen)]
+
+    def aliases(self, tenant: str) -> Mapping[str, str]:
+        """Names of domains that were merged, and what they became."""
+        visible = self.visible_domains(tenant)
+        return {alias: domain.name for domain in visible for alias in domain.aliases}
 
     def domain(self, tenant: str, name: str) -> Domain | None:
         """One domain that the tenant sees."""
-        return self.domains.get((tenant, name)) or self.domains.get((SHARED, name))
+        return next((domain for domain in self.visible_domains(tenant) if domain.name == name), None)
 
     def kinds(self, tenant: str) -> Kinds:
         """What bears on estimates: specialists that are there, and which domains need memory."""
@@ -87,12 +101,22 @@ class State:
 
     def house_of(self, tenant: str) -> House:
         """The configured shapes, with the cascade's threshold as it was tuned."""
-        tuned = self.switches.get((tenant, THRESHOLD))
+        tuned = in_force(self.steps_of(tenant)).get(THRESHOLD)
         config = self.house.shapes.get(Shape.CASCADE)
         if tuned is None or config is None:
             return self.house
         moved = msgspec.structs.replace(config, threshold=tuned)
         return replace(self.house, shapes={**self.house.shapes, Shape.CASCADE: moved})
+
+    def steps_of(self, tenant: str) -> list[Step]:
+        """The tenant's steps of tuning, oldest first."""
+        own = self.steps.get(tenant, {})
+        return [own[number] for number in sorted(own)]
+
+    def weights_of(self, tenant: str, configured: Mapping[str, float]) -> Mapping[str, float]:
+        """The weights of `balanced`, as they were tuned."""
+        tuned = in_force(self.steps_of(tenant))
+        return {name: tuned.get(WEIGHT + name, weight) for name, weight in configured.items()}
 
     def experiment(self, tenant: str, id: str) -> Experiment:
         """One experiment. Raises Missing when the tenant has none of this id."""
@@ -103,7 +127,10 @@ class State:
 
     def experiments_of(self, tenant: str) -> list[Experiment]:
         """The tenant's experiments, newest first."""
-        own = [e for e in self.experiments.values() if e.tenant == tenant]
+        aliases = self.aliases(tenant)
+        own = [
+            replace(e, domain=aliases.get(e.domain, e.domain)) for e in self.experiments.values() if e.tenant == tenant
+        ]
         return sorted(own, key=lambda e: (-e.created_s, e.id))
 
     def _take(self, changes: Changes) -> None:
@@ -115,6 +142,8 @@ class State:
             self.domains.pop(key, None)
         for experiment in changes.experiments:
             self.experiments[experiment.id] = experiment
-        if changes.domains or changes.deleted or changes.switches:
-            for book in self.books.values():
-                book.stale = True
+        for step in changes.steps:
+            self.steps.setdefault(step.tenant, {})[step.number] = step
+        if changes.domains or changes.deleted or changes.switches or changes.steps:
+            for tenant, book in self.books.items():
+                book.stale, book.aliases = True, self.aliases(tenant)

@@ -1,25 +1,28 @@
-"""Moves the configured cascade's threshold to where recorded outcomes want it: bounded, explained, reversible."""
+"""Moves the cascade's threshold and the weights of `balanced` to where recorded outcomes want them, within bounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from catena.kit.errors import Missing
 from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Plan, Shape
+from catena.router.core.confidence import Array
 from catena.router.core.guarantee import Certificate, Promise, certify, paired
 from catena.router.core.knowledge import Knowledge
+from catena.router.core.steps import Adjustment
 
 THRESHOLD = "cascade.threshold"
+WEIGHT = "weights."
+_SURE = 2.6
+"""Standard errors that a gain must exceed: one in twenty, shared by all the weights that are tried."""
+_LEVELS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+"""Where weights are tried, as shares of how far they may go."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adjustment:
-    """A setting that moved, and why."""
-
-    setting: str
-    before: float
-    after: float
-    reason: str
+Weights = Mapping[str, float]
+Gains = Callable[[Weights], Array]
+"""What choices under these weights would have realised more of the configured utility, by logged request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +30,15 @@ class Bounds:
     """How far a tuning may go: quality that may be lost, the longest step, outcomes needed before any.
 
     `promise`: what must be certified of a threshold before it is moved to; None: what is expected of it is enough.
+    `weight_step`: the most that one tuning moves a weight; `weight_range`: how far from the configured one, 0: stay.
     """
 
     margin: float
     max_step: float
     min_judged: int
     promise: Promise | None = None
+    weight_step: float = 0.05
+    weight_range: float = 0.2
 
 
 def tune_threshold(
@@ -74,6 +80,51 @@ def tune_threshold(
             f"at {config.threshold:g} {old_quality:.3f} for {old_cost:.3g}{_promised(bounds.promise, certificate)}"
         ),
     )
+
+
+def tune_weights(now: Weights, configured: Weights, gains: Gains, bounds: Bounds) -> list[Adjustment]:
+    """A step towards the weights whose choices would have realised most of the *configured* utility.
+
+    The configured weights say what matters and are the yardstick; those in force only steer the choice, and are moved
+    where recorded outcomes show, beyond chance, that predictions lead it astray. Empty: nothing has to move.
+    """
+    best: tuple[float, float, int, Weights] | None = None
+    for wanted in _tried(configured, bounds.weight_range):
+        gained = gains(wanted)
+        if len(gained) < bounds.min_judged or not gained.any():
+            continue
+        mean, error = float(gained.mean()), float(gained.std(ddof=1)) / float(np.sqrt(len(gained)))
+        if mean > _SURE * error and (best is None or mean > best[0]):
+            best = mean, error, len(gained), wanted
+    if best is None:
+        return []
+    mean, error, count, wanted = best
+    furthest = max(abs(wanted[name] - now[name]) for name in now)
+    part = min(1.0, bounds.weight_step / furthest) if furthest > 0.0 else 0.0
+    told = ", ".join(f"{name} {weight:.3f}" for name, weight in wanted.items())
+    reason = (
+        f"choices under {told} would have realised {mean:.4f} ± {1.96 * error:.4f} more of the configured utility "
+        f"a request ({count} judged)"
+    )
+    moved = {name: round(weight + part * (wanted[name] - weight), 4) for name, weight in now.items()}
+    return [
+        Adjustment(setting=WEIGHT + name, before=now[name], after=after, reason=reason)
+        for name, after in moved.items()
+        if abs(after - now[name]) >= 1e-3
+    ]
+
+
+def _tried(configured: Weights, reach: float) -> list[Weights]:
+    """Weights that add up to 1, of which one is other than configured by up to `reach`, the others in proportion."""
+    found: list[Weights] = []
+    for name, weight in configured.items():
+        rest = 1.0 - weight
+        for level in _LEVELS if reach > 0.0 and rest > 0.0 else ():
+            moved = min(max(weight + level * reach, 0.0), 1.0)
+            others = {other: share * (1.0 - moved) / rest for other, share in configured.items() if other != name}
+            if moved != weight:
+                found.append({key: moved if key == name else others[key] for key in configured})
+    return found
 
 
 def _certificate(

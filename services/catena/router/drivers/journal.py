@@ -22,9 +22,19 @@ from catena.router.core.domains import Domain
 from catena.router.core.experiments import RUNNING, STOPPED, Experiment, Outcome, count, stop
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Changes, Noted, Report, Seen, Switch, Totals, Verdict
+from catena.router.core.steps import Step
 from catena.router.core.verdicts import joined, outweighs
 from catena.router.drivers import tallies
-from catena.router.drivers.tables import domains, experiments, observations, outcomes, revisions, switches, totals
+from catena.router.drivers.tables import (
+    domains,
+    experiments,
+    observations,
+    outcomes,
+    revisions,
+    steps,
+    switches,
+    totals,
+)
 
 EVENT = "router.experiment.decided"
 CONSUMER = "router"
@@ -56,6 +66,7 @@ class SqlJournal:
             places = await _rows(conn, sa.select(domains).where(domains.c.revision > after))
             trials = await _rows(conn, sa.select(experiments).where(experiments.c.revision > after))
             settings = await _rows(conn, sa.select(switches).where(switches.c.revision > after))
+            tuned = await _rows(conn, sa.select(steps.c.body).where(steps.c.revision > after))
         return Changes(
             revision=upto,
             observations=[_noted(row) for row in noted],
@@ -63,6 +74,7 @@ class SqlJournal:
             deleted=[(row["tenant"], row["name"]) for row in places if row["body"] is None],
             experiments=[msgspec.json.decode(row["body"], type=Experiment) for row in trials],
             switches=[Switch(tenant=row["tenant"], name=row["name"], value=row["value"]) for row in settings],
+            steps=[msgspec.json.decode(row["body"], type=Step) for row in tuned],
         )
 
     async def observe(self, several: Sequence[Seen]) -> None:
@@ -125,11 +137,20 @@ class SqlJournal:
 
     async def put_domain(self, domain: Domain) -> None:
         """Add or replace a domain."""
-        await self._put_domain(domain.tenant, domain.name, msgspec.json.encode(domain).decode())
+        async with self._store.begin() as conn:
+            await _put_domain(conn, domain.tenant, domain.name, domain)
 
     async def delete_domain(self, tenant: str, name: str) -> None:
         """Remove a domain; a mark stays, so that the configuration does not bring it back."""
-        await self._put_domain(tenant, name, None)
+        async with self._store.begin() as conn:
+            await _put_domain(conn, tenant, name, None)
+
+    async def merge_domains(self, into: Domain, gone: Sequence[str]) -> None:
+        """Put a domain in the place of others, which leave marks."""
+        async with self._store.begin() as conn:
+            await _put_domain(conn, into.tenant, into.name, into)
+            for name in gone:
+                await _put_domain(conn, into.tenant, name, None)
 
     async def seed_domains(self, wanted: Sequence[Domain]) -> None:
         """Add those that were never there."""
@@ -190,13 +211,15 @@ class SqlJournal:
                 )
             )
 
-    async def _put_domain(self, tenant: str, name: str, body: str | None) -> None:
+    async def put_step(self, step: Step) -> None:
+        """Keep a step of tuning; of two that were taken at once, only the first."""
         async with self._store.begin() as conn:
-            revision = await _tick(conn)
-            put = upsert(domains, conn).values(tenant=tenant, name=name, revision=revision, body=body)
-            await conn.execute(
-                put.on_conflict_do_update(index_elements=["tenant", "name"], set_={"revision": revision, "body": body})
-            )
+            row = {"tenant": step.tenant, "number": step.number, "body": msgspec.json.encode(step).decode()}
+            put = upsert(steps, conn).values(**row, revision=await _tick(conn)).on_conflict_do_nothing()
+            if (await conn.execute(put.returning(steps.c.number))).first() is None:
+                raise Conflict(
+                    f"step {step.number} was taken meanwhile; look at it and ask again", code="tuned_meanwhile"
+                )
 
     async def _keep_verdict(self, conn: AsyncConnection, tenant: str, verdict: Verdict, revision: int) -> None:
         values: dict[str, Any] = {
@@ -272,6 +295,12 @@ async def _tick(conn: AsyncConnection, count: int = 1) -> int:
     put = upsert(revisions, conn).values(name=_COUNTER, value=count)
     put = put.on_conflict_do_update(index_elements=["name"], set_={"value": revisions.c.value + count})
     return int((await conn.execute(put.returning(revisions.c.value))).scalar_one())
+
+
+async def _put_domain(conn: AsyncConnection, tenant: str, name: str, domain: Domain | None) -> None:
+    kept = {"revision": await _tick(conn), "body": msgspec.json.encode(domain).decode() if domain is not None else None}
+    put = upsert(domains, conn).values(tenant=tenant, name=name, **kept)
+    await conn.execute(put.on_conflict_do_update(index_elements=["tenant", "name"], set_=kept))
 
 
 async def _known(conn: AsyncConnection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], sa.RowMapping]:

@@ -1,6 +1,7 @@
 """The router's tables. `revision` counts every change of the room's state, so that a replica can ask what is new."""
 
 import sqlalchemy as sa
+from alembic.operations import Operations
 
 from catena.kit.outbox import inbox_table, outbox_table
 from catena.kit.store import Migration
@@ -84,7 +85,23 @@ switches = sa.Table(
     sa.Column("value", sa.Double, comment="NULL: not set (any more)"),
 )
 
+steps = sa.Table(
+    "tuning_steps",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False, comment="counts a tenant's from 1"),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False, comment="as JSON"),
+)
+
 outbox_table(metadata)
 inbox_table(metadata)
 
-MIGRATIONS: tuple[Migration, ...] = ()
+
+def _add_steps(operations: Operations) -> None:
+    """Settings are in force by the steps that moved them; one tuned before there were any is tuned anew."""
+    steps.create(operations.get_bind())
+    operations.execute(switches.delete().where(switches.c.name == "cascade.threshold"))
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_steps,)

@@ -1,5 +1,6 @@
 """Between the router's protos and its core: plain conversions."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from catena.api.events.v1 import events_pb2
@@ -12,9 +13,11 @@ from catena.router.core.ask import AUTO, Ask
 from catena.router.core.choice import Candidate
 from catena.router.core.decision import Decision, Found
 from catena.router.core.domains import Domain
+from catena.router.core.evaluation import Evaluation, Worth
 from catena.router.core.experiments import Arm, Experiment
 from catena.router.core.observation import Observation, StageOutcome
 from catena.router.core.ports import Totals
+from catena.router.core.steps import Adjustment, Step
 
 
 def ask_of(message: pb.RecommendRequest) -> Ask:
@@ -169,6 +172,67 @@ def domain_to(domain: Domain) -> pb.Domain:
         specialist=domain.specialist,
         updated_s=domain.updated_s,
         needs_memory=domain.needs_memory,
+        aliases=domain.aliases,
+    )
+
+
+def adjustment_to(one: Adjustment) -> pb.Adjustment:
+    """A setting that moved."""
+    return pb.Adjustment(setting=one.setting, before=one.before, after=one.after, reason=one.reason)
+
+
+def tuning_to(step: Step) -> pb.Tuning:
+    """A step of tuning."""
+    return pb.Tuning(
+        number=step.number,
+        time_s=step.time_s,
+        by=step.by,
+        adjustments=[adjustment_to(one) for one in step.moved],
+        judged=step.judged,
+        reverts=step.reverts,
+    )
+
+
+def policy_of(request: pb.EvaluateRequest) -> Ask:
+    """The bounds of a policy, as of a request without text."""
+    return Ask(
+        text="",
+        chars=0,
+        model=request.model or AUTO,
+        shape=SHAPE_OF.get(request.shape),
+        objective=request.objective,
+        max_latency_ms=request.max_latency_ms,
+        max_cost_usd=request.max_cost_usd,
+    )
+
+
+def evaluation_to(found: Evaluation) -> pb.EvaluateResponse:
+    """What a policy is worth."""
+    return pb.EvaluateResponse(
+        quality=valuation_to(found.quality),
+        cost_usd=valuation_to(found.cost_usd),
+        latency_ms=valuation_to(found.latency_ms),
+        requests=found.requests,
+        judged=found.judged,
+        matches=found.matches,
+        effective=found.effective,
+        refused=found.refused,
+        tells=found.tells,
+        verdict=found.verdict,
+    )
+
+
+def valuation_to(worth: Worth) -> pb.Valuation:
+    """One measure of it."""
+    alike = math.isfinite(worth.ips.value)
+    return pb.Valuation(
+        logged=worth.logged,
+        expected=worth.doubly_robust.value,
+        half_width=worth.doubly_robust.half_width,
+        ips=worth.ips.value if alike else None,
+        ips_half_width=worth.ips.half_width if alike else None,
+        gained=worth.gained.value,
+        gained_half_width=worth.gained.half_width,
     )
 
 

@@ -9,15 +9,22 @@ from catena.api.router.v1.router_pb2_grpc import RouterServiceServicer
 from catena.kit.caller import caller
 from catena.router.core.recorded import Recorded, check_recorded
 from catena.router.core.router import Router
+from catena.router.core.steps import OPERATOR
+from catena.router.core.trials import Trials
+from catena.router.core.tuner import Tuned, Tuner
 from catena.router.handlers.messages import (
+    adjustment_to,
     ask_of,
     candidate_to,
     domain_from,
     domain_to,
+    evaluation_to,
     experiment_from,
     experiment_to,
+    policy_of,
     recommended_to,
     totals_to,
+    tuning_to,
 )
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -26,9 +33,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class RouterHandlers(RouterServiceServicer):
     """`RouterService` over `Router`."""
 
-    def __init__(self, router: Router) -> None:
-        """Answer from `router`."""
+    def __init__(self, router: Router, tuner: Tuner, trials: Trials) -> None:
+        """Answer from `router`, and from what tunes and tries it."""
         self._router = router
+        self._tuner = tuner
+        self._trials = trials
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         """The plan to run."""
@@ -36,11 +45,12 @@ class RouterHandlers(RouterServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """Why, and what else was weighed."""
-        decision = await self._router.explain(caller().tenant, ask_of(request.request))
+        tenant = caller().tenant
+        decision = await self._router.explain(tenant, ask_of(request.request))
         return pb.ExplainResponse(
             chosen=recommended_to(decision),
             candidates=[candidate_to(candidate) for candidate in decision.ranked],
-            weights=self._router.weights,
+            weights=self._router.weights(tenant),
             reason=decision.reason,
         )
 
@@ -62,15 +72,37 @@ class RouterHandlers(RouterServiceServicer):
 
     async def AutoTune(self, request: pb.AutoTuneRequest, context: Context) -> pb.AutoTuneResponse:
         """Learn all that is known; move settings, or the freeze."""
-        freeze = request.freeze if request.HasField("freeze") else None
-        tuned = await self._router.auto_tune(caller().tenant, dry_run=request.dry_run, freeze=freeze)
+        tenant = caller().tenant
+        tuned = Tuned()
+        if not request.HasField("freeze"):
+            tuned = await self._tuner.tune(tenant, by=OPERATOR, dry_run=request.dry_run)
+        elif not request.dry_run:
+            await self._tuner.freeze(tenant, request.freeze)
         return pb.AutoTuneResponse(
-            adjustments=[
-                pb.Adjustment(setting=one.setting, before=one.before, after=one.after, reason=one.reason)
-                for one in tuned
-            ],
-            observations=self._router.outcomes(caller().tenant),
+            adjustments=[adjustment_to(one) for one in tuned.moved],
+            observations=self._router.outcomes(tenant),
+            number=tuned.step,
+            note=tuned.note,
         )
+
+    async def ListTunings(self, request: pb.ListTuningsRequest, context: Context) -> pb.ListTuningsResponse:
+        """What tuning did, and how settings stand."""
+        tenant = caller().tenant
+        steps = await self._tuner.steps(tenant)
+        return pb.ListTuningsResponse(
+            tunings=[tuning_to(step) for step in reversed(steps)],
+            settings=self._tuner.settings(tenant),
+            waits_for=self._tuner.lacking(tenant),
+        )
+
+    async def RevertTuning(self, request: pb.RevertTuningRequest, context: Context) -> pb.RevertTuningResponse:
+        """Settings as before a step."""
+        step = await self._tuner.revert(caller().tenant, request.number, OPERATOR)
+        return pb.RevertTuningResponse(tuning=tuning_to(step))
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
+        """What another policy is worth."""
+        return evaluation_to(await self._tuner.evaluate(caller().tenant, policy_of(request), dict(request.weights)))
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """Aggregate figures."""
@@ -88,6 +120,11 @@ class RouterHandlers(RouterServiceServicer):
         """The domains that the tenant sees."""
         return pb.ListDomainsResponse(domains=[domain_to(d) for d in self._router.list_domains(caller().tenant)])
 
+    async def MergeDomains(self, request: pb.MergeDomainsRequest, context: Context) -> pb.MergeDomainsResponse:
+        """Make one of several."""
+        stored = await self._router.merge_domains(caller().tenant, request.names, request.into, request.specialist)
+        return pb.MergeDomainsResponse(domain=domain_to(stored))
+
     async def DeleteDomain(self, request: pb.DeleteDomainRequest, context: Context) -> pb.DeleteDomainResponse:
         """Remove a domain."""
         await self._router.delete_domain(caller().tenant, request.name)
@@ -98,20 +135,20 @@ class RouterHandlers(RouterServiceServicer):
     ) -> pb.CreateExperimentResponse:
         """Start an experiment."""
         asked = experiment_from(request.experiment, caller().tenant)
-        started = await self._router.create_experiment(asked, request.request_id)
+        started = await self._trials.create(asked, request.request_id)
         return pb.CreateExperimentResponse(experiment=experiment_to(started))
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
         """One experiment as it stands."""
-        found = await self._router.get_experiment(caller().tenant, request.id)
+        found = await self._trials.get(caller().tenant, request.id)
         return pb.GetExperimentResponse(experiment=experiment_to(found))
 
     async def ListExperiments(self, request: pb.ListExperimentsRequest, context: Context) -> pb.ListExperimentsResponse:
         """The tenant's experiments."""
-        found = await self._router.list_experiments(caller().tenant, request.state)
+        found = await self._trials.list(caller().tenant, request.state)
         return pb.ListExperimentsResponse(experiments=[experiment_to(one) for one in found])
 
     async def StopExperiment(self, request: pb.StopExperimentRequest, context: Context) -> pb.StopExperimentResponse:
         """End an experiment without a verdict."""
-        stopped = await self._router.stop_experiment(caller().tenant, request.id, request.reason)
+        stopped = await self._trials.stop(caller().tenant, request.id, request.reason)
         return pb.StopExperimentResponse(experiment=experiment_to(stopped))

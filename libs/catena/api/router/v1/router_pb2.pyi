@@ -388,8 +388,14 @@ class AutoTuneResponse(_message.Message):
 
     ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     observations: _builtins.int
     """Outcomes that it rests on."""
+    number: _builtins.int
+    """Number of the step that was taken, by which it can be reverted; 0: none was."""
+    note: _builtins.str
+    """Why nothing moved, in words; empty: something did, or only the freeze was asked for."""
     @_builtins.property
     def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
         """Settings that moved; empty: nothing had to."""
@@ -399,14 +405,358 @@ class AutoTuneResponse(_message.Message):
         *,
         adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
         observations: _builtins.int = ...,
+        number: _builtins.int = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "observations", b"observations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "note", b"note", "number", b"number", "observations", b"observations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AutoTuneResponse: _TypeAlias = AutoTuneResponse  # noqa: Y015
+
+@_typing.final
+class Tuning(_message.Message):
+    """One step of tuning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_S_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    REVERTS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts the tenant's steps from 1."""
+    time_s: _builtins.float
+    """Seconds since the epoch."""
+    by: _builtins.str
+    """`operator`, or `itself`."""
+    judged: _builtins.int
+    """Judged outcomes that it rests on; 0 for a revert."""
+    reverts: _builtins.int
+    """Step before which all settings were taken back to; 0: this is no revert."""
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
+        """What moved, from where to where, and why."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        time_s: _builtins.float = ...,
+        by: _builtins.str = ...,
+        adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
+        judged: _builtins.int = ...,
+        reverts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "by", b"by", "judged", b"judged", "number", b"number", "reverts", b"reverts", "time_s", b"time_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tuning: _TypeAlias = Tuning  # noqa: Y015
+
+@_typing.final
+class ListTuningsRequest(_message.Message):
+    """Asks for the steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTuningsRequest: _TypeAlias = ListTuningsRequest  # noqa: Y015
+
+@_typing.final
+class ListTuningsResponse(_message.Message):
+    """The steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TUNINGS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    waits_for: _builtins.int
+    """Outcomes that must still be judged before tuning goes on by itself; 0: it goes on at its next time."""
+    @_builtins.property
+    def tunings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tuning]:
+        """Newest first."""
+
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What can be tuned, as it stands, for example `cascade.threshold` and `weights.cost`."""
+
+    def __init__(
+        self,
+        *,
+        tunings: _abc.Iterable[Global___Tuning] | None = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        waits_for: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "tunings", b"tunings", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTuningsResponse: _TypeAlias = ListTuningsResponse  # noqa: Y015
+
+@_typing.final
+class RevertTuningRequest(_message.Message):
+    """Names a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevertTuningRequest: _TypeAlias = RevertTuningRequest  # noqa: Y015
+
+@_typing.final
+class RevertTuningResponse(_message.Message):
+    """The step that took it back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TUNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tuning(self) -> Global___Tuning:
+        """As taken."""
+
+    def __init__(
+        self,
+        *,
+        tuning: Global___Tuning | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevertTuningResponse: _TypeAlias = RevertTuningResponse  # noqa: Y015
+
+@_typing.final
+class EvaluateRequest(_message.Message):
+    """A policy: what `auto` chooses now under these bounds, or a fixed plan by model or shape."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    MAX_COST_USD_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    objective: _builtins.str
+    """`cost`, `latency`, `quality` or `balanced`; empty: as configured."""
+    max_cost_usd: _builtins.float
+    """USD that a plan may cost at most; 0: any."""
+    max_latency_ms: _builtins.float
+    """Milliseconds that a plan may take at most; 0: any."""
+    model: _builtins.str
+    """Model that answers, or leads the shape; empty or `auto`: the router decides."""
+    shape: _types_pb2.Shape.ValueType
+    """Shape that answers; unspecified: the router decides."""
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Weights of `balanced`, by `cost`, `latency`, `quality`, any scale; empty: those in force."""
+
+    def __init__(
+        self,
+        *,
+        objective: _builtins.str = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        max_cost_usd: _builtins.float = ...,
+        max_latency_ms: _builtins.float = ...,
+        model: _builtins.str = ...,
+        shape: _types_pb2.Shape.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_cost_usd", b"max_cost_usd", "max_latency_ms", b"max_latency_ms", "model", b"model", "objective", b"objective", "shape", b"shape", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateRequest: _TypeAlias = EvaluateRequest  # noqa: Y015
+
+@_typing.final
+class Valuation(_message.Message):
+    """One measure of a policy, a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGGED_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    HALF_WIDTH_FIELD_NUMBER: _builtins.int
+    IPS_FIELD_NUMBER: _builtins.int
+    IPS_HALF_WIDTH_FIELD_NUMBER: _builtins.int
+    GAINED_FIELD_NUMBER: _builtins.int
+    GAINED_HALF_WIDTH_FIELD_NUMBER: _builtins.int
+    logged: _builtins.float
+    """Mean of what ran."""
+    expected: _builtins.float
+    """Expected of the policy, doubly robust."""
+    half_width: _builtins.float
+    """Half of its 95 % interval."""
+    ips: _builtins.float
+    """Expected of it by self-normalised inverse propensities alone; absent: no request was answered alike."""
+    ips_half_width: _builtins.float
+    """Half of its 95 % interval; absent as above."""
+    gained: _builtins.float
+    """How much more than what ran, doubly robust."""
+    gained_half_width: _builtins.float
+    """Half of its 95 % interval."""
+    def __init__(
+        self,
+        *,
+        logged: _builtins.float = ...,
+        expected: _builtins.float = ...,
+        half_width: _builtins.float = ...,
+        ips: _builtins.float | None = ...,
+        ips_half_width: _builtins.float | None = ...,
+        gained: _builtins.float = ...,
+        gained_half_width: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ips", b"_ips", "_ips_half_width", b"_ips_half_width", "ips", b"ips", "ips_half_width", b"ips_half_width"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ips", b"_ips", "_ips_half_width", b"_ips_half_width", "expected", b"expected", "gained", b"gained", "gained_half_width", b"gained_half_width", "half_width", b"half_width", "ips", b"ips", "ips_half_width", b"ips_half_width", "logged", b"logged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ips: _TypeAlias = _typing.Literal["ips"]  # noqa: Y015
+    _WhichOneofArgType__ips: _TypeAlias = _typing.Literal["_ips", b"_ips"]  # noqa: Y015
+    _WhichOneofReturnType__ips_half_width: _TypeAlias = _typing.Literal["ips_half_width"]  # noqa: Y015
+    _WhichOneofArgType__ips_half_width: _TypeAlias = _typing.Literal["_ips_half_width", b"_ips_half_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ips) -> _WhichOneofReturnType__ips | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ips_half_width) -> _WhichOneofReturnType__ips_half_width | None: ...
+
+Global___Valuation: _TypeAlias = Valuation  # noqa: Y015
+
+@_typing.final
+class EvaluateResponse(_message.Message):
+    """What the policy is worth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUALITY_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    TELLS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Logged requests that it was held against."""
+    judged: _builtins.int
+    """Of them judged."""
+    matches: _builtins.int
+    """Judged requests that were answered as the policy would have."""
+    effective: _builtins.float
+    """Independent requests that those are worth."""
+    refused: _builtins.int
+    """Requests for which no plan keeps the policy's caps; they are left out."""
+    tells: _builtins.bool
+    """Whether the log can tell; where it cannot, the figures are mostly predictions."""
+    verdict: _builtins.str
+    """What can be said, in one sentence."""
+    @_builtins.property
+    def quality(self) -> Global___Valuation:
+        """0 to 1, over judged requests."""
+
+    @_builtins.property
+    def cost_usd(self) -> Global___Valuation:
+        """USD."""
+
+    @_builtins.property
+    def latency_ms(self) -> Global___Valuation:
+        """Milliseconds."""
+
+    def __init__(
+        self,
+        *,
+        quality: Global___Valuation | None = ...,
+        cost_usd: Global___Valuation | None = ...,
+        latency_ms: Global___Valuation | None = ...,
+        requests: _builtins.int = ...,
+        judged: _builtins.int = ...,
+        matches: _builtins.int = ...,
+        effective: _builtins.float = ...,
+        refused: _builtins.int = ...,
+        tells: _builtins.bool = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "latency_ms", b"latency_ms", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "effective", b"effective", "judged", b"judged", "latency_ms", b"latency_ms", "matches", b"matches", "quality", b"quality", "refused", b"refused", "requests", b"requests", "tells", b"tells", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateResponse: _TypeAlias = EvaluateResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):
@@ -518,6 +868,7 @@ class Domain(_message.Message):
     SPECIALIST_FIELD_NUMBER: _builtins.int
     UPDATED_S_FIELD_NUMBER: _builtins.int
     NEEDS_MEMORY_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Lower-case letters, digits and hyphens."""
     specialist: _builtins.str
@@ -530,6 +881,10 @@ class Domain(_message.Message):
     def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that belong to it; at least one."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of domains that were merged into it, which go on meaning it; ignored when put."""
+
     def __init__(
         self,
         *,
@@ -538,10 +893,11 @@ class Domain(_message.Message):
         specialist: _builtins.str = ...,
         updated_s: _builtins.float = ...,
         needs_memory: _builtins.bool = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "name", b"name", "needs_memory", b"needs_memory", "specialist", b"specialist", "updated_s", b"updated_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "examples", b"examples", "name", b"name", "needs_memory", b"needs_memory", "specialist", b"specialist", "updated_s", b"updated_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,6 +991,62 @@ class ListDomainsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDomainsResponse: _TypeAlias = ListDomainsResponse  # noqa: Y015
+
+@_typing.final
+class MergeDomainsRequest(_message.Message):
+    """Domains to make one of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
+    SPECIALIST_FIELD_NUMBER: _builtins.int
+    into: _builtins.str
+    """What they become: one of them, or a new name."""
+    specialist: _builtins.str
+    """Its specialist; empty: its own, else the only one among theirs."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those to merge; at least one other than `into`."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        into: _builtins.str = ...,
+        specialist: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["into", b"into", "names", b"names", "specialist", b"specialist"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeDomainsRequest: _TypeAlias = MergeDomainsRequest  # noqa: Y015
+
+@_typing.final
+class MergeDomainsResponse(_message.Message):
+    """The domain that they became."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domain(self) -> Global___Domain:
+        """As stored."""
+
+    def __init__(
+        self,
+        *,
+        domain: Global___Domain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeDomainsResponse: _TypeAlias = MergeDomainsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteDomainRequest(_message.Message):

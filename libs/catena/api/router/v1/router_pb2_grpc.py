@@ -55,6 +55,21 @@ class RouterServiceStub(object):
                 request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.AutoTuneRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.AutoTuneResponse.FromString,
                 _registered_method=True)
+        self.ListTunings = channel.unary_unary(
+                '/catena.api.router.v1.RouterService/ListTunings',
+                request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsResponse.FromString,
+                _registered_method=True)
+        self.RevertTuning = channel.unary_unary(
+                '/catena.api.router.v1.RouterService/RevertTuning',
+                request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningResponse.FromString,
+                _registered_method=True)
+        self.Evaluate = channel.unary_unary(
+                '/catena.api.router.v1.RouterService/Evaluate',
+                request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/catena.api.router.v1.RouterService/GetStats',
                 request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.GetStatsRequest.SerializeToString,
@@ -69,6 +84,11 @@ class RouterServiceStub(object):
                 '/catena.api.router.v1.RouterService/ListDomains',
                 request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsRequest.SerializeToString,
                 response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsResponse.FromString,
+                _registered_method=True)
+        self.MergeDomains = channel.unary_unary(
+                '/catena.api.router.v1.RouterService/MergeDomains',
+                request_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsRequest.SerializeToString,
+                response_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsResponse.FromString,
                 _registered_method=True)
         self.DeleteDomain = channel.unary_unary(
                 '/catena.api.router.v1.RouterService/DeleteDomain',
@@ -129,6 +149,27 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTunings(self, request, context):
+        """Lists what tuning did, step by step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertTuning(self, request, context):
+        """Takes all settings back to before a step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evaluate(self, request, context):
+        """Values another policy on the logged executions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStats(self, request, context):
         """Returns aggregate figures per configuration.
         """
@@ -145,6 +186,13 @@ class RouterServiceServicer(object):
 
     def ListDomains(self, request, context):
         """Lists the domains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeDomains(self, request, context):
+        """Makes one domain of several, with what was learned of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,6 +256,21 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.AutoTuneRequest.FromString,
                     response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.AutoTuneResponse.SerializeToString,
             ),
+            'ListTunings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTunings,
+                    request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsRequest.FromString,
+                    response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsResponse.SerializeToString,
+            ),
+            'RevertTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertTuning,
+                    request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningRequest.FromString,
+                    response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningResponse.SerializeToString,
+            ),
+            'Evaluate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateRequest.FromString,
+                    response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateResponse.SerializeToString,
+            ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
                     request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.GetStatsRequest.FromString,
@@ -222,6 +285,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.ListDomains,
                     request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsRequest.FromString,
                     response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsResponse.SerializeToString,
+            ),
+            'MergeDomains': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeDomains,
+                    request_deserializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsRequest.FromString,
+                    response_serializer=catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsResponse.SerializeToString,
             ),
             'DeleteDomain': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDomain,
@@ -369,6 +437,87 @@ class RouterService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListTunings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.router.v1.RouterService/ListTunings',
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsRequest.SerializeToString,
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListTuningsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevertTuning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.router.v1.RouterService/RevertTuning',
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningRequest.SerializeToString,
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.RevertTuningResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evaluate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.router.v1.RouterService/Evaluate',
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateRequest.SerializeToString,
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.EvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetStats(request,
             target,
             options=(),
@@ -439,6 +588,33 @@ class RouterService(object):
             '/catena.api.router.v1.RouterService/ListDomains',
             catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsRequest.SerializeToString,
             catena_dot_api_dot_router_dot_v1_dot_router__pb2.ListDomainsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeDomains(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catena.api.router.v1.RouterService/MergeDomains',
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsRequest.SerializeToString,
+            catena_dot_api_dot_router_dot_v1_dot_router__pb2.MergeDomainsResponse.FromString,
             options,
             channel_credentials,
             insecure,

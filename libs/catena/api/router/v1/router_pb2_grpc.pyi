@@ -41,12 +41,20 @@ class RouterServiceStub:
     """Takes in the outcome of a run made elsewhere."""
     AutoTune: _grpc.UnaryUnaryMultiCallable[_router_pb2.AutoTuneRequest, _router_pb2.AutoTuneResponse]
     """Refits weights, thresholds and calibration from what was recorded."""
+    ListTunings: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListTuningsRequest, _router_pb2.ListTuningsResponse]
+    """Lists what tuning did, step by step."""
+    RevertTuning: _grpc.UnaryUnaryMultiCallable[_router_pb2.RevertTuningRequest, _router_pb2.RevertTuningResponse]
+    """Takes all settings back to before a step."""
+    Evaluate: _grpc.UnaryUnaryMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]
+    """Values another policy on the logged executions."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetStatsRequest, _router_pb2.GetStatsResponse]
     """Returns aggregate figures per configuration."""
     PutDomain: _grpc.UnaryUnaryMultiCallable[_router_pb2.PutDomainRequest, _router_pb2.PutDomainResponse]
     """Adds or changes a domain."""
     ListDomains: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListDomainsRequest, _router_pb2.ListDomainsResponse]
     """Lists the domains."""
+    MergeDomains: _grpc.UnaryUnaryMultiCallable[_router_pb2.MergeDomainsRequest, _router_pb2.MergeDomainsResponse]
+    """Makes one domain of several, with what was learned of them."""
     DeleteDomain: _grpc.UnaryUnaryMultiCallable[_router_pb2.DeleteDomainRequest, _router_pb2.DeleteDomainResponse]
     """Removes a domain."""
     CreateExperiment: _grpc.UnaryUnaryMultiCallable[_router_pb2.CreateExperimentRequest, _router_pb2.CreateExperimentResponse]
@@ -71,12 +79,20 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Takes in the outcome of a run made elsewhere."""
     AutoTune: _aio.UnaryUnaryMultiCallable[_router_pb2.AutoTuneRequest, _router_pb2.AutoTuneResponse]  # type: ignore[assignment]
     """Refits weights, thresholds and calibration from what was recorded."""
+    ListTunings: _aio.UnaryUnaryMultiCallable[_router_pb2.ListTuningsRequest, _router_pb2.ListTuningsResponse]  # type: ignore[assignment]
+    """Lists what tuning did, step by step."""
+    RevertTuning: _aio.UnaryUnaryMultiCallable[_router_pb2.RevertTuningRequest, _router_pb2.RevertTuningResponse]  # type: ignore[assignment]
+    """Takes all settings back to before a step."""
+    Evaluate: _aio.UnaryUnaryMultiCallable[_router_pb2.EvaluateRequest, _router_pb2.EvaluateResponse]  # type: ignore[assignment]
+    """Values another policy on the logged executions."""
     GetStats: _aio.UnaryUnaryMultiCallable[_router_pb2.GetStatsRequest, _router_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Returns aggregate figures per configuration."""
     PutDomain: _aio.UnaryUnaryMultiCallable[_router_pb2.PutDomainRequest, _router_pb2.PutDomainResponse]  # type: ignore[assignment]
     """Adds or changes a domain."""
     ListDomains: _aio.UnaryUnaryMultiCallable[_router_pb2.ListDomainsRequest, _router_pb2.ListDomainsResponse]  # type: ignore[assignment]
     """Lists the domains."""
+    MergeDomains: _aio.UnaryUnaryMultiCallable[_router_pb2.MergeDomainsRequest, _router_pb2.MergeDomainsResponse]  # type: ignore[assignment]
+    """Makes one domain of several, with what was learned of them."""
     DeleteDomain: _aio.UnaryUnaryMultiCallable[_router_pb2.DeleteDomainRequest, _router_pb2.DeleteDomainResponse]  # type: ignore[assignment]
     """Removes a domain."""
     CreateExperiment: _aio.UnaryUnaryMultiCallable[_router_pb2.CreateExperimentRequest, _router_pb2.CreateExperimentResponse]  # type: ignore[assignment]
@@ -124,6 +140,30 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Refits weights, thresholds and calibration from what was recorded."""
 
     @_abc_1.abstractmethod
+    def ListTunings(
+        self,
+        request: _router_pb2.ListTuningsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListTuningsResponse, _abc.Awaitable[_router_pb2.ListTuningsResponse]]:
+        """Lists what tuning did, step by step."""
+
+    @_abc_1.abstractmethod
+    def RevertTuning(
+        self,
+        request: _router_pb2.RevertTuningRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RevertTuningResponse, _abc.Awaitable[_router_pb2.RevertTuningResponse]]:
+        """Takes all settings back to before a step."""
+
+    @_abc_1.abstractmethod
+    def Evaluate(
+        self,
+        request: _router_pb2.EvaluateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.EvaluateResponse, _abc.Awaitable[_router_pb2.EvaluateResponse]]:
+        """Values another policy on the logged executions."""
+
+    @_abc_1.abstractmethod
     def GetStats(
         self,
         request: _router_pb2.GetStatsRequest,
@@ -146,6 +186,14 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ListDomainsResponse, _abc.Awaitable[_router_pb2.ListDomainsResponse]]:
         """Lists the domains."""
+
+    @_abc_1.abstractmethod
+    def MergeDomains(
+        self,
+        request: _router_pb2.MergeDomainsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.MergeDomainsResponse, _abc.Awaitable[_router_pb2.MergeDomainsResponse]]:
+        """Makes one domain of several, with what was learned of them."""
 
     @_abc_1.abstractmethod
     def DeleteDomain(

@@ -948,7 +948,7 @@ class Plan(_message.Message):
     domain: _builtins.str
     """Domain that the request was found to be in; empty: none."""
     propensity: _builtins.float
-    """Probability with which the router chose this plan, for off-line evaluation; 0: not recorded."""
+    """Probability with which the router chose this plan, for off-line evaluation; 0: it had no choice, or none is known."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
         """The model calls, in the order of their first use."""

@@ -1,0 +1,126 @@
+"""Logged requests as the router would weigh them now, without curiosity: the policies that the log can value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from catena.plan.model import Plan, Prediction
+from catena.router.core.ask import Ask
+from catena.router.core.book import COARSE, Book, bucket, weigh
+from catena.router.core.candidates import free_plans
+from catena.router.core.choice import Candidate, Taste, prefer, rank, reject
+from catena.router.core.confidence import Array
+from catena.router.core.decision import CLOSELY
+from catena.router.core.evaluation import LEAST, Policy, choices, effective
+from catena.router.core.knowledge import Kinds, Knowledge, Length
+from catena.router.core.observation import Observation
+from catena.router.core.tuning import Gains, Weights
+
+MOST_VALUED = 1000
+"""The latest judged requests on which weights are tried; each is weighed anew under all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindsight:
+    """What is known now, held against a log. `plans`: those to choose from by specialist.
+
+    What was predicted once is remembered: for many policies on the same log this is made once.
+    """
+
+    knowledge: Knowledge
+    kinds: Kinds
+    plans: Mapping[str, Sequence[Plan]]
+    tables: dict[tuple[str, int], list[Candidate]] = field(default_factory=dict)
+    predictions: dict[tuple[str, str], Prediction] = field(default_factory=dict)
+
+    def policy(self, taste: Taste, ask: Ask) -> Policy:
+        """What this taste chooses under the caps of `ask`."""
+        ranked: dict[tuple[str, int], list[Candidate]] = {}
+
+        def choose(one: Observation) -> Plan | None:
+            key = one.domain, bucket(one.chars, COARSE)
+            if key not in ranked:
+                ranked[key] = rank([reject(c, ask) for c in self.table(one)], taste)
+            closely = [
+                reject(replace(c, prediction=self.predict(one, c.plan), rejected=""), ask)
+                for c in ranked[key][:CLOSELY]
+                if not c.rejected
+            ]
+            best = [*rank(closely, taste, ranked[key]), *ranked[key][len(closely) :]]
+            specialist = self.kinds.specialists.get(one.domain, "")
+            fitting = [c for c in prefer(best, specialist, taste) if not c.rejected]
+            return fitting[0].plan if fitting else None
+
+        return choose
+
+    def table(self, one: Observation) -> list[Candidate]:
+        """Every plan with what is expected of it for such requests."""
+        key = one.domain, bucket(one.chars, COARSE)
+        if key not in self.tables:
+            plans = self.plans.get(self.kinds.specialists.get(one.domain, ""), self.plans[""])
+            self.tables[key] = weigh(plans, self.knowledge, one.domain, Length(chars=key[1]))
+        return self.tables[key]
+
+    def predict(self, one: Observation, plan: Plan) -> Prediction:
+        """What is expected of the plan for this very request."""
+        key = one.execution_id, plan.configuration_id
+        if key not in self.predictions:
+            shifts = self.knowledge.outcome.shifts(one.plan.features)
+            self.predictions[key] = self.knowledge.predict(plan, one.domain, Length(chars=one.chars), shifts)
+        return self.predictions[key]
+
+    def gains(self, logged: Sequence[Observation], now: Taste, configured: Weights) -> Gains:
+        """By weights: how much more of the configured utility they would have realised than `now`, doubly robust.
+
+        Nothing is told of weights under which too few requests would have been answered as they were.
+        """
+        judged = [one for one in choices(logged) if one.score is not None][-MOST_VALUED:]
+        present = self._realised(judged, now, configured)[0]
+
+        def gained(weights: Weights) -> Array:
+            would, alike = self._realised(judged, replace(now, weights=weights), configured)
+            return would - present if alike >= LEAST else np.empty(0)
+
+        return gained
+
+    def _realised(self, judged: Sequence[Observation], taste: Taste, configured: Weights) -> tuple[Array, float]:
+        """The configured utility of what the taste chooses, by request, and the independent runs behind it."""
+        policy = self.policy(replace(taste, objective="balanced"), _NO_CAPS)
+        values, weights = [], []
+        for one in judged:
+            plan = policy(one)
+            assert plan is not None, "without caps there is always a plan"
+            told = self.predict(one, plan)
+            cost, latency = self._scales(one)
+            expected = _utility(
+                configured, told.quality.mean, told.cost_usd.mean / cost, told.latency_ms.mean / latency
+            )
+            seen = _utility(configured, float(one.score or 0.0), one.cost_usd / cost, one.latency_ms / latency)
+            weights.append(1.0 / one.plan.propensity if plan.configuration_id == one.configuration_id else 0.0)
+            values.append(expected + weights[-1] * (seen - expected))
+        return np.array(values), effective(np.array(weights))
+
+    def _scales(self, one: Observation) -> tuple[float, float]:
+        """The dearest and the slowest plan's cost and latency, by which `balanced` measures them."""
+        told = [c.prediction for c in self.table(one)]
+        return max(t.cost_usd.mean for t in told) or 1.0, max(t.latency_ms.mean for t in told) or 1.0
+
+
+_NO_CAPS = Ask(text="", chars=0)
+
+
+def hindsight_of(book: Book, plans: Sequence[Plan] | None = None) -> Hindsight:
+    """What the book knows now; `plans`: the only ones to choose from, None: all that `auto` has."""
+    assert book.knowledge is not None and book.house is not None
+    specialists = {"", *book.kinds.specialists.values()} if plans is None else {""}
+    told = {
+        one: list(plans) if plans is not None else free_plans(book.house, book.catalogue, [one], book.proposals)
+        for one in specialists
+    }
+    kinds = book.kinds if plans is None else Kinds()
+    return Hindsight(knowledge=book.knowledge, kinds=kinds, plans=told)
+
+
+def _utility(weights: Weights, quality: float, cost: float, latency: float) -> float:
+    return weights["quality"] * quality - weights["cost"] * cost - weights["latency"] * latency
