@@ -9,6 +9,7 @@ from catena.router.core.domains import (
     chosen_examples,
     classify,
     fit_head,
+    merged,
     represent,
 )
 from demo.questions import questions
@@ -97,3 +98,20 @@ def test_a_domain_needs_an_example_and_keeps_each_once():
     with pytest.raises(Invalid):
         domain("a", ["", "  "])
     assert domain("a", ["x", " x ", "y"]).examples == ("x", "y")
+
+
+def test_a_merged_domain_has_the_examples_of_all_in_turn_and_their_names():
+    one = domain("a", ["a1", "a2", "a3"], needs_memory=True, aliases=("z",))
+    two = domain("b", ["b1", "a2"], specialist="m@b")
+    told = merged([one, two], domain("c", ["c1"]))
+    assert (told.name, told.examples) == ("c", ("c1", "a1", "b1", "a2", "a3"))
+    assert (told.aliases, told.specialist, told.needs_memory) == (("a", "z", "b"), "m@b", True)
+    assert merged([one, two], one).aliases == ("z", "b")
+
+
+def test_of_several_specialists_one_has_to_be_named():
+    several = [domain("a", ["x"], specialist="m@a"), domain("b", ["y"], specialist="m@b")]
+    with pytest.raises(Invalid, match="m@a, m@b"):
+        merged(several, domain("c", ["z"]))
+    assert merged(several, domain("c", ["z"]), "m@b").specialist == "m@b"
+    assert merged(several, several[0]).specialist == "m@a"

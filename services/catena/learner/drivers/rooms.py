@@ -143,8 +143,10 @@ class RouterDesk:
         return Verdict(experiment_id=experiment_id, state=told.state, reason=told.reason)
 
     async def _domain(self, name: str) -> router_pb2.Domain:
+        """The domain of this name, or the one that it was merged into."""
         listed = await self._router.ListDomains(router_pb2.ListDomainsRequest())
-        return next((domain for domain in listed.domains if domain.name == name), router_pb2.Domain(name=name))
+        known = (domain for domain in listed.domains if name in (domain.name, *domain.aliases))
+        return next(known, router_pb2.Domain(name=name))
 
 
 class AdapterRegistry:
