@@ -30,8 +30,9 @@ def tune(
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.AutoTune(request)
         title = f"Step {told.number}" if told.number else "Would move" if dry_run else "Moved"
-        terminal.table(title, MOVED, map(_moved, told.adjustments))
-        if freeze is not None and not dry_run:
+        if freeze is None:
+            terminal.table(title, MOVED, map(_moved, told.adjustments))
+        elif not dry_run:
             terminal.say("learning is frozen" if freeze else "learning goes on")
         if told.note:
             terminal.say(told.note)
@@ -108,7 +109,7 @@ def evaluate(
         measures = (("quality", told.quality), ("USD a request", told.cost_usd), ("ms a request", told.latency_ms))
         terminal.table(
             f"{told.requests} logged requests, {told.judged} judged, {told.matches} answered as this policy would have",
-            ("measure", "what ran", "this policy", "difference", "by propensities alone"),
+            ("measure", "what ran", "this policy", "difference", "propensities alone"),
             [_measure(name, value) for name, value in measures],
         )
         if told.refused:

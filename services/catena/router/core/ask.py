@@ -61,10 +61,10 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """Weights of cost, latency and quality that add up to 1. Raises Invalid when one is negative or not a number."""
     for name, weight in weights.items():
         if not math.isfinite(weight) or weight < 0.0:
-            raise Invalid(f"weight of {name} is {weight}; set router.weights.{name} to 0 or more", code="bad_weights")
+            raise Invalid(f"weight of {name} is {weight}; set it to 0 or more (router.weights)", code="bad_weights")
     total = sum(weights.values())
     if total <= 0.0:
-        raise Invalid("every weight is 0; set at least one of router.weights", code="bad_weights")
+        raise Invalid("every weight is 0; set at least one (router.weights)", code="bad_weights")
     return {name: weight / total for name, weight in weights.items()}
 
 

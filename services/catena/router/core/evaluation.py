@@ -2,12 +2,14 @@
 
 Inverse propensity scoring counts the runs on which both policies agree, each for those that it stands for (Horvitz and
 Thompson, 1952; self-normalised, Swaminathan and Joachims, 2015). Doubly robust adds them, as corrections, to what is
-predicted of the other policy (Dudik et al., arXiv 1103.4601): right if either propensities or predictions are.
+predicted of the other policy (Dudik et al., arXiv 1103.4601): right if either propensities or predictions are. No run
+stands for more than the root of the log's length (truncated importance sampling, Ionides, 2008): a plan that was drawn
+once in a thousand requests would else outweigh all the others, and the interval mean nothing.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -97,8 +99,8 @@ def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge
     judged = [row for row in rows if row.seen.score is not None]
     if not judged:
         raise Invalid("no plan keeps these caps for any logged request; raise or drop one", code="no_plan_fits")
-    weights = np.array([row.weight for row in judged])
-    quality = worth(judged, lambda one: float(one.score or 0.0), lambda told: told.quality.mean)
+    weights = truncated([row.weight for row in judged])
+    quality = worth(judged, lambda one: float(one.score or 0.0), lambda told: told.quality.mean, most=1.0)
     matches, alike = int((weights > 0.0).sum()), effective(weights)
     return Evaluation(
         quality=quality,
@@ -125,19 +127,29 @@ def beside(one: Observation, plan: Plan | None, knowledge: Knowledge) -> Row | N
 
 
 def worth(
-    rows: Sequence[Row], measured: Callable[[Observation], float], predicted: Callable[[Prediction], float]
+    rows: Sequence[Row],
+    measured: Callable[[Observation], float],
+    predicted: Callable[[Prediction], float],
+    *,
+    most: float = math.inf,
 ) -> Worth:
-    """One measure over the rows."""
-    weights = np.array([row.weight for row in rows])
+    """One measure over the rows, which lies between 0 and `most`."""
+    weights = truncated([row.weight for row in rows])
     seen, would = np.array([measured(row.seen) for row in rows]), np.array([predicted(row.would) for row in rows])
     # Where the weight is not 0 the same plan ran, so that what is predicted of it is predicted of what ran.
     robust = would + weights * (seen - would)
+    expected = _mean(robust)
     return Worth(
         logged=float(seen.mean()),
         ips=_normalised(weights, seen),
-        doubly_robust=_mean(robust),
+        doubly_robust=replace(expected, value=min(max(expected.value, 0.0), most)),
         gained=_mean(robust - seen),
     )
+
+
+def truncated(weights: Sequence[float]) -> Array:
+    """The weights, none above the root of their number."""
+    return np.minimum(np.array(weights, np.float64), math.sqrt(max(len(weights), 1)))
 
 
 def effective(weights: Array) -> float:

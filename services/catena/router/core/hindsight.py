@@ -12,7 +12,7 @@ from catena.router.core.candidates import free_plans
 from catena.router.core.choice import Candidate, Taste, prefer, rank, reject
 from catena.router.core.confidence import Array
 from catena.router.core.decision import CLOSELY
-from catena.router.core.evaluation import LEAST, Policy, choices, effective
+from catena.router.core.evaluation import LEAST, Policy, choices, effective, truncated
 from catena.router.core.knowledge import Kinds, Knowledge, Length
 from catena.router.core.observation import Observation
 from catena.router.core.tuning import Gains, Weights
@@ -87,19 +87,19 @@ class Hindsight:
     def _realised(self, judged: Sequence[Observation], taste: Taste, configured: Weights) -> tuple[Array, float]:
         """The configured utility of what the taste chooses, by request, and the independent runs behind it."""
         policy = self.policy(replace(taste, objective="balanced"), _NO_CAPS)
-        values, weights = [], []
+        expected, seen, weights = [], [], []
         for one in judged:
             plan = policy(one)
             assert plan is not None, "without caps there is always a plan"
             told = self.predict(one, plan)
-            cost, latency = self._scales(one)
-            expected = _utility(
-                configured, told.quality.mean, told.cost_usd.mean / cost, told.latency_ms.mean / latency
+            usd, ms = self._scales(one)
+            expected.append(
+                _utility(configured, told.quality.mean, told.cost_usd.mean / usd, told.latency_ms.mean / ms)
             )
-            seen = _utility(configured, float(one.score or 0.0), one.cost_usd / cost, one.latency_ms / latency)
+            seen.append(_utility(configured, float(one.score or 0.0), one.cost_usd / usd, one.latency_ms / ms))
             weights.append(1.0 / one.plan.propensity if plan.configuration_id == one.configuration_id else 0.0)
-            values.append(expected + weights[-1] * (seen - expected))
-        return np.array(values), effective(np.array(weights))
+        counted = truncated(weights)
+        return np.array(expected) + counted * (np.array(seen) - np.array(expected)), effective(counted)
 
     def _scales(self, one: Observation) -> tuple[float, float]:
         """The dearest and the slowest plan's cost and latency, by which `balanced` measures them."""

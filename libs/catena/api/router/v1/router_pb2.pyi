@@ -657,7 +657,7 @@ class Valuation(_message.Message):
     logged: _builtins.float
     """Mean of what ran."""
     expected: _builtins.float
-    """Expected of the policy, doubly robust."""
+    """Expected of the policy, doubly robust; no logged run counts for more than the root of their number."""
     half_width: _builtins.float
     """Half of its 95 % interval."""
     ips: _builtins.float
