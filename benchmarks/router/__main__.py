@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from benchmarks.router.domains import domains
 from benchmarks.router.live import live
 from benchmarks.router.many import many
 from benchmarks.router.pairs import pairs
@@ -17,7 +18,8 @@ from benchmarks.router.strategies import strategies
 from benchmarks.router.table import Table, mmlu_pro, read_table, routellm
 
 DATA = "CATENA_DATA"
-PARTS = "12345"
+PARTS = "123456"
+EMBEDDING = Path(".catena-cache/minilm-int8")
 
 
 async def run(report: Report, tables: list[Table], parts: str, seeds: int) -> None:
@@ -40,23 +42,31 @@ def tables_of(told: Path | None) -> list[Table]:
     """The table that is named, else the public ones below `CATENA_DATA`. Raises SystemExit that says what to set."""
     if told is not None:
         return [read_table(told)]
+    return [routellm(data() / "routellm"), mmlu_pro(data() / "mmlu_pro")]
+
+
+def data() -> Path:
+    """The folder of public data. Raises SystemExit that says what to set."""
     folder = os.environ.get(DATA, "")
     if not folder:
         raise SystemExit(f"set {DATA} to a folder with routellm/, mmlu_pro/, or give TABLE=f.csv")
-    return [routellm(Path(folder) / "routellm"), mmlu_pro(Path(folder) / "mmlu_pro")]
+    return Path(folder)
 
 
 def main() -> None:
     """Parse the command line, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which of 1 to 5")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which of 1 to 6")
     parser.add_argument("--table", type=Path, help="an outcome table of your own, CSV")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of part 1; the dear parts take three at most")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of parts 1 and 6; the dear parts take three at most")
+    parser.add_argument("--embedding", type=Path, default=EMBEDDING, help="the embedding model's folder, for part 6")
     parser.add_argument("--out", type=Path, help="where to keep the tables as JSON")
     asked = parser.parse_args()
     report = Report(Console(width=None if os.isatty(1) else 140))
     tables = tables_of(asked.table) if set(asked.parts) & set("1234") else []
     asyncio.run(run(report, tables, asked.parts, asked.seeds))
+    if "6" in asked.parts and asked.table is None:
+        domains(report, data(), asked.embedding, asked.seeds)
     if asked.out:
         report.write(asked.out, {"cores": psutil.cpu_count(), "seeds": asked.seeds, "parts": asked.parts})
 

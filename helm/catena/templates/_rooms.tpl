@@ -5,7 +5,7 @@ the signing key it gets.
 */}}
 {{- define "catena.facts" -}}
 gateway: {calls: [router, executor, adapters, learner, memory, features], models: false, disk: false, streams: true}
-router: {calls: [executor, adapters], models: true, disk: false, streams: false}
+router: {calls: [executor, adapters, memory], models: true, disk: false, streams: false}
 executor: {calls: [adapters, memory, features], models: true, disk: false, streams: true}
 adapters: {calls: [], models: true, disk: true, streams: true, signing: [signing.pub]}
 trainer: {calls: [adapters], models: true, disk: true, streams: false, signing: [signing.pem, signing.pub]}

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceStub
 from catena.api.events.v1.events_pb2 import ResidencyChanged
 from catena.api.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from catena.api.memory.v1.memory_pb2_grpc import MemoryServiceStub
 from catena.api.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 from catena.embed import BackgroundEmbedder, open_embedder
 from catena.kit.caller import SHARED
@@ -23,23 +25,29 @@ from catena.kit.event import Event
 from catena.plan.build import read_shapes
 from catena.router.config import DomainConfig, RouterConfig
 from catena.router.core.ask import check_budget, check_weights
+from catena.router.core.atlas import Atlas
 from catena.router.core.candidates import House as Shapes
 from catena.router.core.choice import Taste
 from catena.router.core.decision import Curiosity
 from catena.router.core.domains import Domain, check_domain
 from catena.router.core.guarantee import check_promise
-from catena.router.core.ports import Embed
+from catena.router.core.ports import Embed, FetchHints
 from catena.router.core.router import Manner, Ports, Router
 from catena.router.core.steps import ITSELF
 from catena.router.core.trials import Trials
 from catena.router.core.tuner import Tuner
 from catena.router.core.tuning import Bounds
+from catena.router.drivers.embedding import ExecutorEmbedding
+from catena.router.drivers.hints import RoomHints
 from catena.router.drivers.journal import SqlJournal
 from catena.router.drivers.models import ExecutorModels, configured_models
 from catena.router.drivers.residents import AdapterResidents
 from catena.router.drivers.tables import MIGRATIONS, metadata
 from catena.router.handlers.events import ADAPTERS, RESIDENCY, hearing
 from catena.router.handlers.rpc import RouterHandlers
+
+if TYPE_CHECKING:
+    from catena.api.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
 
 ROOM = "router"
 SERVICE = "catena.api.router.v1.RouterService"
@@ -58,25 +66,31 @@ async def open_router(house: House, config: RouterConfig, world: World) -> Async
     """
     manner = manner_of(config)
     shapes = Shapes(shapes=read_shapes(house.pipelines), thresholds=tuple(config.thresholds))
-    async with (
-        _embedding(house, config) as embed,
-        open_chassis(ROOM, house, world, metadata=metadata, migrations=MIGRATIONS) as chassis,
-    ):
+    async with AsyncExitStack() as stack:
+        chassis = await stack.enter_async_context(
+            open_chassis(ROOM, house, world, metadata=metadata, migrations=MIGRATIONS)
+        )
+        executor = ExecutorServiceStub(await chassis.dial("executor"))
+        embed = await stack.enter_async_context(_embedding(house, config, executor))
         journal = SqlJournal(chassis.store, chassis.outbox, window=config.window)
         await journal.seed_domains([_domain(one, world) for one in config.domains])
-        models = ExecutorModels(ExecutorServiceStub(await chassis.dial("executor")))
-        residents = AdapterResidents(AdaptersServiceStub(await chassis.dial("adapters")))
+        models = ExecutorModels(executor)
+        adapters = AdaptersServiceStub(await chassis.dial("adapters"))
         router = Router(
-            Ports(journal=journal, embed=embed, fetch_models=models, fetch_residents=residents),
+            Ports(journal=journal, embed=embed, fetch_models=models, fetch_residents=AdapterResidents(adapters)),
             shapes,
             configured_models(house.models),
             manner,
             world,
         )
         await router.settle()
+        atlas = Atlas(router, journal, world)
         tuner = Tuner(router, journal, bounds_of(config), world)
         _keep_up(chassis, router, tuner, config)
-        handlers = RouterHandlers(router, tuner, Trials(router, journal, world))
+        hints = RoomHints(adapters, MemoryServiceStub(await chassis.dial("memory")))
+        if config.hints_s > 0.0:
+            chassis.background(_seed(router, atlas, hints, config.hints_s), "seed")
+        handlers = RouterHandlers(router, atlas, tuner, Trials(router, journal, world))
         async with chassis.serve(lambda server: add_RouterServiceServicer_to_server(handlers, server), names=[SERVICE]):
             yield
 
@@ -110,11 +124,15 @@ def bounds_of(config: RouterConfig) -> Bounds:
 
 
 @asynccontextmanager
-async def _embedding(house: House, config: RouterConfig) -> AsyncIterator[Embed]:
-    if config.embedding == WORDS_ONLY:
+async def _embedding(house: House, config: RouterConfig, executor: "ExecutorServiceAsyncStub") -> AsyncIterator[Embed]:
+    told = config.embedding
+    if told == WORDS_ONLY:
         yield _no_meaning
         return
-    folder = Path(config.embedding) if config.embedding else house.embedding_folder()
+    if told and not told.startswith(("/", ".")):
+        yield ExecutorEmbedding(executor, told)
+        return
+    folder = Path(told) if told else house.embedding_folder()
     embed = BackgroundEmbedder(await asyncio.to_thread(open_embedder, folder))
     try:
         yield embed
@@ -155,6 +173,16 @@ async def _tend(router: Router, config: RouterConfig) -> None:
         except Exception:
             log.warning("upkeep failed", exc_info=True)
         took_s = time.monotonic() - began_s
+
+
+async def _seed(router: Router, atlas: Atlas, hints: FetchHints, every_s: float) -> None:
+    while True:
+        for tenant in dict.fromkeys([SHARED, *router.tenants()]):
+            try:
+                await atlas.seed(tenant, await hints(tenant))
+            except Exception:
+                log.warning("taking over domains failed", exc_info=True)
+        await asyncio.sleep(every_s)
 
 
 async def _tune(router: Router, tuner: Tuner, every_s: float) -> None:

@@ -30,7 +30,8 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     """Section `router`.
 
     threshold: probability from which a request counts as of a domain; calibrated, so .85 is right in 85 of 100.
-    embedding: folder of the embedding model; empty: the house's; `none`: words alone are compared.
+    embedding: folder of the embedding model; empty: the house's; `none`: words alone are compared; any other
+        name: a model of the catalogue, of any provider, which the executor asks.
     domains: kinds of requests known from the start.
     objective: taken when a request names none.
     weights: of `balanced`; 0.3, 0.3, 0.4 put quality first without letting it rule.
@@ -47,6 +48,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     refit_s: seconds between refits, when what other replicas wrote is seen too; more where they would take longer than
         a twentieth of the time (one takes some 0.1 s at full window).
     catalogue_s: seconds for which the catalogue is trusted.
+    hints_s: seconds between looks at adapters' tasks and at procedures, which become domains; 0: they do not.
     auto_tune_s: seconds between tunings of its own accord; 0: only on demand.
     max_loss: share of the answers that a cascade may get wrong where its strong model would be right, which a tuned
         threshold must be certified to keep; 0: thresholds go by what is expected of them, without a promise.
@@ -72,6 +74,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     half_life: int = 2000
     refit_s: float = 0.5
     catalogue_s: float = 15.0
+    hints_s: float = 15.0
     auto_tune_s: float = 3600.0
     max_loss: float = 0.0
     certainty: float = 0.95

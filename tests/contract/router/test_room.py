@@ -1,21 +1,29 @@
 import math
+from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 import pytest
 
+from catena.api.adapters.v1 import adapters_pb2
+from catena.api.adapters.v1.adapters_pb2_grpc import AdaptersServiceServicer, add_AdaptersServiceServicer_to_server
 from catena.api.events.v1 import events_pb2
 from catena.api.executor.v1 import executor_pb2
+from catena.api.memory.v1 import memory_pb2
+from catena.api.memory.v1.memory_pb2_grpc import MemoryServiceServicer, add_MemoryServiceServicer_to_server
 from catena.api.router.v1 import router_pb2 as pb
 from catena.api.types.v1 import types_pb2
+from catena.kit.clock import World
 from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.kit.event import Event
+from catena.kit.serve import open_server
 from catena.kit.testing import eventually, running
 from catena.plan.answer import NAMES as ANSWER
 from catena.plan.build import sequential
 from catena.plan.wire import plan_to_proto
 from catena.router.core.features import NAMES
 
-from .conftest import CONFIG
+from .conftest import CONFIG, TOKEN
 
 pytestmark = pytest.mark.contract
 
@@ -209,6 +217,58 @@ async def test_auto_never_takes_a_model_that_cannot_be_called(room):
         assert models == {"large"}
     with pytest.raises(Unavailable, match="small has no folder"):
         await room.ask("Recommend", asked("upper: river", shape=types_pb2.SHAPE_CASCADE))
+
+
+class Adapters(AdaptersServiceServicer):
+    async def ListAdapters(self, request, context):
+        told = adapters_pb2.Adapter(name="fixer", base="large", tasks=["code-repair"], status="active")
+        told.aliases.append("stable")
+        gone = adapters_pb2.Adapter(name="old", base="large", tasks=["withdrawn-task"], status="withdrawn")
+        return adapters_pb2.ListAdaptersResponse(adapters=[told, gone])
+
+
+class Procedures(MemoryServiceServicer):
+    async def ListSops(self, request, context):
+        sop = memory_pb2.Sop(name="Refund", category="billing", triggers=["money back", "refund an invoice"])
+        return memory_pb2.ListSopsResponse(sops=[sop])
+
+
+async def test_tasks_of_adapters_and_procedures_become_domains(open_room, house):
+    rooms = (
+        ("adapters", Adapters(), add_AdaptersServiceServicer_to_server),
+        ("memory", Procedures(), add_MemoryServiceServicer_to_server),
+    )
+    async with AsyncExitStack() as stack:
+        for name, servicer, add in rooms:
+            service = f"catena.api.{name}.v1.{name.title()}Service"
+            serve = partial(add, servicer)
+            opened = open_server(house.address(name), [serve], names=[service], token=TOKEN, world=World())
+            await stack.enter_async_context(opened)
+        room = await stack.enter_async_context(open_room(msgspec.structs.replace(CONFIG, hints_s=0.2)))
+
+        async def taken():
+            domains = (await room.ask("ListDomains", pb.ListDomainsRequest())).domains
+            return {d.name: d for d in domains if d.origin}
+
+        async def both():
+            return len(await taken()) == 2
+
+        await eventually(both, 30.0)
+        found = await taken()
+        assert (found["code-repair"].origin, found["code-repair"].specialist) == ("adapters", "large@fixer")
+        assert list(found["billing"].examples) == ["billing", "Refund", "money back", "refund an invoice"]
+        assert (await room.ask("Recommend", asked("refund an invoice, money back"))).plan.domain == "billing"
+
+
+async def test_any_model_of_the_catalogue_may_tell_what_texts_mean(open_room):
+    async with open_room(msgspec.structs.replace(CONFIG, embedding="letters", domains=[])) as room:
+        for name, words in (("one", ("anna", "adam", "arid", "ache")), ("two", ("bold", "bird", "bask", "bulb"))):
+            await room.ask("PutDomain", pb.PutDomainRequest(domain=pb.Domain(name=name, examples=words)))
+        told = (await room.ask("Recommend", asked("azure"))).domains
+        assert (told[0].domain, told[1].domain) == ("one", "two")
+        assert told[0].similarity > told[1].similarity + 0.2
+    async with open_room(msgspec.structs.replace(CONFIG, embedding="elsewhere")) as room:
+        assert (await room.ask("Recommend", asked("upper: gate"))).plan.domain == ""
 
 
 async def test_an_experiment_runs_from_assignment_to_its_announced_verdict(room):

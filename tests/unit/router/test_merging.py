@@ -24,7 +24,7 @@ async def test_what_was_learned_of_merged_domains_goes_with_them_and_their_names
     before = {t.domain: t.executions for t in (await bench.router.report("t")).configurations if "large" in t.plan}
     assert before == {"upper": 15, "reverse": 15}
 
-    merged = await bench.router.merge_domains("t", ["upper", "reverse"], "case")
+    merged = await bench.atlas.merge("t", ["upper", "reverse"], "case")
     assert (merged.tenant, merged.aliases) == ("t", ("upper", "reverse"))
     known = bench.router.knowledge("t")
     assert known.runs_judged(sequential(LARGE), "case") > 25
@@ -49,34 +49,34 @@ async def test_what_was_learned_of_merged_domains_goes_with_them_and_their_names
 
 async def test_a_tenant_merges_for_itself_alone():
     bench = await Bench().open()
-    await bench.router.merge_domains("t", ["upper", "reverse"], "upper")
-    assert [d.name for d in bench.router.list_domains("t") if d.name in ("upper", "reverse")] == ["upper"]
-    assert len([d.name for d in bench.router.list_domains("u") if d.name in ("upper", "reverse")]) == 2
-    both = bench.router.list_domains("t")[-1]
+    await bench.atlas.merge("t", ["upper", "reverse"], "upper")
+    assert [d.name for d in bench.atlas.list("t") if d.name in ("upper", "reverse")] == ["upper"]
+    assert len([d.name for d in bench.atlas.list("u") if d.name in ("upper", "reverse")]) == 2
+    both = bench.atlas.list("t")[-1]
     assert set(both.examples) == {*EXAMPLES["upper"], *EXAMPLES["reverse"]}
 
 
 async def test_merged_domains_are_merged_again_and_changed_and_keep_their_names():
     bench = await Bench().open()
-    await bench.router.merge_domains("t", ["upper", "reverse"], "case")
-    await bench.router.merge_domains("t", ["case", "sort"], "all")
+    await bench.atlas.merge("t", ["upper", "reverse"], "case")
+    await bench.atlas.merge("t", ["case", "sort"], "all")
     assert (await bench.recommend("anything", task="upper")).plan.domain == "all"
-    await bench.router.put_domain(Domain(name="all", tenant="t", examples=("something new",)))
+    await bench.atlas.put(Domain(name="all", tenant="t", examples=("something new",)))
     assert (await bench.recommend("anything", task="reverse")).plan.domain == "all"
     with pytest.raises(Invalid) as refused:
-        await bench.router.put_domain(Domain(name="upper", tenant="t", examples=("x",)))
+        await bench.atlas.put(Domain(name="upper", tenant="t", examples=("x",)))
     assert refused.value.code == "merged_domain" and "'all'" in refused.value.message
-    back = await bench.router.merge_domains("t", ["all", "add"], "case")
+    back = await bench.atlas.merge("t", ["all", "add"], "case")
     assert (back.name, back.tenant) == ("case", "t")
     assert (await bench.recommend("anything", task="all")).plan.domain == "case"
-    assert [d.name for d in bench.router.list_domains("t")] == ["case", "fact", "first", "last", "max"]
+    assert [d.name for d in bench.atlas.list("t")] == ["case", "fact", "first", "last", "max"]
 
 
 async def test_an_experiment_on_a_merged_domain_goes_on_under_its_new_name():
     bench = await Bench().open()
     arms = (Arm(name="control"), Arm(name="canary", model=SMALL))
     started = await bench.trials.create(Experiment(id="", tenant="t", name="n", domain="upper", arms=arms), "")
-    await bench.router.merge_domains("t", ["upper", "reverse"], "case")
+    await bench.atlas.merge("t", ["upper", "reverse"], "case")
     assert (await bench.recommend("reverse: walrus", who="u")).plan.experiment_id == started.id
     assert (await bench.trials.get("t", started.id)).domain == "upper"
     assert [e.domain for e in await bench.trials.list("t", "")] == ["case"]
@@ -94,17 +94,17 @@ async def test_an_experiment_on_a_merged_domain_goes_on_under_its_new_name():
 async def test_a_merge_without_sense_is_refused_and_changes_nothing(names, into, kind, code):
     bench = await Bench().open()
     with pytest.raises(kind) as refused:
-        await bench.router.merge_domains("t", names, into)
+        await bench.atlas.merge("t", names, into)
     assert refused.value.code == code
-    assert len(bench.router.list_domains("t")) == len(EXAMPLES)
+    assert len(bench.atlas.list("t")) == len(EXAMPLES)
 
 
 async def test_a_specialist_of_one_leads_what_they_became():
     bench = await Bench().open()
     bench.models.append(replace(bench.models[1], name=f"{LARGE}@reverse", parent=LARGE))
     specialist = f"{LARGE}@reverse"
-    await bench.router.put_domain(
+    await bench.atlas.put(
         Domain(name="reverse", tenant="t", examples=tuple(EXAMPLES["reverse"]), specialist=specialist)
     )
-    await bench.router.merge_domains("t", ["upper", "reverse"], "upper")
+    await bench.atlas.merge("t", ["upper", "reverse"], "upper")
     assert (await bench.recommend("upper: walrus")).plan.main_model == specialist

@@ -201,7 +201,7 @@ async def test_a_specialist_leads_its_domain_from_the_start_and_loses_it_to_evid
     bench = await taught()
     bench.models.append(ModelCard(name=f"{LARGE}@reverse", parent=LARGE, price_input=1.0, price_output=4.0))
     domain = Domain(name="reverse", tenant="t", examples=tuple(EXAMPLES["reverse"]), specialist=f"{LARGE}@reverse")
-    await bench.router.put_domain(domain)
+    await bench.atlas.put(domain)
     assert (await bench.recommend("reverse: walrus")).plan.main_model == f"{LARGE}@reverse"
     assert (await bench.recommend("upper: walrus")).plan.main_model != f"{LARGE}@reverse"
     bad = sequential(f"{LARGE}@reverse")
@@ -219,7 +219,7 @@ async def test_a_specialist_may_be_named_in_the_old_pattern():
     bench = await Bench().open()
     bench.models.append(ModelCard(name=f"{LARGE}@dataeng", parent=LARGE))
     domain = Domain(name="dataeng", tenant="t", examples=("airflow dag", "spark job"), specialist="qlp-dataeng-alora")
-    await bench.router.put_domain(domain)
+    await bench.atlas.put(domain)
     found = await bench.recommend("anything", task="dataeng")
     assert found.plan.main_model == f"{LARGE}@dataeng"
     assert (await bench.recommend("anything", task="dataeng", model=f"{LARGE}@auto")).plan.main_model == (

@@ -9,6 +9,7 @@ from catena.kit.errors import Unavailable
 from catena.router.app import bounds_of, manner_of
 from catena.router.config import RouterConfig
 from catena.router.core.ask import Ask
+from catena.router.core.atlas import Atlas
 from catena.router.core.candidates import House
 from catena.router.core.domains import Domain, check_domain
 from catena.router.core.ports import Seen, Verdict
@@ -51,6 +52,7 @@ class Bench:
             manner_of(config),
             self.world,
         )
+        self.atlas = Atlas(self.router, self.journal, self.world)
         self.tuner = Tuner(self.router, self.journal, bounds_of(config), self.world)
         self.trials = Trials(self.router, self.journal, self.world)
         self.simulated = Simulated(self.world.rng.__class__(seed), {card.name: card for card in self.models})

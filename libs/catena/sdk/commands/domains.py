@@ -11,7 +11,7 @@ from catena.kit.errors import Missing
 from catena.sdk.terminal import Tenant, Terminal
 
 Specialist = Annotated[str, typer.Option(help="Model that answers it best.")]
-COLUMNS = ("domain", "examples", "specialist", "needs memory", "merged from")
+COLUMNS = ("domain", "examples", "specialist", "needs memory", "merged from", "taken from")
 
 
 def domains(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
@@ -93,11 +93,12 @@ def _lines(file: Path | None) -> list[str]:
         raise Missing(f"cannot read {file}: {error}; name a text file of one example a line", code="no_file") from None
 
 
-def _row(domain: router_pb2.Domain) -> tuple[str, int, str, bool, str]:
+def _row(domain: router_pb2.Domain) -> tuple[str, int, str, bool, str, str]:
     return (
         domain.name,
         len(domain.examples),
         domain.specialist,
         domain.needs_memory,
         ", ".join(domain.aliases),
+        domain.origin,
     )

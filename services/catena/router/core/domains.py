@@ -32,7 +32,8 @@ _BARS = tuple(float(b) for b in np.linspace(0.1, 0.7, 13))
 class Domain:
     """A kind of request. `tenant` owns it; those of `shared` are everyone's.
 
-    `aliases`: names of domains that were merged into it; what is known of them is known of it.
+    `aliases`: names of domains that were merged into it; what is known of them is known of it. `origin`: which room it
+    was taken over from; empty: somebody put it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Domain:
     needs_memory: bool = False
     updated_s: float = 0.0
     aliases: tuple[str, ...] = ()
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def merged(several: Sequence[Domain], into: Domain, specialist: str = "") -> Dom
         specialist=chosen,
         needs_memory=any(one.needs_memory for one in (into, *rest)),
         aliases=tuple(names),
+        origin="",
     )
 
 
@@ -170,8 +173,15 @@ def _without(inverse: Array, duals: Array, targets: Array, block: Index, own: in
 
 
 def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float]:
-    """Temperature and bar under which the left-out examples are likeliest, known and strange ones counting alike."""
+    """Temperature and bar under which the left-out examples are likeliest, known and strange ones counting alike.
+
+    An only example, left out, leaves nothing by which its domain could be found: it counts as strange alone.
+    """
     best = (np.inf, 0.12, 0.35)
+    several = np.bincount(owner)[owner] > 1
+    if not several.any():
+        return best[1], best[2]
+    known, owner = known[several], owner[several]
     at = np.arange(len(owner))
     for temperature in _TEMPERATURES:
         for bar in _BARS:

@@ -12,6 +12,7 @@ from catena.router.core.catalogue import ModelCard
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Experiment
 from catena.router.core.observation import Observation
+from catena.router.core.seeds import Hint
 from catena.router.core.steps import Step
 
 
@@ -124,6 +125,14 @@ class Embed(Protocol):
         ...
 
 
+class FetchHints(Protocol):
+    """Tells of kinds of requests that other rooms know."""
+
+    async def __call__(self, tenant: str) -> Sequence[Hint]:
+        """All that can be had now."""
+        ...
+
+
 class FetchModels(Protocol):
     """Tells which models a tenant may call."""
 
@@ -165,6 +174,10 @@ class Journal(Protocol):
 
     async def put_domain(self, domain: Domain) -> None:
         """Add or replace a domain."""
+        ...
+
+    async def seed_domains(self, wanted: Sequence[Domain]) -> None:
+        """Add those that were never there."""
         ...
 
     async def delete_domain(self, tenant: str, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from catena.kit.clock import World
-from catena.kit.errors import CatenaError, Invalid, Missing
+from catena.kit.errors import CatenaError, Late, Unavailable
 from catena.router.core.ask import AUTO, Ask, check, task_name
 from catena.router.core.book import COARSE, FINE, Book, weigh
 from catena.router.core.candidates import House, configured_plans, forced_plans
@@ -16,13 +16,10 @@ from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, 
 from catena.router.core.choice import Taste, rank
 from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_scorer, with_weights
 from catena.router.core.domains import (
-    Domain,
     DomainScore,
-    check_domain,
     chosen_examples,
     classify,
     fit_head,
-    merged,
     represent,
 )
 from catena.router.core.experiments import covering
@@ -145,69 +142,6 @@ class Router:
         """What is known of a tenant's requests; None before anything was asked."""
         return self.state.book(tenant).knowledge
 
-    async def put_domain(self, domain: Domain) -> Domain:
-        """Add or replace a domain; from the return on, requests are held against it.
-
-        Raises Invalid, also (`merged_domain`) for the name of one that was merged into another.
-        """
-        checked = check_domain(domain)
-        await self.refresh()
-        self._check_free(domain.tenant, checked.name)
-        known = self.state.domains.get((domain.tenant, checked.name))
-        aliases = known.aliases if known is not None else ()
-        stored = replace(checked, aliases=aliases, updated_s=self._world.clock.now())
-        await self._ports.journal.put_domain(stored)
-        await self._renew(domain.tenant)
-        return stored
-
-    async def merge_domains(self, tenant: str, names: Sequence[str], into: str, specialist: str = "") -> Domain:
-        """Make one domain of several that the tenant sees; what was learned of them is from then on known of it.
-
-        `into` may be one of them or a new name; old names go on meaning it. Raises Missing for a name that there is
-        not, Invalid when there is nothing to merge or they have different specialists.
-        """
-        await self.refresh()
-        several = [self._domain(tenant, name) for name in dict.fromkeys(names)]
-        target = self.state.domain(tenant, into)
-        self._check_free(tenant, into, *names)
-        if not [one for one in several if one.name != into]:
-            raise Invalid(f"nothing to merge into {into!r}: name other domains", code="bad_merge")
-        told = merged(several, target or Domain(name=into, tenant=tenant, examples=()), specialist)
-        stored = replace(check_domain(replace(told, tenant=tenant)), updated_s=self._world.clock.now())
-        gone = [one.name for one in several if one.tenant == tenant and one.name != into]
-        await self._ports.journal.merge_domains(stored, gone)
-        await self._renew(tenant)
-        return stored
-
-    def list_domains(self, tenant: str) -> list[Domain]:
-        """The tenant's domains and those of all, by name."""
-        return self.state.visible_domains(tenant)
-
-    async def delete_domain(self, tenant: str, name: str) -> None:
-        """Remove a domain of the tenant. Raises Missing when it has none of this name."""
-        if (tenant, name) not in self.state.domains:
-            raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
-        await self._ports.journal.delete_domain(tenant, name)
-        await self.settle()
-
-    def _check_free(self, tenant: str, name: str, *merging: str) -> None:
-        """Raise Invalid (`merged_domain`) when the name means a domain that it was merged into, other than these."""
-        became = self.state.aliases(tenant).get(name)
-        if became and became not in merging:
-            raise Invalid(f"{name!r} was merged into {became!r}; name that one", code="merged_domain")
-
-    def _domain(self, tenant: str, name: str) -> Domain:
-        found = self.state.domain(tenant, name)
-        if found is None:
-            raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
-        return found
-
-    async def _renew(self, tenant: str) -> None:
-        """Have changed domains in force: their specialists, what is known of them, the classifier."""
-        await self.refetch(tenant)
-        await self.settle()
-        await self._fit(tenant)
-
     async def refresh(self) -> None:
         """Read what changed in the journal, through this replica or another."""
         async with self._turn:
@@ -276,7 +210,7 @@ class Router:
         price = await asyncio.to_thread(book.priced, taste, self._manner.budget_usd)
         book.taste = replace(taste, price=price)
 
-    async def _fit(self, tenant: str) -> None:
+    async def fit(self, tenant: str) -> None:
         """Fit the classifier of the tenant's domains, if they changed."""
         book = self.state.book(tenant)
         domains = self.state.visible_domains(tenant)
@@ -302,11 +236,15 @@ class Router:
                 scores=[DomainScore(task, 1.0, 1.0)],
                 specialist=self.state.kinds(tenant).specialists.get(task, ""),
             )
-        await self._fit(tenant)
-        if book.head is None or not ask.text:
+        try:
+            await self.fit(tenant)
+            if book.head is None or not ask.text:
+                return Found()
+            text = ask.text[:4000]
+            row = represent([text], np.asarray(await self._ports.embed([text]), np.float64))[0]
+        except (Unavailable, Late):
+            # An embedding model elsewhere may be away; a request without a domain is better than none.
             return Found()
-        text = ask.text[:4000]
-        row = represent([text], np.asarray(await self._ports.embed([text]), np.float64))[0]
         scores = classify(book.head, row)
         if scores[0].probability < self._manner.threshold:
             return Found(scores=scores)

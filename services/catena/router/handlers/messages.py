@@ -173,6 +173,7 @@ def domain_to(domain: Domain) -> pb.Domain:
         updated_s=domain.updated_s,
         needs_memory=domain.needs_memory,
         aliases=domain.aliases,
+        origin=domain.origin,
     )
 
 

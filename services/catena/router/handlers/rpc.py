@@ -7,6 +7,7 @@ import grpc
 from catena.api.router.v1 import router_pb2 as pb
 from catena.api.router.v1.router_pb2_grpc import RouterServiceServicer
 from catena.kit.caller import caller
+from catena.router.core.atlas import Atlas
 from catena.router.core.recorded import Recorded, check_recorded
 from catena.router.core.router import Router
 from catena.router.core.steps import OPERATOR
@@ -33,9 +34,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class RouterHandlers(RouterServiceServicer):
     """`RouterService` over `Router`."""
 
-    def __init__(self, router: Router, tuner: Tuner, trials: Trials) -> None:
-        """Answer from `router`, and from what tunes and tries it."""
+    def __init__(self, router: Router, atlas: Atlas, tuner: Tuner, trials: Trials) -> None:
+        """Answer from `router`, and from what keeps its domains, tunes and tries it."""
         self._router = router
+        self._atlas = atlas
         self._tuner = tuner
         self._trials = trials
 
@@ -113,21 +115,21 @@ class RouterHandlers(RouterServiceServicer):
 
     async def PutDomain(self, request: pb.PutDomainRequest, context: Context) -> pb.PutDomainResponse:
         """Add or replace a domain."""
-        stored = await self._router.put_domain(domain_from(request.domain, caller().tenant))
+        stored = await self._atlas.put(domain_from(request.domain, caller().tenant))
         return pb.PutDomainResponse(domain=domain_to(stored))
 
     async def ListDomains(self, request: pb.ListDomainsRequest, context: Context) -> pb.ListDomainsResponse:
         """The domains that the tenant sees."""
-        return pb.ListDomainsResponse(domains=[domain_to(d) for d in self._router.list_domains(caller().tenant)])
+        return pb.ListDomainsResponse(domains=[domain_to(d) for d in self._atlas.list(caller().tenant)])
 
     async def MergeDomains(self, request: pb.MergeDomainsRequest, context: Context) -> pb.MergeDomainsResponse:
         """Make one of several."""
-        stored = await self._router.merge_domains(caller().tenant, request.names, request.into, request.specialist)
+        stored = await self._atlas.merge(caller().tenant, request.names, request.into, request.specialist)
         return pb.MergeDomainsResponse(domain=domain_to(stored))
 
     async def DeleteDomain(self, request: pb.DeleteDomainRequest, context: Context) -> pb.DeleteDomainResponse:
         """Remove a domain."""
-        await self._router.delete_domain(caller().tenant, request.name)
+        await self._atlas.delete(caller().tenant, request.name)
         return pb.DeleteDomainResponse()
 
     async def CreateExperiment(

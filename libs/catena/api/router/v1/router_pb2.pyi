@@ -869,6 +869,7 @@ class Domain(_message.Message):
     UPDATED_S_FIELD_NUMBER: _builtins.int
     NEEDS_MEMORY_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Lower-case letters, digits and hyphens."""
     specialist: _builtins.str
@@ -877,6 +878,8 @@ class Domain(_message.Message):
     """Seconds since the epoch of its last change; ignored when put."""
     needs_memory: _builtins.bool
     """Whether answers in it need what memory knows."""
+    origin: _builtins.str
+    """Room that it was taken over from: `adapters` or `procedures`; empty: somebody put it. Ignored when put."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that belong to it; at least one."""
@@ -894,10 +897,11 @@ class Domain(_message.Message):
         updated_s: _builtins.float = ...,
         needs_memory: _builtins.bool = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "examples", b"examples", "name", b"name", "needs_memory", b"needs_memory", "specialist", b"specialist", "updated_s", b"updated_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "examples", b"examples", "name", b"name", "needs_memory", b"needs_memory", "origin", b"origin", "specialist", b"specialist", "updated_s", b"updated_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
