@@ -142,6 +142,17 @@ async def test_an_empty_catalogue_is_said_to_be_empty():
     assert refused.value.code == "empty_catalogue"
 
 
+async def test_a_catalogue_that_was_not_told_yet_is_asked_for_by_the_next_request():
+    bench = Bench(models=[])
+    bench.models, bench.reachable = cards(), False
+    for _ in range(2):
+        with pytest.raises(Unavailable) as refused:
+            await bench.recommend()
+        assert refused.value.code == "catalogue_unknown"
+    bench.reachable = True
+    assert (await bench.recommend()).plan.stages
+
+
 async def test_a_model_that_vanished_is_chosen_no_more_and_named_where_it_is_configured():
     bench = await taught()
     bench.models.pop(0)

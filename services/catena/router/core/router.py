@@ -168,12 +168,20 @@ class Router:
         await self.present.renew(now)
 
     async def refetch(self, tenant: str) -> None:
-        """Ask for the catalogue anew; when it cannot be had, what is known stays."""
+        """Ask for the catalogue anew; when it cannot be had, what is known stays.
+
+        Where that is nothing, whoever comes next asks again.
+        """
         book = self.state.book(tenant)
-        book.catalogue_until_s = self._world.clock.monotonic() + self._manner.catalogue_s
+        before, book.catalogue_until_s = (
+            book.catalogue_until_s,
+            self._world.clock.monotonic() + self._manner.catalogue_s,
+        )
         try:
             fetched = catalogue_of(await self._ports.fetch_models(tenant))
         except CatenaError:
+            if not book.catalogue.cards:
+                book.catalogue_until_s = before
             return
         if fetched != book.catalogue and fetched.cards:
             book.take_catalogue(fetched)
@@ -185,10 +193,14 @@ class Router:
         return replace(one, domain=task_name(one.domain), chars=chars)
 
     async def book(self, tenant: str) -> Book:
-        """The tenant's book with what is known. Raises Unavailable when the catalogue is empty."""
+        """The tenant's book with what is known. Raises Unavailable when the catalogue is empty or not known yet."""
         book = self.state.book(tenant)
         if book.catalogue_until_s == -float("inf"):
             await self.refetch(tenant)
+        if book.catalogue_until_s == -float("inf"):
+            raise Unavailable(
+                "the executor has not told its catalogue yet; ask again", code="catalogue_unknown", retry_after_s=1.0
+            )
         check_filled(book.catalogue)
         if book.knowledge is None:
             await self._learn(tenant)

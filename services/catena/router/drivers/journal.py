@@ -22,6 +22,7 @@ from catena.router.core.domains import Domain
 from catena.router.core.experiments import RUNNING, STOPPED, Experiment, Outcome, count, stop
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Changes, Noted, Report, Seen, Switch, Totals, Verdict
+from catena.router.core.state import FROZEN, SHARED
 from catena.router.core.steps import Step
 from catena.router.core.verdicts import joined, outweighs
 from catena.router.drivers import tallies
@@ -277,17 +278,22 @@ class SqlJournal:
         )
 
     async def _prune(self, conn: AsyncConnection, tenant: str) -> None:
-        """Drop executions beyond the window; the totals keep what they add up to."""
-        mine = observations.c.tenant == tenant
+        """Drop executions beyond the window; the totals keep what they add up to.
+
+        While learning is frozen the window as it was then stays beside the one of since: a restart needs it.
+        """
+        frozen_at = await _frozen_at(conn, tenant)
+        since = sa.and_(observations.c.tenant == tenant, observations.c.born > frozen_at)
         oldest = await conn.scalar(
             sa.select(observations.c.born)
-            .where(mine, observations.c.born > 0)
+            .where(since)
             .order_by(observations.c.born.desc())
             .offset(self._window)
             .limit(1)
         )
         if oldest is not None:
-            await conn.execute(observations.delete().where(mine, observations.c.revision <= oldest))
+            early = sa.and_(observations.c.born == 0, observations.c.tenant == tenant)
+            await conn.execute(observations.delete().where(sa.or_(since, early), observations.c.revision <= oldest))
 
 
 async def _tick(conn: AsyncConnection, count: int = 1) -> int:
@@ -295,6 +301,15 @@ async def _tick(conn: AsyncConnection, count: int = 1) -> int:
     put = upsert(revisions, conn).values(name=_COUNTER, value=count)
     put = put.on_conflict_do_update(index_elements=["name"], set_={"value": revisions.c.value + count})
     return int((await conn.execute(put.returning(revisions.c.value))).scalar_one())
+
+
+async def _frozen_at(conn: AsyncConnection, tenant: str) -> int:
+    """Revision at which the tenant's learning was frozen, by itself or for everybody; 0: it learns."""
+    query = sa.select(switches.c.tenant, switches.c.value).where(
+        switches.c.name == FROZEN, switches.c.tenant.in_([tenant, SHARED]), switches.c.value.is_not(None)
+    )
+    told = {row["tenant"]: int(row["value"]) for row in await _rows(conn, query)}
+    return told.get(tenant, told.get(SHARED, 0))
 
 
 async def _put_domain(conn: AsyncConnection, tenant: str, name: str, domain: Domain | None) -> None:
