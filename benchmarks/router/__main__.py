@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which of 1 to 6")
     parser.add_argument("--table", type=Path, help="an outcome table of your own, CSV")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of parts 1 and 6; the dear parts take three at most")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of parts 1 and 6; dear parts take three at most")
     parser.add_argument("--embedding", type=Path, default=EMBEDDING, help="the embedding model's folder, for part 6")
     parser.add_argument("--out", type=Path, help="where to keep the tables as JSON")
     asked = parser.parse_args()

@@ -375,9 +375,9 @@ async def test_what_was_chosen_with_its_propensity_values_another_policy(open_ro
         with pytest.raises(Invalid) as refused:
             await room.ask("Evaluate", pb.EvaluateRequest())
         assert refused.value.code == "nothing_logged"
-        await chosen(room, 200)
+        await chosen(room, 360)
         told = await room.ask("Evaluate", pb.EvaluateRequest(model="small"))
-        assert (told.requests, told.judged) == (200, 200)
+        assert (told.requests, told.judged) == (360, 360)
         assert told.tells and told.effective >= 20.0, told.verdict
         assert told.quality.expected > 0.9 > told.quality.logged
         assert told.quality.gained > told.quality.gained_half_width > 0.0

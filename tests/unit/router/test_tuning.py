@@ -9,9 +9,9 @@ from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.plan.build import build, sequential
 from catena.plan.model import Shape, describe
 from catena.router.core.ask import Ask
+from catena.router.core.beforehand import Kinds
 from catena.router.core.choice import Taste
 from catena.router.core.hindsight import Hindsight
-from catena.router.core.knowledge import Kinds
 from catena.router.core.learning import learn
 from catena.router.core.steps import ITSELF, OPERATOR, Adjustment, Step, in_force, lacking, taken_back
 from catena.router.core.tuning import Bounds, tune_weights

@@ -49,7 +49,10 @@ def tunings(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     async def work() -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.ListTunings(router_pb2.ListTuningsRequest())
-        terminal.table("Steps, newest first", ("step", "when", "by", "judged", *MOVED), _steps(told.tunings))
+        if terminal.plain:
+            terminal.message(told)
+            return
+        terminal.table("Steps, newest first", ("step", "when", "by", "judged", "moved", "why"), _steps(told.tunings))
         terminal.say(", ".join(f"{name} {value:.4g}" for name, value in sorted(told.settings.items())))
         if told.waits_for:
             terminal.say(f"by itself it goes on once {told.waits_for} more outcomes are judged")
@@ -144,9 +147,17 @@ def _measure(name: str, worth: router_pb2.Valuation) -> tuple[str, float, str, s
 
 def _steps(steps: Iterable[router_pb2.Tuning]) -> list[tuple[object, ...]]:
     return [
-        (step.number, moment(step.time_s), step.by, step.judged, *_moved(one))
+        (
+            step.number,
+            f"{moment(step.time_s):%d %b %H:%M}",
+            step.by,
+            step.judged,
+            "\n".join(
+                f"{one.setting.rpartition('.')[2]} {one.before:.4g} > {one.after:.4g}" for one in step.adjustments
+            ),
+            "\n".join(dict.fromkeys(one.reason for one in step.adjustments)),
+        )
         for step in steps
-        for one in step.adjustments
     ]
 
 

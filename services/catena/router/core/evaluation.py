@@ -52,9 +52,9 @@ class Worth:
 class Evaluation:
     """What a policy is worth a request, in quality, USD and milliseconds.
 
-    `requests`: choices in the log that tell their propensity; `judged` of them are scored, `matches` of those were
-    chosen alike, worth `effective` independent ones; `refused`: those for which no plan keeps the policy's caps, which
-    are left out. `verdict`: what can be said, in words; `tells`: whether the log can.
+    `requests`: choices in the log that tell their propensity; `judged` of them are scored, or failed, `matches` of
+    those were chosen alike, worth `effective` independent ones; `refused`: those for which no plan keeps the policy's
+    caps, which are left out. `verdict`: what can be said, in words; `tells`: whether the log can.
     """
 
     quality: Worth
@@ -83,6 +83,11 @@ def choices(logged: Sequence[Observation]) -> list[Observation]:
     return [one for one in logged if one.plan.propensity > 0.0 and not one.cancelled and not one.cached]
 
 
+def score_of(one: Observation) -> float | None:
+    """How good its answer was; one that failed gave none, and None is one that nobody judged."""
+    return one.score if one.succeeded else 0.0
+
+
 def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge) -> Evaluation:
     """The policy's expected quality, cost and latency on requests like the logged ones; quality from the judged ones.
 
@@ -90,17 +95,17 @@ def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge
     has a plan for none of them.
     """
     chosen = choices(logged)
-    if not any(one.score is not None for one in chosen):
+    if not any(score_of(one) is not None for one in chosen):
         raise Invalid(
             f"of {len(logged)} executions none was chosen freely and judged; ask for `auto` and send feedback first",
             code="nothing_logged",
         )
     rows = [row for one in chosen if (row := beside(one, policy(one), knowledge)) is not None]
-    judged = [row for row in rows if row.seen.score is not None]
+    judged = [row for row in rows if score_of(row.seen) is not None]
     if not judged:
         raise Invalid("no plan keeps these caps for any logged request; raise or drop one", code="no_plan_fits")
     weights = truncated([row.weight for row in judged])
-    quality = worth(judged, lambda one: float(one.score or 0.0), lambda told: told.quality.mean, most=1.0)
+    quality = worth(judged, lambda one: score_of(one) or 0.0, lambda told: told.quality.mean, most=1.0)
     matches, alike = int((weights > 0.0).sum()), effective(weights)
     return Evaluation(
         quality=quality,

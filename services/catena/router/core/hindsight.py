@@ -7,13 +7,14 @@ import numpy as np
 
 from catena.plan.model import Plan, Prediction
 from catena.router.core.ask import Ask
+from catena.router.core.beforehand import Kinds
 from catena.router.core.book import COARSE, Book, bucket, weigh
 from catena.router.core.candidates import free_plans
 from catena.router.core.choice import Candidate, Taste, prefer, rank, reject
 from catena.router.core.confidence import Array
 from catena.router.core.decision import CLOSELY
-from catena.router.core.evaluation import LEAST, Policy, choices, effective, truncated
-from catena.router.core.knowledge import Kinds, Knowledge, Length
+from catena.router.core.evaluation import LEAST, Policy, choices, effective, score_of, truncated
+from catena.router.core.knowledge import Knowledge, Length
 from catena.router.core.observation import Observation
 from catena.router.core.tuning import Gains, Weights
 
@@ -75,7 +76,7 @@ class Hindsight:
 
         Nothing is told of weights under which too few requests would have been answered as they were.
         """
-        judged = [one for one in choices(logged) if one.score is not None][-MOST_VALUED:]
+        judged = [one for one in choices(logged) if score_of(one) is not None][-MOST_VALUED:]
         present = self._realised(judged, now, configured)[0]
 
         def gained(weights: Weights) -> Array:
@@ -96,7 +97,7 @@ class Hindsight:
             expected.append(
                 _utility(configured, told.quality.mean, told.cost_usd.mean / usd, told.latency_ms.mean / ms)
             )
-            seen.append(_utility(configured, float(one.score or 0.0), one.cost_usd / usd, one.latency_ms / ms))
+            seen.append(_utility(configured, score_of(one) or 0.0, one.cost_usd / usd, one.latency_ms / ms))
             weights.append(1.0 / one.plan.propensity if plan.configuration_id == one.configuration_id else 0.0)
         counted = truncated(weights)
         return np.array(expected) + counted * (np.array(seen) - np.array(expected)), effective(counted)
