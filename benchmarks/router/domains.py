@@ -13,7 +13,7 @@ from benchmarks.router.metrics import spread
 from benchmarks.router.report import Cell, Report
 from benchmarks.router.table import Array, mmlu_pro
 from catena.embed import open_embedder
-from catena.router.core.domains import Domain, classify, fit_head, represent
+from catena.router.core.domains import Domain, classify, fit_head, gists, represent
 
 SHOTS = (4, 16, 64)
 THRESHOLD = 0.85
@@ -65,7 +65,7 @@ def domains(report: Report, folder: Path, embedding: Path, seeds: int) -> None:
     for name, told, note in (_sources(folder), _categories(folder)):
         texts = [text for part in told.values() for text in part[:MOST]]
         owner = np.repeat(np.arange(len(told)), [len(part[:MOST]) for part in told.values()])
-        vectors = np.asarray(embedder.embed(texts), np.float64)
+        vectors = np.asarray(embedder.embed(gists(texts)), np.float64)
         _score(report, Texts(name=name, texts=texts, domains=owner, names=[*told], vectors=vectors, note=note), seeds)
 
 

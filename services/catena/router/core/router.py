@@ -20,6 +20,7 @@ from catena.router.core.domains import (
     chosen_examples,
     classify,
     fit_head,
+    gists,
     represent,
 )
 from catena.router.core.experiments import covering
@@ -233,7 +234,7 @@ class Router:
             rows = []
             for domain in domains:
                 texts = chosen_examples(domain)
-                rows.append(represent(texts, np.asarray(await self._ports.embed(texts), np.float64)))
+                rows.append(represent(texts, np.asarray(await self._ports.embed(gists(texts)), np.float64)))
             book.head = await asyncio.to_thread(fit_head, domains, rows)
             book.head_of = mark
 
@@ -253,7 +254,7 @@ class Router:
             if book.head is None or not ask.text:
                 return Found()
             text = ask.text[:4000]
-            row = represent([text], np.asarray(await self._ports.embed([text]), np.float64))[0]
+            row = represent([text], np.asarray(await self._ports.embed(gists([text])), np.float64))[0]
         except (Unavailable, Late):
             # An embedding model elsewhere may be away; a request without a domain is better than none.
             return Found()
