@@ -1,12 +1,10 @@
 """To which domain a request belongs, with a probability that means what it says.
 
-Each domain is a set of example texts. Similarity to them (meaning and wording, in the shares under which the examples
-find each other best) goes through kernel ridge regression; a softmax whose temperature, and whose bar for `none of
-them`, were fitted on what the examples themselves teach when left out: one at a time (they should be found) and a whole
-domain at a time (it should be found nowhere).
+Each domain is a set of example texts. Similarity to them (meaning and wording) goes through kernel ridge regression;
+a softmax whose temperature, and whose bar for `none of them`, were fitted on what the examples themselves teach when
+left out: one at a time (they should be found) and a whole domain at a time (it should be found nowhere).
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catena.kit.errors import Invalid
-from catena.router.core.lexicon import DIMENSION, Array, lexical
+from catena.router.core.lexicon import Array, lexical
 
 Index = NDArray[np.intp]
 
@@ -25,13 +23,9 @@ MOST_TEXT = 2000
 _HEAD, _TAIL = 300, 200
 _RIDGE = 0.15
 _MEANING = 0.4
-"""Weight of meaning in `represent`; the rest is wording."""
-_MEANINGS = (0.4, 0.6, 0.8)
-"""Weights of meaning that are tried: short commands differ by a word, questions by what they are about."""
+"""Weight of meaning; the rest is wording."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")
 _TEMPERATURES = tuple(float(t) for t in np.geomspace(0.03, 1.0, 22))
-_UNCALIBRATED = (math.inf, 0.12, 0.35)
-"""Loss, temperature and bar where the examples teach none."""
 _BARS = tuple(float(b) for b in np.linspace(0.1, 0.7, 13))
 
 
@@ -64,16 +58,12 @@ class DomainScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A fitted classifier; immutable. `support` (n, d) rows, `duals` (n, domains), `centres` (domains, d).
-
-    `scale` (d,): what rows are multiplied by, so that meaning has its fitted weight.
-    """
+    """A fitted classifier; immutable. `support` (n, d) rows, `duals` (n, domains), `centres` (domains, d)."""
 
     names: tuple[str, ...]
     support: Array
     duals: Array
     centres: Array
-    scale: Array
     temperature: float
     bar: float
 
@@ -149,33 +139,22 @@ def fit_head(domains: Sequence[Domain], rows: Sequence[Array]) -> Head | None:
     """The classifier of these domains, whose chosen examples are `rows`; None when there is no domain."""
     if not domains:
         return None
-    names, stacked = tuple(domain.name for domain in domains), np.vstack(rows)
+    support = np.vstack(rows)
     owner = np.repeat(np.arange(len(domains)), [len(part) for part in rows])
-    meanings = _MEANINGS if stacked.shape[1] > DIMENSION else (_MEANING,)
-    fitted = [_fit(names, stacked, owner, meaning) for meaning in meanings]
-    return min(fitted, key=lambda told: told[0])[1]
-
-
-def _fit(names: tuple[str, ...], rows: Array, owner: Index, meaning: float) -> tuple[float, Head]:
-    """The classifier with that weight of meaning, and the loss of its examples when left out."""
-    parts = rows.shape[1] - DIMENSION, DIMENSION
-    scale = np.repeat(np.sqrt([meaning / _MEANING, (1.0 - meaning) / (1.0 - _MEANING)]), parts)
-    support = rows * scale if parts[0] else rows
-    targets: Array = np.eye(len(names))[owner]
+    targets: Array = np.eye(len(domains))[owner]
     inverse: Array = np.asarray(np.linalg.inv(support @ support.T + _RIDGE * np.eye(len(support))), np.float64)
     duals: Array = inverse @ targets
     known = targets - duals / np.diag(inverse)[:, None]
     strange = np.vstack(
-        [_without(inverse, duals, targets, np.flatnonzero(owner == number), number) for number in range(len(names))]
+        [_without(inverse, duals, targets, np.flatnonzero(owner == number), number) for number in range(len(domains))]
     )
-    loss, temperature, bar = _calibrate(known, owner, strange) if len(names) > 1 else _UNCALIBRATED
-    means = np.vstack([support[owner == number].mean(0) for number in range(len(names))])
-    return loss, Head(
-        names=names,
+    temperature, bar = _calibrate(known, owner, strange) if len(domains) > 1 else (0.12, 0.35)
+    centres = np.vstack([part.mean(0) / max(float(np.linalg.norm(part.mean(0))), 1e-9) for part in rows])
+    return Head(
+        names=tuple(domain.name for domain in domains),
         support=support,
         duals=duals,
-        centres=means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9),
-        scale=scale if parts[0] else np.ones(DIMENSION),
+        centres=centres,
         temperature=temperature,
         bar=bar,
     )
@@ -185,7 +164,6 @@ def classify(head: Head | None, row: Array) -> list[DomainScore]:
     """Every domain with its probability, likeliest first; what is left to 1 is the probability of none of them."""
     if head is None:
         return []
-    row = row * head.scale
     scores = (head.support @ row) @ head.duals
     chances = _softmax(scores[None, :], head.temperature, head.bar)[0]
     cosines = head.centres @ row
@@ -203,15 +181,15 @@ def _without(inverse: Array, duals: Array, targets: Array, block: Index, own: in
     return scores
 
 
-def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float, float]:
-    """Loss, temperature and bar under which the left-out examples are likeliest, known and strange ones counting alike.
+def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float]:
+    """Temperature and bar under which the left-out examples are likeliest, known and strange ones counting alike.
 
     An only example, left out, leaves nothing by which its domain could be found: it counts as strange alone.
     """
-    best = _UNCALIBRATED
+    best = (np.inf, 0.12, 0.35)
     several = np.bincount(owner)[owner] > 1
     if not several.any():
-        return best
+        return best[1], best[2]
     known, owner = known[several], owner[several]
     at = np.arange(len(owner))
     for temperature in _TEMPERATURES:
@@ -220,7 +198,7 @@ def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float
             none = _softmax(strange, temperature, bar)[:, -1]
             loss = -float(np.log(np.maximum(found, 1e-9)).mean() + np.log(np.maximum(none, 1e-9)).mean())
             best = min(best, (loss, temperature, bar))
-    return best
+    return best[1], best[2]
 
 
 def _softmax(scores: Array, temperature: float, bar: float) -> Array:
