@@ -9,6 +9,7 @@ from catena.router.core.domains import (
     chosen_examples,
     classify,
     fit_head,
+    gists,
     merged,
     represent,
 )
@@ -115,3 +116,12 @@ def test_of_several_specialists_one_has_to_be_named():
         merged(several, domain("c", ["z"]))
     assert merged(several, domain("c", ["z"]), "m@b").specialist == "m@b"
     assert merged(several, several[0]).specialist == "m@a"
+
+
+def test_of_a_long_text_beginning_and_end_are_embedded():
+    short, long = "upper: hello", "Sum this up. " + "word " * 400 + "In one line, please."
+    gist = gists([short, long])[1]
+    assert gists([short, long])[0] == short
+    assert gist.startswith("Sum this up.")
+    assert gist.endswith("In one line, please.")
+    assert len(gist) < 600
