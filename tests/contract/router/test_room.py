@@ -358,39 +358,40 @@ async def test_a_restart_gives_the_same_decision(open_room):
         assert [c.utility for c in second.candidates] == pytest.approx([c.utility for c in first.candidates], rel=1e-9)
 
 
-async def chosen(room, count, wrong="large"):
-    """Requests as `auto` chooses, run and judged: what `wrong` says is wrong."""
+async def chosen(room, count):
+    """Requests as a router would log them that asks either model as often: what the large one says is wrong."""
     for number in range(count):
-        plan = (await room.ask("Recommend", asked(f"upper: word{number}", objective="balanced"))).plan
-        main = plan.stages[-1].model
-        score = types_pb2.Score(value=float(main != wrong), source="tests")
-        done = completed(number, plan, model=main, scores=[score])
+        model = "small" if number % 2 else "large"
+        plan = plan_to_proto(sequential(model))
+        plan.domain, plan.id, plan.propensity = "upper", f"p{number}", 0.5
+        score = types_pb2.Score(value=float(model == "small"), source="tests")
+        done = completed(number, plan, model=model, scores=[score])
         await room.bus.publish(event(f"c{number}", "executor.execution.completed", done))
     await executions(room, count)
 
 
-async def test_what_was_chosen_with_its_propensity_values_another_policy(open_room):
-    curious = msgspec.structs.replace(CONFIG, exploration=1.0, exploration_floor=0.6, min_judged=1)
-    async with open_room(curious) as room:
+async def test_what_was_chosen_with_its_propensity_values_another_policy(room):
+    plan = (await room.ask("Recommend", asked(objective="cost"))).plan
+    assert 0.0 < plan.propensity <= 1.0
+    with pytest.raises(Invalid) as refused:
+        await room.ask("Evaluate", pb.EvaluateRequest())
+    assert refused.value.code == "nothing_logged"
+    await chosen(room, 200)
+    told = await room.ask("Evaluate", pb.EvaluateRequest(model="small"))
+    assert (told.requests, told.judged) == (200, 200)
+    assert told.tells and told.effective >= 20.0, told.verdict
+    assert told.quality.expected > 0.9 > told.quality.logged
+    assert told.quality.gained > told.quality.gained_half_width > 0.0
+    assert told.verdict.startswith("better than what ran")
+    assert (await room.ask("Evaluate", pb.EvaluateRequest(model="large"))).quality.expected < 0.5
+    for bad, code in (
+        (pb.EvaluateRequest(objective="cheap"), "unknown_objective"),
+        (pb.EvaluateRequest(weights={"quality": math.nan}), "bad_weights"),
+        (pb.EvaluateRequest(max_cost_usd=1e-12), "no_plan_fits"),
+    ):
         with pytest.raises(Invalid) as refused:
-            await room.ask("Evaluate", pb.EvaluateRequest())
-        assert refused.value.code == "nothing_logged"
-        await chosen(room, 360)
-        told = await room.ask("Evaluate", pb.EvaluateRequest(model="small"))
-        assert (told.requests, told.judged) == (360, 360)
-        assert told.tells and told.effective >= 20.0, told.verdict
-        assert told.quality.expected > 0.9 > told.quality.logged
-        assert told.quality.gained > told.quality.gained_half_width > 0.0
-        assert told.verdict.startswith("better than what ran")
-        assert (await room.ask("Evaluate", pb.EvaluateRequest(model="large"))).quality.expected < 0.5
-        for bad, code in (
-            (pb.EvaluateRequest(objective="cheap"), "unknown_objective"),
-            (pb.EvaluateRequest(weights={"quality": math.nan}), "bad_weights"),
-            (pb.EvaluateRequest(max_cost_usd=1e-12), "no_plan_fits"),
-        ):
-            with pytest.raises(Invalid) as refused:
-                await room.ask("Evaluate", bad)
-            assert refused.value.code == code
+            await room.ask("Evaluate", bad)
+        assert refused.value.code == code
 
 
 async def test_a_tuning_is_listed_survives_a_restart_and_is_taken_back(open_room):
