@@ -104,15 +104,22 @@ def decide(
 def looked_at(
     ranked: Sequence[Candidate], ask: Ask, found: Found, knowledge: Knowledge, taste: Taste
 ) -> Sequence[Candidate]:
-    """The best few weighed again for this very request, its length and what makes it hard for whom; the rest after."""
+    """The best few weighed again for this very request, its length and what makes it hard for whom; the rest after.
+
+    Where each of them breaks a cap at a second look, the next few are looked at, until one fits or none is left.
+    """
     shifts = knowledge.outcome.shifts(request_features(ask))
     length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
-    few = [
-        reject(replace(c, prediction=knowledge.predict(c.plan, found.domain, length, shifts), rejected=""), ask)
-        for c in ranked[:CLOSELY]
-        if not c.rejected
-    ]
-    return [*rank(few, taste, ranked), *ranked[len(few) :]]
+    seen: list[Candidate] = []
+    rest = ranked
+    while rest and not rest[0].rejected and all(c.rejected for c in seen):
+        few = [
+            reject(replace(c, prediction=knowledge.predict(c.plan, found.domain, length, shifts), rejected=""), ask)
+            for c in rest[:CLOSELY]
+            if not c.rejected
+        ]
+        seen, rest = [*rank(few, taste, ranked), *seen], rest[len(few) :]
+    return [*seen, *rest]
 
 
 def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Knowledge) -> Decision:
