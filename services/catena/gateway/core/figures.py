@@ -34,7 +34,7 @@ class Figures:
     jobs: Jobs = field(default_factory=Jobs)
 
     def count(self, ended: Ended) -> None:
-        """Take in a request that ended."""
+        """Take in a request that ended, its agent type named (`NOBODY` where none was told)."""
         self.requests += 1
         self.failures += ended.outcome == "failed"
         self.refused += ended.outcome == "refused"
@@ -42,7 +42,7 @@ class Figures:
         self.cost_usd += ended.cost_usd
         self.baseline_usd += ended.baseline_usd
         self.tokens += ended.tokens
-        agent = one_more(self.by_agent, ended.agent_type or NOBODY)
+        agent = one_more(self.by_agent, ended.agent_type)
         if ended.outcome == "succeeded":
             one_more(self.by_shape, ended.shape or "none")
             model = one_more(self.by_model, ended.model or "none")

@@ -61,13 +61,10 @@ class Atlas:
         What somebody put, merged or removed stays as it is.
         """
         await self._router.refresh()
-        now, wanted = self._world.clock.now(), seeds(hints, tenant)
-        known, aliases = (
-            {d.name: d for d in self._router.state.visible_domains(tenant)},
-            self._router.state.aliases(tenant),
-        )
-        fresh = [one for one in wanted if one.name not in known and one.name not in aliases]
-        fresh = [one for one in fresh if (tenant, one.name) not in self._seeded]
+        now, wanted, state = self._world.clock.now(), seeds(hints, tenant), self._router.state
+        known = {domain.name: domain for domain in state.visible_domains(tenant)}
+        taken = {*known, *state.aliases(tenant)}
+        fresh = [one for one in wanted if one.name not in taken and (tenant, one.name) not in self._seeded]
         self._seeded.update((tenant, one.name) for one in fresh)
         if fresh:
             await self._journal.seed_domains([replace(one, updated_s=now) for one in fresh])
