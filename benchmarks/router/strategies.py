@@ -11,7 +11,7 @@ from benchmarks.router.room import TENANT, Room, open_room
 from benchmarks.router.table import Array, Table
 from catena.plan.build import ShapeConfig, build, sequential
 from catena.plan.model import Plan, Shape, describe
-from catena.router.core.knowledge import Length
+from catena.router.core.outlook import Length
 
 COLUMNS = ("plan", "accuracy expected", "got", "USD per 1000 expected", "got", "cost within its interval")
 _FIRST = 5

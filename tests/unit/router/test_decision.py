@@ -8,12 +8,12 @@ from catena.plan.build import sequential
 from catena.plan.model import PLAIN, Interval
 from catena.router.core.ask import Ask
 from catena.router.core.beforehand import Kinds
-from catena.router.core.book import weigh
+from catena.router.core.board import weigh
 from catena.router.core.catalogue import catalogue_of
 from catena.router.core.choice import Taste, rank
-from catena.router.core.decision import CLOSELY, Curiosity, Found, decide
-from catena.router.core.knowledge import Length
+from catena.router.core.decision import CLOSELY, Curiosity, Found, Grounds, decide
 from catena.router.core.learning import learn
+from catena.router.core.outlook import Length
 from tests.unit.router.simulation import LARGE, SMALL, cards
 
 pytestmark = pytest.mark.unit
@@ -31,9 +31,8 @@ def test_a_plan_that_breaks_a_cap_at_a_second_look_is_not_chosen_however_many_do
 
     def chosen(cap_usd):
         ask = Ask(text="add", chars=3, max_cost_usd=cap_usd)
-        return decide(
-            ask, Found(), at_first_sight, knowledge, QUALITY, Curiosity(start=0.0, floor=0.0), random.Random(1)
-        )
+        grounds = Grounds(knowledge=knowledge, taste=QUALITY)
+        return decide(ask, Found(), at_first_sight, grounds, Curiosity(start=0.0, floor=0.0), random.Random(1))
 
     small_usd, large_usd = real[-1].prediction.cost_usd.high, real[0].prediction.cost_usd.high
     told = chosen((small_usd + large_usd) / 2.0)

@@ -8,14 +8,14 @@ from catena.plan.build import sequential
 from catena.plan.model import Plan, Role, Shape, Stage
 from catena.router.core.ask import Ask
 from catena.router.core.beforehand import Kinds
-from catena.router.core.book import weigh
+from catena.router.core.board import weigh
 from catena.router.core.catalogue import catalogue_of
 from catena.router.core.choice import Taste, rank
-from catena.router.core.decision import Curiosity, Found, decide
+from catena.router.core.decision import Curiosity, Found, Grounds, decide
 from catena.router.core.drift import LEVEL, Answer, changes_of, find_change, latest_change
-from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
 from catena.router.core.observation import Observation, StageOutcome
+from catena.router.core.outlook import Length
 from tests.unit.router.simulation import LARGE, SMALL, cards
 
 pytestmark = pytest.mark.unit
@@ -112,6 +112,7 @@ def test_what_was_judged_before_a_change_no_longer_counts_and_the_explanation_sa
     assert knowledge.predict(sequential(SMALL), "add").quality.mean == pytest.approx(0.6, abs=0.1)
     assert 60 <= knowledge.judged_lately <= 100
     weighed = rank(weigh([sequential(LARGE), sequential(SMALL)], knowledge, "add", Length()), QUALITY)
-    told = decide(Ask(text="add", chars=3), Found(domain="add"), weighed, knowledge, QUALITY, Curiosity(), rng)
+    grounds = Grounds(knowledge=knowledge, taste=QUALITY)
+    told = decide(Ask(text="add", chars=3), Found(domain="add"), weighed, grounds, Curiosity(), rng)
     assert told.plan.main_model == SMALL
     assert f"{LARGE} has changed: worse" in told.reason

@@ -8,8 +8,8 @@ from catena.plan.model import Interval, Shape
 from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.intervals import Ran, reaches, width
-from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
+from catena.router.core.outlook import Length
 from tests.unit.router.outcome_rows import rows
 
 pytestmark = pytest.mark.unit

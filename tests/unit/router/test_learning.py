@@ -7,14 +7,14 @@ import pytest
 from catena.plan.build import build, sequential
 from catena.plan.model import Interval, Role, Shape
 from catena.router.core.beforehand import Kinds
-from catena.router.core.book import weigh
+from catena.router.core.board import weigh
 from catena.router.core.candidates import House, free_plans
 from catena.router.core.catalogue import catalogue_of
 from catena.router.core.choice import Taste, rank
 from catena.router.core.intervals import Ran, reaches
-from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
 from catena.router.core.observation import Mode, Observation, StageOutcome
+from catena.router.core.outlook import Length
 from tests.unit.router.simulation import ACCURACY, LARGE, SHAPES, SKILLS, SMALL, WITH_MEMORY, Simulated, cards
 
 pytestmark = pytest.mark.unit
@@ -149,7 +149,7 @@ def test_a_cascade_answers_for_no_more_than_its_gate_lets_pass():
     knowledge = learn(warm_up(11) + unlucky, CATALOGUE, KINDS)
     strict = replace(cascade, settings=replace(cascade.settings, threshold=1.0))
     lost = [
-        knowledge.compose(p, "upper").quality.mean - knowledge.predict(p, "upper").quality.mean
+        knowledge.parts(p, "upper").compose().quality.mean - knowledge.predict(p, "upper").quality.mean
         for p in (cascade, strict)
     ]
     assert lost[0] > 0.0

@@ -8,9 +8,9 @@ from catena.router.core.ask import Ask
 from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.features import NAMES, request_features
-from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
 from catena.router.core.outcomes import fit_logistic
+from catena.router.core.outlook import Length
 from tests.unit.router.outcome_rows import rows
 
 pytestmark = pytest.mark.unit

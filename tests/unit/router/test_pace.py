@@ -9,10 +9,10 @@ from catena.plan.expect import Amount
 from catena.plan.model import Role
 from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
-from catena.router.core.knowledge import Length
 from catena.router.core.learning import learn
 from catena.router.core.moment import LOST_S, Moment, Present, Residents, Running
 from catena.router.core.observation import Observation, StageOutcome
+from catena.router.core.outlook import Length
 from catena.router.core.pace import LEAST_TIMED, besides, pace_of
 
 pytestmark = pytest.mark.unit
@@ -85,23 +85,24 @@ def test_calls_beside_others_are_expected_to_take_as_much_longer_as_they_did():
             number += 1
     known = learn(seen, CATALOGUE, Kinds())
     calm, busy = (
-        known.at(Moment(beside={"base": beside})).predict(sequential("base"), "").latency_ms.mean for beside in (0, 7)
+        known.predict(sequential("base"), "", moment=Moment(beside={"base": beside})).latency_ms.mean
+        for beside in (0, 7)
     )
     assert busy / calm == pytest.approx(8.0**0.7, rel=0.25)
-    assert known.at(Moment()).predict(sequential("base"), "").latency_ms.mean == calm
+    assert known.predict(sequential("base"), "", moment=Moment()).latency_ms.mean == calm
 
 
 def test_an_adapter_that_is_on_disk_alone_takes_its_loading_longer():
     seen = [execution(call(ADAPTER, load_ms=600.0 if n % 10 == 0 else 0.0), n) for n in range(40)]
     known = learn(seen, CATALOGUE, Kinds())
     plan = sequential(ADAPTER)
-    warm = known.at(Moment(resident=frozenset({ADAPTER}))).predict(plan, "").latency_ms.mean
-    cold = known.at(Moment(resident=frozenset())).predict(plan, "").latency_ms.mean
-    untold = known.at(Moment()).predict(plan, "").latency_ms.mean
+    warm = known.predict(plan, "", moment=Moment(resident=frozenset({ADAPTER}))).latency_ms.mean
+    cold = known.predict(plan, "", moment=Moment(resident=frozenset())).latency_ms.mean
+    untold = known.predict(plan, "", moment=Moment()).latency_ms.mean
     assert warm == pytest.approx(540.0, rel=0.05)
     assert cold - warm == pytest.approx(600.0, rel=0.05)
     assert untold == warm
-    assert known.at(Moment(resident=frozenset())).predict(sequential("base"), "").latency_ms.mean < cold
+    assert known.predict(sequential("base"), "", moment=Moment(resident=frozenset())).latency_ms.mean < cold
 
 
 def test_plans_that_were_handed_out_run_until_they_are_heard_of_or_lost():

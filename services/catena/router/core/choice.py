@@ -8,7 +8,8 @@ from statistics import NormalDist
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Prediction, Shape, describe
 from catena.router.core.ask import Ask, is_complex
-from catena.router.core.knowledge import deviation
+from catena.router.core.moment import Moment
+from catena.router.core.outlook import NO_SHIFTS, Length, Outlook, deviation
 
 CURIOUS_Z = 1.0
 """Deviations by which a plan may be better than estimated and still be worth a try."""
@@ -33,15 +34,23 @@ class Taste:
 class Candidate:
     """A plan that was weighed. `rejected`: why not, in words; empty: it could run. `runs`: judged outcomes behind it.
 
-    `configured`: as the configuration has it, not a variant.
+    `configured`: as the configuration has it, not a variant. `outlook`: from which it is predicted again.
     """
 
     plan: Plan
     prediction: Prediction
+    outlook: Outlook | None = None
     runs: float = 0.0
     configured: bool = False
     utility: float = 0.0
     rejected: str = ""
+
+    def again(
+        self, length: Length, shifts: Mapping[str, float] = NO_SHIFTS, moment: Moment | None = None
+    ) -> "Candidate":
+        """The candidate as expected of such a request at such a moment, whatever it was rejected for before."""
+        assert self.outlook is not None, "only what has an outlook is weighed again"
+        return replace(self, prediction=self.outlook.predict(length, shifts, moment), rejected="")
 
 
 def reject(candidate: Candidate, ask: Ask) -> Candidate:
@@ -169,8 +178,9 @@ def _hope(candidate: Candidate, bar: float) -> float:
     return max(sd * (_NORMAL.pdf(ahead) + ahead * _NORMAL.cdf(ahead)), 1e-9)
 
 
-def _order(candidate: Candidate) -> tuple[bool, float, float, str]:
-    return bool(candidate.rejected), -candidate.utility, candidate.prediction.cost_usd.mean, describe(candidate.plan)
+def _order(candidate: Candidate) -> tuple[bool, float, float]:
+    """Where even the costs are the same, as they came: the configured plans come first."""
+    return bool(candidate.rejected), -candidate.utility, candidate.prediction.cost_usd.mean
 
 
 def _upper(candidate: Candidate, cap: str) -> float:

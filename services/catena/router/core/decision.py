@@ -12,8 +12,10 @@ from catena.router.core.choice import Candidate, Taste, by_rule, cautious, check
 from catena.router.core.domains import DomainScore
 from catena.router.core.experiments import Experiment, assign
 from catena.router.core.features import request_features
-from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.knowledge import Knowledge
+from catena.router.core.moment import Moment
 from catena.router.core.observation import Mode
+from catena.router.core.outlook import Length
 
 CLOSELY = 8
 """Plans that are weighed for the request itself; the others rank as they do for its domain and length."""
@@ -45,6 +47,15 @@ class Curiosity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """What a decision rests on: what is known, how plans are compared, and what is true just now (None: any time)."""
+
+    knowledge: Knowledge
+    taste: Taste
+    moment: Moment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What was chosen, out of what, and why."""
 
@@ -58,8 +69,7 @@ def decide(
     ask: Ask,
     found: Found,
     weighed: Sequence[Candidate],
-    knowledge: Knowledge,
-    taste: Taste,
+    grounds: Grounds,
     curiosity: Curiosity,
     rng: random.Random,
 ) -> Decision:
@@ -67,10 +77,11 @@ def decide(
 
     Draws from `rng` only where there is something to explore.
     """
+    knowledge, taste = grounds.knowledge, grounds.taste
     free = ask.shape is None and ask.model == AUTO
     capped = ask.max_cost_usd or ask.max_latency_ms
     within = rank([reject(candidate, ask) for candidate in weighed], taste) if capped else weighed
-    ranked = looked_at(within, ask, found, knowledge, taste)
+    ranked = looked_at(within, ask, grounds)
     check_fit(ranked, ask)
     if not free:
         # Not a choice, so that it tells nothing of how other choices would have done.
@@ -101,30 +112,29 @@ def decide(
     return _settled(drawn, found, ranked, reason, ask, propensity)
 
 
-def looked_at(
-    ranked: Sequence[Candidate], ask: Ask, found: Found, knowledge: Knowledge, taste: Taste
-) -> Sequence[Candidate]:
+def looked_at(ranked: Sequence[Candidate], ask: Ask, grounds: Grounds) -> Sequence[Candidate]:
     """The best few weighed again for this very request, its length and what makes it hard for whom; the rest after.
 
     Where each of them breaks a cap at a second look, the next few are looked at, until one fits or none is left.
     """
-    shifts = knowledge.outcome.shifts(request_features(ask))
-    length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
+    shifts = grounds.knowledge.outcome.shifts(request_features(ask))
+    length = length_of(ask)
     seen: list[Candidate] = []
     rest = ranked
     while rest and not rest[0].rejected and all(c.rejected for c in seen):
-        few = [
-            reject(replace(c, prediction=knowledge.predict(c.plan, found.domain, length, shifts), rejected=""), ask)
-            for c in rest[:CLOSELY]
-            if not c.rejected
-        ]
-        seen, rest = [*rank(few, taste, ranked), *seen], rest[len(few) :]
+        few = [reject(c.again(length, shifts, grounds.moment), ask) for c in rest[:CLOSELY] if not c.rejected]
+        seen, rest = [*rank(few, grounds.taste, ranked), *seen], rest[len(few) :]
     return [*seen, *rest]
 
 
-def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Knowledge) -> Decision:
+def length_of(ask: Ask) -> Length:
+    """What of the request bears on cost."""
+    return Length(chars=ask.chars, max_tokens=ask.max_tokens)
+
+
+def with_arm(decision: Decision, experiment: Experiment, ask: Ask, grounds: Grounds) -> Decision:
     """The decision as the requester's arm has it; unchanged where that arm's plan would break a cap."""
-    arm = assign(experiment, ask.who or ask.text)
+    knowledge, arm = grounds.knowledge, assign(experiment, ask.who or ask.text)
     base = decision.ranked[0]
     plan = base.plan
     if arm.model and arm.model != plan.main_model:
@@ -132,7 +142,7 @@ def with_arm(decision: Decision, experiment: Experiment, ask: Ask, knowledge: Kn
             return decision
         keeps = ask.shape is not None or plan.shape in (Shape.SEQUENTIAL, Shape.SEARCH)
         plan = plan.with_main(arm.model) if keeps else sequential(arm.model)
-    prediction = knowledge.predict(plan, decision.found.domain, Length(chars=ask.chars, max_tokens=ask.max_tokens))
+    prediction = knowledge.predict(plan, decision.found.domain, length_of(ask), moment=grounds.moment)
     chosen = reject(Candidate(plan=plan, prediction=prediction), ask)
     if chosen.rejected:
         return decision

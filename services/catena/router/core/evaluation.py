@@ -16,8 +16,9 @@ import numpy as np
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Prediction
 from catena.router.core.confidence import Array
-from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.knowledge import Knowledge
 from catena.router.core.observation import Observation
+from catena.router.core.outlook import Length
 
 Z95 = 1.96
 LEAST = 20.0

@@ -5,6 +5,7 @@ They travel with the plan and come back with its execution's event, so that ever
 
 import math
 import re
+from collections import Counter
 from functools import lru_cache
 
 from catena.router.core.ask import Ask
@@ -41,44 +42,64 @@ NAMES = (
 
 _MOST_CHARS = 8000
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-_COUNTED = (
-    re.compile(r"[.!?](?=\s|$)"),
-    re.compile(r","),
-    re.compile(r"%"),
-    re.compile(r"[$€£\\]"),
-    re.compile(r"/"),
-    re.compile(r"="),
-    re.compile(r"\b(?:half|twice|thrice|third|quarter|double|triple)s?\b", re.IGNORECASE),
-    re.compile(r"\b(?:more|less|fewer|than|older|younger)\b", re.IGNORECASE),
-    re.compile(r"\b(?:if|when|unless|after|before)\b", re.IGNORECASE),
-    re.compile(r"\b(?:each|every|per|total|average)\b", re.IGNORECASE),
-    re.compile(r"\b(?:not|never|no|except|false)\b|n't\b", re.IGNORECASE),
-    re.compile(r"_{2,}"),
-    re.compile(r"\?"),
+_WORD = re.compile(r"\w+")
+_SENTENCE = re.compile(r"[.!?](?=\s|$)")
+_BLANK = re.compile(r"_{2,}")
+_CODE = (
+    re.compile(r"def(?<!\wdef) \w"),
+    re.compile(r"class(?<!\wclass) \w"),
+    re.compile(r"return(?<!\wreturn)\b"),
+    re.compile(r";\s*$", re.MULTILINE),
 )
-_OPENING = re.compile(r"\s*(?:what|how|who|why|when|where)\b", re.IGNORECASE)
-_WHICH = re.compile(r"\bwhich\b|\bfollowing\b", re.IGNORECASE)
-_CODE = re.compile(r"```|\bdef \w|\bclass \w|;\s*$|[{}]|=>|\breturn\b", re.MULTILINE)
+"""Letters first: a pattern that begins with the edge of a word is tried at every place of a text."""
+_MARKS = ("```", "{", "}", "=>")
+_UPPER = bytes(range(ord("A"), ord("Z") + 1))
+_PARTS = ("half", "twice", "thrice", "third", "quarter", "double", "triple")
+_FRACTIONS = frozenset({*_PARTS, *(f"{part}s" for part in _PARTS)})
+_COMPARISONS = frozenset({"more", "less", "fewer", "than", "older", "younger"})
+_CONDITIONS = frozenset({"if", "when", "unless", "after", "before"})
+_RATES = frozenset({"each", "every", "per", "total", "average"})
+_NEGATIONS = frozenset({"not", "never", "no", "except", "false"})
+_OPENINGS = frozenset({"what", "how", "who", "why", "when", "where"})
+_CHOICES = frozenset({"which", "following"})
 
 
 @lru_cache(maxsize=64)
 def request_features(ask: Ask) -> tuple[float, ...]:
     """One figure for each of `NAMES`: logarithms of counts, or 0 and 1."""
     text = ask.text[:_MOST_CHARS]
+    lowered = text.lower()
+    words = _WORD.findall(lowered)
+    often = Counter(words)
     numbers = [found.replace(",", "") for found in _NUMBER.findall(text)]
     largest = max((float(number[:15]) for number in numbers), default=0.0)
-    counts = [len(pattern.findall(text)) for pattern in _COUNTED]
+    plain = text.encode("ascii", "ignore")
+    counts = (
+        len(_SENTENCE.findall(text)),
+        text.count(","),
+        text.count("%"),
+        sum(map(text.count, "$€£\\")),
+        text.count("/"),
+        text.count("="),
+        sum(often[word] for word in _FRACTIONS),
+        sum(often[word] for word in _COMPARISONS),
+        sum(often[word] for word in _CONDITIONS),
+        sum(often[word] for word in _RATES),
+        sum(often[word] for word in _NEGATIONS) + lowered.count("n't"),
+        len(_BLANK.findall(text)) if "__" in text else 0,
+        text.count("?"),
+    )
     figures = (
         math.log1p(ask.chars),
         math.log1p(len(numbers)),
         math.log1p(len(set(numbers))),
         math.log1p(largest),
         *(math.log1p(count) for count in counts),
-        float(bool(_OPENING.match(text))),
-        float(bool(_WHICH.search(text))),
-        math.log1p(sum(map(str.isupper, text))),
-        math.log1p(len(_CODE.findall(text))),
-        sum(not letter.isascii() for letter in text) / max(len(text), 1),
+        float(bool(words) and words[0] in _OPENINGS and lowered.lstrip().startswith(words[0])),
+        float(any(word in often for word in _CHOICES)),
+        math.log1p(_capitals(text, plain)),
+        math.log1p(_code(text)),
+        (len(text) - len(plain)) / max(len(text), 1),
         math.log1p(text.count("\n")),
         math.log1p(ask.turns),
         float(ask.structured),
@@ -86,3 +107,16 @@ def request_features(ask: Ask) -> tuple[float, ...]:
     )
     assert len(figures) == len(NAMES)
     return tuple(round(figure, 4) for figure in figures)
+
+
+def _capitals(text: str, plain: bytes) -> int:
+    """Upper-case letters; `plain` is the text without what is not ASCII."""
+    told = len(plain) - len(plain.translate(None, _UPPER))
+    if len(plain) == len(text):
+        return told
+    return told + sum(letter.isupper() for letter in text if not letter.isascii())
+
+
+def _code(text: str) -> int:
+    """What is written in code rather than in prose."""
+    return sum(map(text.count, _MARKS)) + sum(len(pattern.findall(text)) for pattern in _CODE)

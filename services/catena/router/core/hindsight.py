@@ -8,14 +8,14 @@ import numpy as np
 from catena.plan.model import Plan, Prediction
 from catena.router.core.ask import Ask
 from catena.router.core.beforehand import Kinds
-from catena.router.core.book import COARSE, Book, bucket, weigh
-from catena.router.core.candidates import free_plans
+from catena.router.core.board import COARSE, Board, bucket, weigh
 from catena.router.core.choice import Candidate, Taste, prefer, rank, reject
 from catena.router.core.confidence import Array
 from catena.router.core.decision import CLOSELY
 from catena.router.core.evaluation import LEAST, Policy, choices, effective, score_of, truncated
-from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.knowledge import Knowledge
 from catena.router.core.observation import Observation
+from catena.router.core.outlook import Length
 from catena.router.core.tuning import Gains, Weights
 
 MOST_VALUED = 1000
@@ -111,16 +111,12 @@ class Hindsight:
 _NO_CAPS = Ask(text="", chars=0)
 
 
-def hindsight_of(book: Book, plans: Sequence[Plan] | None = None) -> Hindsight:
-    """What the book knows now; `plans`: the only ones to choose from, None: all that `auto` has."""
-    assert book.knowledge is not None and book.house is not None
-    specialists = {"", *book.kinds.specialists.values()} if plans is None else {""}
-    told = {
-        one: list(plans) if plans is not None else free_plans(book.house, book.catalogue, [one], book.proposals)
-        for one in specialists
-    }
-    kinds = book.kinds if plans is None else Kinds()
-    return Hindsight(knowledge=book.knowledge, kinds=kinds, plans=told)
+def hindsight_of(board: Board, plans: Sequence[Plan] | None = None) -> Hindsight:
+    """What the board tells now; `plans`: the only ones to choose from, None: all that `auto` has."""
+    if plans is not None:
+        return Hindsight(knowledge=board.knowledge, kinds=Kinds(), plans={"": plans})
+    told = {one: board.free_plans(one) for one in ("", *board.kinds.specialists.values())}
+    return Hindsight(knowledge=board.knowledge, kinds=board.kinds, plans=told)
 
 
 def _utility(weights: Weights, quality: float, cost: float, latency: float) -> float:

@@ -5,17 +5,16 @@ then differed from what was composed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from catena.plan.expect import Amount, Bonds, Call, Gate, Z, agreeing, expect, share
-from catena.plan.model import Interval, Plan, Prediction, Role, Shape, Stage
+from catena.plan.expect import Amount, Bonds, Gate, agreeing
+from catena.plan.model import Plan, Prediction, Role, Shape, Stage
 from catena.router.core.beforehand import Beforehand, Kinds
 from catena.router.core.catalogue import Catalogue
-from catena.router.core.confidence import Array, logit
+from catena.router.core.confidence import Array
 from catena.router.core.drift import Change
 from catena.router.core.evidence import Evidence
 from catena.router.core.gates import Opening, gate, opening
@@ -23,10 +22,11 @@ from catena.router.core.intervals import Reaches, bills, width
 from catena.router.core.moment import Moment
 from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
 from catena.router.core.outcomes import Outcomes
+from catena.router.core.outlook import ANY_LENGTH, NO_SHIFTS, Length, Outlook, Part, Parts, scaled, times
 from catena.router.core.replay import Replay, Shares, replay, shares, surplus
 from catena.router.core.samples import Key
 from catena.router.core.scorers import Scorer
-from catena.router.core.skills import Skill, shifted, unseen
+from catena.router.core.skills import Skill, unseen
 
 GAIN_WITH_MEMORY = 0.9
 """Share of the failures that a search mends beforehand in domains that need memory, for a model that never errs."""
@@ -40,18 +40,6 @@ EXACT = (Shape.SEQUENTIAL, Shape.SPECULATIVE)
 
 ALL = "*"
 Where = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Length:
-    """What bears on cost: characters sent (0: unknown) and the most tokens that may be written (0: any)."""
-
-    chars: int = 0
-    max_tokens: int = 0
-
-
-ANY_LENGTH = Length()
-NO_SHIFTS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +63,7 @@ class Knowledge:
     `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
     for. `outcome`: what a request's features say; `scorers`: what an answer's do. `changes`: models that became others,
     of which nothing judged earlier counts; `judged_lately`: judged outcomes since the latest. `loads`: milliseconds
-    that loading takes by base. `moment` None: any.
+    that loading takes by base.
     """
 
     catalogue: Catalogue
@@ -98,44 +86,45 @@ class Knowledge:
     judged_outcomes: int = 0
     judged_lately: int = 0
     loads: Mapping[str, Amount] = field(default_factory=dict)
-    moment: Moment | None = None
     _billed: Array | None = field(default=None, init=False)
 
     def predict(
-        self, plan: Plan, domain: str, length: Length = ANY_LENGTH, shifts: Mapping[str, float] = NO_SHIFTS
+        self,
+        plan: Plan,
+        domain: str,
+        length: Length = ANY_LENGTH,
+        shifts: Mapping[str, float] = NO_SHIFTS,
+        moment: Moment | None = None,
     ) -> Prediction:
-        """Quality, cost and latency to expect of `plan` in `domain` (empty: none was sure).
+        """Quality, cost and latency to expect of `plan` in `domain`, as `Outlook.predict` says; the same errors."""
+        return self.outlook(plan, domain).predict(length, shifts, moment)
 
-        `shifts`: log-odds by which this request is easier than usual, by model. Raises Missing when a model of the plan
-        is unknown.
-        """
-        composed = self.compose(plan, domain, length, shifts)
-        family = family_of(plan)
+    def outlook(self, plan: Plan, domain: str) -> Outlook:
+        """All that is known of `plan` in `domain` (empty: none was sure). Raises Missing for an unknown model."""
+        parts, family = self.parts(plan, domain), family_of(plan)
         cost, latency = self.ratios.get(family, (1.0, 1.0))
         cost_width, latency_width = self.width(plan)
         reliable = {s.model: self.skill(s.model, Mode.PLAIN, domain).reliability for s in plan.stages}
-        moved = self.offset(plan, domain) * self.exposure(plan, domain)
         rehearsed = self.rehearsed(plan)
-        moved += rehearsed.left.at(domain) if rehearsed is not None else 0.0
-        mean = min(max(composed.quality.mean + moved, 0.0), 1.0) * math.prod(reliable.values())
-        return Prediction(
-            quality=share(Amount(mean, math.hypot(deviation(composed.quality), self._doubt(plan, domain)))),
-            cost_usd=_scaled(composed.cost_usd, cost, cost_width * self.cost_reaches.of(family).factor),
-            latency_ms=_scaled(composed.latency_ms, latency, latency_width * self.latency_reaches.of(family).factor),
+        left = rehearsed.left.at(domain) if rehearsed is not None else 0.0
+        return Outlook(
+            parts=parts,
+            moved=self.offset(plan, domain) * _exposure(parts.gate) + left,
+            reliable=math.prod(reliable.values()),
+            doubt=self._doubt(plan, domain, _exposure(parts.gate)),
+            cost=(cost, cost_width * self.cost_reaches.of(family).factor),
+            latency=(latency, latency_width * self.latency_reaches.of(family).factor),
         )
 
-    def compose(
-        self, plan: Plan, domain: str, length: Length = ANY_LENGTH, shifts: Mapping[str, float] = NO_SHIFTS
-    ) -> Prediction:
-        """The same from the parts alone."""
-        calls = [self._call(plan, stage, domain, length) for stage in plan.stages]
-        gate = self._gate(plan, domain)
-        if shifts:
-            usual = [call.quality.mean for call in calls]
-            calls = [_eased(call, shifts, stage) for call, stage in zip(calls, plan.stages, strict=True)]
-            gate = _moved_gate(gate, plan, usual, [call.quality.mean for call in calls])
+    def parts(self, plan: Plan, domain: str) -> Parts:
+        """The plan's calls there and the gate between them."""
         gain = GAIN_WITH_MEMORY * self._able(plan.main_model) if domain in self.kinds.needs_memory else 0.0
-        return expect(plan, calls, gate=gate, bonds=Bonds(search_gain=gain))
+        return Parts(
+            plan=plan,
+            calls=[self._part(plan, stage, domain) for stage in plan.stages],
+            gate=self._gate(plan, domain),
+            bonds=Bonds(search_gain=gain),
+        )
 
     def rehearsed(self, plan: Plan) -> Rehearsed | None:
         """What replaying the chain told; None when too few requests show all its calls."""
@@ -156,12 +145,11 @@ class Knowledge:
             told = bills(plan, self.evidence, self._bill())
             self.widths[key] = (1.0, 1.0)
             if told is not None:
-                calm = self.at(None)
-                usual = {domain: calm.compose(plan, domain) for domain in sorted(set(told.domains))}
+                usual = {domain: self.parts(plan, domain).compose() for domain in sorted(set(told.domains))}
                 cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
                 self.widths[key] = (
-                    width([_scaled(usual[name].cost_usd, cost, 1.0) for name in told.domains], told.usd),
-                    width([_scaled(usual[name].latency_ms, latency, 1.0) for name in told.domains], told.ms),
+                    width([scaled(usual[name].cost_usd, cost, 1.0) for name in told.domains], told.usd),
+                    width([scaled(usual[name].latency_ms, latency, 1.0) for name in told.domains], told.ms),
                 )
         return self.widths[key]
 
@@ -195,8 +183,7 @@ class Knowledge:
 
     def exposure(self, plan: Plan, domain: str) -> float:
         """Share of the answers that can be other than their parts say: of a cascade those that its gate lets pass."""
-        first = self._gate(plan, domain)
-        return first.kept if first is not None else 1.0
+        return _exposure(self._gate(plan, domain))
 
     def runs_judged(self, plan: Plan, domain: str) -> float:
         """Judged outcomes, faded with age, on which the quality rests directly."""
@@ -218,14 +205,7 @@ class Knowledge:
             surplus=(surplus(replayed.read, replayed), surplus(replayed.written, replayed)),
         )
         self.rehearsals[_chain(plan)] = rehearsed
-        calls = {domain: [self._call(plan, s, domain, ANY_LENGTH) for s in plan.stages] for domain in replayed.names}
-        gates = {
-            domain: Gate(kept=rehearsed.kept.at(domain), right_if_kept=rehearsed.right_if_kept.at(domain))
-            for domain in replayed.names
-        }
-        composed = np.array(
-            [expect(plan, calls[domain], gate=gates[domain]).quality.mean for domain in replayed.names], np.float64
-        )
+        composed = np.array([self.parts(plan, domain).compose().quality.mean for domain in replayed.names], np.float64)
         return replace(rehearsed, left=shares(replayed.right - composed[replayed.domains], replayed, 0.0))
 
     def _able(self, model: str) -> float:
@@ -250,70 +230,43 @@ class Knowledge:
             self.openings[model, domain] = opening(self.skill(model, Mode.PLAIN, domain), domain)
         return self.openings[model, domain]
 
-    def _doubt(self, plan: Plan, domain: str) -> float:
+    def _doubt(self, plan: Plan, domain: str, exposure: float) -> float:
         if plan.shape in EXACT:
             return 0.0
         family = family_of(plan)
         whole, here = self.judged.get((family, ALL), 0.0), self.runs_judged(plan, domain)
         rehearsed = self.rehearsed(plan)
         whole += rehearsed.left.rows if rehearsed is not None else 0.0
-        part = GATE_DOUBT * self.exposure(plan, domain) if plan.shape is Shape.CASCADE else 1.0
+        part = GATE_DOUBT * exposure if plan.shape is Shape.CASCADE else 1.0
         return part * math.hypot(DOUBT * math.sqrt(4.0 / (4.0 + whole)), LOCAL_DOUBT * math.sqrt(4.0 / (4.0 + here)))
 
-    def _call(self, plan: Plan, stage: Stage, domain: str, length: Length) -> Call:
-        mode = mode_of(plan.shape, stage)
-        able = self.skills.get((stage.model, QUALITY_OF[mode])) or self.skill(stage.model, Mode.PLAIN, domain)
-        read, written, taken = self._effort(stage.model, mode, domain, length)
-        if plan.shape is Shape.CASCADE and stage.role is Role.MAIN and (told := self.rehearsed(plan)) is not None:
-            read, written, taken = (
-                _times(read, told.surplus[0]),
-                _times(written, told.surplus[1]),
-                _times(taken, told.surplus[1]),
-            )
-        taken = self._now(stage.model, mode, taken)
-        card = self.catalogue.card(stage.model)
-        cost = Amount(
-            (read.mean * card.price_input + written.mean * card.price_output) / 1e6,
-            math.hypot(read.sd * card.price_input, written.sd * card.price_output) / 1e6,
-        )
-        return Call(quality=able.quality.at(domain), cost_usd=cost, latency_ms=taken)
-
-    def _now(self, model: str, mode: Mode, taken: Amount) -> Amount:
-        """A call's time as it is just now: beside the calls in flight, and after what has to be loaded first."""
-        moment = self.moment
-        if moment is None:
-            return taken
-        known = self.skills.get((model, mode)) or self.skills.get((model, Mode.PLAIN))
-        if known is not None and known.crowd.power > 0.0:
-            taken = _times(taken, known.crowd.slower(moment.beside.get(model, 0)))
-        load = self.loads.get(model.partition("@")[0])
-        if load is not None and moment.cold(model):
-            taken = Amount(taken.mean + load.mean, math.hypot(taken.sd, load.sd))
-        return taken
-
-    def at(self, moment: Moment | None) -> "Knowledge":
-        """The same, for a decision at this moment; None: at any."""
-        current = copy(self)
-        current.moment = moment
-        return current
-
-    def _effort(self, model: str, mode: Mode, domain: str, length: Length) -> tuple[Amount, Amount, Amount]:
-        """Tokens read, tokens written, milliseconds; of an unseen mode, the plain one's with what it adds."""
+    def _part(self, plan: Plan, stage: Stage, domain: str) -> Part:
+        """What the stage's call does; of a mode that was not seen, the plain one's with what it adds."""
+        model, mode = stage.model, mode_of(plan.shape, stage)
+        able = self.skills.get((model, QUALITY_OF[mode])) or self.skill(model, Mode.PLAIN, domain)
         known = self.skills.get((model, mode))
-        skill = known or self.skill(model, Mode.PLAIN, domain)
-        read = skill.input_tokens.at(length.chars)
+        skill, card = known or self.skill(model, Mode.PLAIN, domain), self.catalogue.card(model)
         written, taken = skill.output_tokens.at(domain), skill.latency_ms.at(domain)
-        if known is None:
-            turns = 2.0 if mode is Mode.SEARCH else 1.0
-            echo = written.mean if mode in (Mode.REFINE, Mode.VERIFY) else 0.0
-            read = turns * (read + echo)
-            written, taken = _times(written, turns), _times(taken, turns)
-        if length.max_tokens and written.mean + Z * written.sd > length.max_tokens:
-            mean = min(written.mean, float(length.max_tokens))
-            written = Amount(mean, min(written.sd, (length.max_tokens - mean) / Z))
-        if skill.pace is not None:
-            taken = skill.pace.at(read, written)
-        return Amount(read, read * skill.input_tokens.relative_sd), written, taken
+        turns = 2.0 if known is None and mode is Mode.SEARCH else 1.0
+        told = self.rehearsed(plan) if plan.shape is Shape.CASCADE and stage.role is Role.MAIN else None
+        return Part(
+            model=model,
+            quality=able.quality.at(domain),
+            reads=skill.input_tokens,
+            written=times(written, turns),
+            taken=times(taken, turns),
+            prices=(card.price_input, card.price_output),
+            turns=turns,
+            echo=written.mean if known is None and mode in (Mode.REFINE, Mode.VERIFY) else 0.0,
+            more=told.surplus if told is not None else (1.0, 1.0),
+            pace=skill.pace,
+            crowd=skill.crowd,
+            load=self.loads.get(model.partition("@")[0]),
+        )
+
+
+def _exposure(gate: Gate | None) -> float:
+    return gate.kept if gate is not None else 1.0
 
 
 def _chain(plan: Plan) -> str:
@@ -322,41 +275,3 @@ def _chain(plan: Plan) -> str:
     # Of two that have to agree, any threshold asks for both.
     bar = told.threshold if len(plan.of(Role.FAST)) > 2 else 0.0
     return f"{family_of(plan)} {told.vote} {'agreement' in told.checks} {bar:g}"
-
-
-def _eased(call: Call, shifts: Mapping[str, float], stage: Stage) -> Call:
-    """The call on a request that is easier or harder than usual; a model that was never judged is as the others."""
-    by = shifts.get(stage.model, shifts.get("", 0.0))
-    mean = call.quality.mean
-    return replace(call, quality=replace(call.quality, mean=shifted(mean, by) if 0.0 < mean < 1.0 else mean))
-
-
-def _moved_gate(gate: Gate | None, plan: Plan, usual: Sequence[float], now: Sequence[float]) -> Gate | None:
-    """The gate for other accuracies than usual, moved as agreement would be."""
-    if gate is None:
-        return None
-    places = [place for place, stage in enumerate(plan.stages) if stage.role is Role.FAST]
-    if len(places) < 2:
-        places = places * 2
-    before, after = (agreeing([told[place] for place in places], Bonds()) for told in (usual, now))
-    return Gate(
-        kept=shifted(gate.kept, logit(after.kept) - logit(before.kept)),
-        right_if_kept=shifted(gate.right_if_kept, logit(after.right_if_kept) - logit(before.right_if_kept)),
-    )
-
-
-def deviation(ends: Interval) -> float:
-    """Standard deviation behind a probability's ends, of which one may be cut at 0 or 1."""
-    return max(ends.mean - ends.low, ends.high - ends.mean) / Z
-
-
-def _scaled(ends: Interval, by: float, reach: float) -> Interval:
-    """The ends moved with the mean by `by`, and `reach` times as far from it in proportion."""
-    if ends.mean <= 0.0 or ends.low <= 0.0:
-        return Interval(ends.mean * by, ends.low * by, ends.high * by)
-    mean = ends.mean * by
-    return Interval(mean, mean * (ends.low / ends.mean) ** reach, mean * (ends.high / ends.mean) ** reach)
-
-
-def _times(amount: Amount, by: float) -> Amount:
-    return Amount(amount.mean * by, amount.sd * by)

@@ -112,7 +112,7 @@ def _composed(knowledge: Knowledge, observations: Sequence[Observation]) -> list
     for o in observations:
         key = (family_of(o.plan), o.plan.settings.threshold, o.domain)
         if key not in told:
-            told[key] = knowledge.compose(o.plan, o.domain)
+            told[key] = knowledge.parts(o.plan, o.domain).compose()
         predictions.append(told[key])
     return predictions
 

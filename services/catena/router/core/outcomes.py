@@ -5,7 +5,7 @@ alike + what they say for this one. Both parts are drawn to nothing by priors wh
 framework, MacKay, Neural Computation 4, 1992), so that a figure that tells nothing moves nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,10 +35,11 @@ class Slopes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What features say: for all models, and for each one besides."""
+    """What features say: for all models, and for each of `models` besides; `own` (m, f): its own weights."""
 
     shared: Slopes | None = None
-    own: Mapping[str, Array] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    own: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     def shift(self, model: str, features: Sequence[float]) -> float:
         """Log-odds to add to the model's usual ones; 0 where nothing is known of request or model."""
@@ -54,13 +55,10 @@ class Outcomes:
         row[: len(known)] = known
         row = standardised(row[None, :], self.shared.centre, self.shared.scale)[0]
         alike = float(row @ self.shared.weights)
-        told = {model: alike + float(row @ weights) for model, weights in self.own.items()}
-        return {model: _stepped(shift) for model, shift in {"": alike, **told}.items()}
-
-
-def _stepped(shift: float) -> float:
-    """Within bounds and in steps too small to matter, so that what is composed of it is mostly remembered."""
-    return round(min(max(shift, -_MOST_SHIFT), _MOST_SHIFT) * _STEPS) / _STEPS
+        told = np.concatenate([[alike], alike + self.own @ row if self.models else []])
+        # In steps too small to matter, so that what is composed of it is mostly remembered.
+        stepped = np.round(np.clip(told, -_MOST_SHIFT, _MOST_SHIFT) * _STEPS) / _STEPS
+        return dict(zip(("", *self.models), stepped.tolist(), strict=True))
 
 
 def fit_outcomes(evidence: Evidence, usual: Array) -> Outcomes:
@@ -83,7 +81,8 @@ def fit_outcomes(evidence: Evidence, usual: Array) -> Outcomes:
         mine = columns == column
         if mine.sum() >= LEAST_ROWS:
             own[model], _ = fit_logistic(design[rows[mine]], labels[mine], weights[mine], start[mine])
-    return Outcomes(shared=Slopes(weights=beta, centre=centre, scale=scale), own=own)
+    shared = Slopes(weights=beta, centre=centre, scale=scale)
+    return Outcomes(shared=shared, models=tuple(own), own=np.array(list(own.values())))
 
 
 def fit_logistic(design: Array, labels: Array, weights: Array, offset: Array) -> tuple[Array, float]:

@@ -10,11 +10,21 @@ import numpy as np
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Late, Unavailable
 from catena.router.core.ask import AUTO, Ask, check, task_name
-from catena.router.core.book import COARSE, FINE, Book, weigh
+from catena.router.core.board import COARSE, FINE, Board, weigh
 from catena.router.core.candidates import House, configured_plans, forced_plans
-from catena.router.core.catalogue import AUTO_ADAPTER, ModelCard, catalogue_of, check_filled
+from catena.router.core.catalogue import AUTO_ADAPTER, Catalogue, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste, rank
-from catena.router.core.decision import Curiosity, Decision, Found, decide, with_arm, with_scorer, with_weights
+from catena.router.core.decision import (
+    Curiosity,
+    Decision,
+    Found,
+    Grounds,
+    decide,
+    length_of,
+    with_arm,
+    with_scorer,
+    with_weights,
+)
 from catena.router.core.domains import (
     DomainScore,
     chosen_examples,
@@ -24,7 +34,7 @@ from catena.router.core.domains import (
     represent,
 )
 from catena.router.core.experiments import covering
-from catena.router.core.knowledge import Knowledge, Length
+from catena.router.core.knowledge import Knowledge
 from catena.router.core.learning import learn
 from catena.router.core.moment import Present
 from catena.router.core.observation import Observation
@@ -132,7 +142,7 @@ class Router:
 
     def outcomes(self, tenant: str) -> int:
         """Executions on which the tenant's estimates rest."""
-        known = self.state.book(tenant).knowledge
+        known = self.knowledge(tenant)
         return known.outcomes if known is not None else 0
 
     def tenants(self) -> list[str]:
@@ -141,7 +151,8 @@ class Router:
 
     def knowledge(self, tenant: str) -> Knowledge | None:
         """What is known of a tenant's requests; None before anything was asked."""
-        return self.state.book(tenant).knowledge
+        board = self.state.book(tenant).board
+        return board.knowledge if board is not None else None
 
     async def refresh(self) -> None:
         """Read what changed in the journal, through this replica or another."""
@@ -193,8 +204,8 @@ class Router:
         chars = self._lengths.get(one.plan.id, one.chars)
         return replace(one, domain=task_name(one.domain), chars=chars)
 
-    async def book(self, tenant: str) -> Book:
-        """The tenant's book with what is known. Raises Unavailable when the catalogue is empty or not known yet."""
+    async def board(self, tenant: str) -> Board:
+        """What the tenant's decisions rest on. Raises Unavailable when the catalogue is empty or not known yet."""
         book = self.state.book(tenant)
         if book.catalogue_until_s == -float("inf"):
             await self.refetch(tenant)
@@ -203,25 +214,27 @@ class Router:
                 "the executor has not told its catalogue yet; ask again", code="catalogue_unknown", retry_after_s=1.0
             )
         check_filled(book.catalogue)
-        if book.knowledge is None:
-            await self._learn(tenant)
-        return book
+        return book.board or await self._learn(tenant)
 
-    async def _learn(self, tenant: str) -> None:
+    async def _learn(self, tenant: str) -> Board:
         book = self.state.book(tenant)
-        if not book.stale and book.knowledge is not None:
-            return
+        if book.board is not None and not book.stale:
+            return book.board
         book.stale = False
-        kinds = self.state.kinds(tenant)
-        knowledge = await asyncio.to_thread(
-            learn, book.observations(), book.catalogue, kinds, half_life=self._manner.half_life
-        )
-        book.house, book.kinds, book.knowledge = self.state.house_of(tenant), kinds, knowledge
-        book.proposals = await asyncio.to_thread(propose, configured_plans(book.house), knowledge)
-        book.forget_tables()
+        seen, catalogue, before, manner = book.observations(), book.catalogue, book.board, self._manner
+        kinds, house = self.state.kinds(tenant), self.state.house_of(tenant)
         taste = replace(self.taste, weights=self.weights(tenant))
-        price = await asyncio.to_thread(book.priced, taste, self._manner.budget_usd)
-        book.taste = replace(taste, price=price)
+
+        def learned() -> Board:
+            knowledge = learn(seen, catalogue, kinds, half_life=manner.half_life)
+            proposals = propose(configured_plans(house), knowledge)
+            board = Board(knowledge=knowledge, kinds=kinds, house=house, taste=taste, proposals=proposals)
+            board.settle(seen, manner.budget_usd, before)
+            return board
+
+        board = await asyncio.to_thread(learned)
+        book.board = board if book.catalogue is catalogue else board.with_catalogue(book.catalogue)
+        return book.board
 
     async def fit(self, tenant: str) -> None:
         """Fit the classifier of the tenant's domains, if they changed."""
@@ -266,13 +279,10 @@ class Router:
 
     async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity) -> Decision:
         check(ask)
-        book = await self.book(tenant)
+        board = await self.board(tenant)
         found = await self._find(tenant, ask)
-        knowledge, house, taste = book.knowledge, book.house, book.taste
-        assert knowledge is not None and house is not None and taste is not None
-        knowledge = knowledge.at(self.present.moment)
-        ask = replace(ask, model=self._named(ask, found, book))
-        length = Length(chars=ask.chars, max_tokens=ask.max_tokens)
+        knowledge = board.knowledge
+        ask = replace(ask, model=_named(ask, found, knowledge.catalogue))
         if self.state.frozen_at(tenant) is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
         experiment = None
@@ -280,30 +290,32 @@ class Router:
             experiment = covering(self.state.experiments_of(tenant), found.domain)
         if experiment is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
-        taste = replace(taste, objective=ask.objective or taste.objective)
+        taste = replace(board.taste, objective=ask.objective or board.taste.objective)
+        grounds = Grounds(knowledge=knowledge, taste=taste, moment=self.present.moment)
         if ask.shape is None and ask.model == AUTO:
             step = FINE if ask.max_cost_usd or ask.max_latency_ms else COARSE
-            weighed = book.weighed(found.domain, found.specialist, length, taste, step)
+            weighed = board.weighed(found.domain, found.specialist, length_of(ask), taste, step)
         else:
-            plans = forced_plans(ask, house, book.catalogue)
-            weighed = rank(weigh(plans, knowledge, found.domain, length), taste)
-        decision = decide(ask, found, weighed, knowledge, taste, curiosity, self._world.rng)
-        decision = decision if experiment is None else with_arm(decision, experiment, ask, knowledge)
+            plans = forced_plans(ask, board.house, knowledge.catalogue)
+            weighed = rank(weigh(plans, knowledge, found.domain, length_of(ask)), taste)
+        decision = decide(ask, found, weighed, grounds, curiosity, self._world.rng)
+        decision = decision if experiment is None else with_arm(decision, experiment, ask, grounds)
         return with_scorer(with_weights(decision, knowledge), knowledge, ask)
 
-    def _named(self, ask: Ask, found: Found, book: Book) -> str:
-        """`base@auto` as the specialist of the domain on that base, else as it is where a task is named.
 
-        The adapters room then chooses for the task. A domain that was only guessed is not told there: the adapter of
-        its name stands for it, or the base alone.
-        """
-        if not ask.model.endswith(AUTO_ADAPTER):
-            return ask.model or AUTO
-        base = ask.model.removesuffix(AUTO_ADAPTER)
-        if found.specialist.startswith(f"{base}@"):
-            return found.specialist
-        if ask.task:
-            return ask.model
-        adapter = f"{base}@{found.domain}"
-        listed = any(name.partition(":")[0] == adapter for name in book.catalogue.cards)
-        return adapter if found.domain and listed else base
+def _named(ask: Ask, found: Found, catalogue: Catalogue) -> str:
+    """`base@auto` as the specialist of the domain on that base, else as it is where a task is named.
+
+    The adapters room then chooses for the task. A domain that was only guessed is not told there: the adapter of
+    its name stands for it, or the base alone.
+    """
+    if not ask.model.endswith(AUTO_ADAPTER):
+        return ask.model or AUTO
+    base = ask.model.removesuffix(AUTO_ADAPTER)
+    if found.specialist.startswith(f"{base}@"):
+        return found.specialist
+    if ask.task:
+        return ask.model
+    adapter = f"{base}@{found.domain}"
+    listed = any(name.partition(":")[0] == adapter for name in catalogue.cards)
+    return adapter if found.domain and listed else base

@@ -10,7 +10,7 @@ from catena.plan.model import Shape
 from catena.router.core.beforehand import Kinds
 from catena.router.core.book import Book
 from catena.router.core.candidates import House
-from catena.router.core.catalogue import ModelCard, catalogue_of, resolve_specialist
+from catena.router.core.catalogue import Catalogue, ModelCard, catalogue_of, resolve_specialist
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Experiment
 from catena.router.core.ports import Changes
@@ -37,6 +37,8 @@ class State:
     experiments: dict[str, Experiment] = field(default_factory=dict)
     switches: dict[tuple[str, str], float] = field(default_factory=dict)
     steps: dict[str, dict[int, Step]] = field(default_factory=dict)
+    _visible: dict[str, list[Domain]] = field(default_factory=dict)
+    _kinds: dict[str, tuple[Catalogue, Kinds]] = field(default_factory=dict)
 
     def book(self, tenant: str) -> Book:
         """The tenant's book, opened with the configured models if it is new."""
@@ -73,12 +75,9 @@ class State:
 
     def visible_domains(self, tenant: str) -> list[Domain]:
         """The tenant's domains and those of all; its own win, and hide those that they were merged from."""
-        seen: dict[str, Domain] = {}
-        for wanted in (SHARED, tenant):
-            own = {name: domain for (owner, name), domain in self.domains.items() if owner == wanted}
-            gone = {alias for domain in own.values() for alias in domain.aliases} - set(own)
-            seen = {name: domain for name, domain in {**seen, **own}.items() if name not in gone}
-        return [seen[name] for name in sorted(seen)]
+        if tenant not in self._visible:
+            self._visible[tenant] = self._seen_by(tenant)
+        return self._visible[tenant]
 
     def aliases(self, tenant: str) -> Mapping[str, str]:
         """Names of domains that were merged, and what they became."""
@@ -92,12 +91,17 @@ class State:
     def kinds(self, tenant: str) -> Kinds:
         """What bears on estimates: specialists that are there, and which domains need memory."""
         catalogue = self.book(tenant).catalogue
+        known = self._kinds.get(tenant)
+        if known is not None and known[0] is catalogue:
+            return known[1]
         domains = self.visible_domains(tenant)
         found = {d.name: resolve_specialist(d.specialist, d.name, catalogue) for d in domains}
-        return Kinds(
+        kinds = Kinds(
             specialists={name: model for name, model in found.items() if model},
             needs_memory=frozenset(d.name for d in domains if d.needs_memory),
         )
+        self._kinds[tenant] = catalogue, kinds
+        return kinds
 
     def house_of(self, tenant: str) -> House:
         """The configured shapes, with the cascade's threshold as it was tuned."""
@@ -133,9 +137,20 @@ class State:
         ]
         return sorted(own, key=lambda e: (-e.created_s, e.id))
 
+    def _seen_by(self, tenant: str) -> list[Domain]:
+        seen: dict[str, Domain] = {}
+        for wanted in (SHARED, tenant):
+            own = {name: domain for (owner, name), domain in self.domains.items() if owner == wanted}
+            gone = {alias for domain in own.values() for alias in domain.aliases} - set(own)
+            seen = {name: domain for name, domain in {**seen, **own}.items() if name not in gone}
+        return [seen[name] for name in sorted(seen)]
+
     def _take(self, changes: Changes) -> None:
         for noted in changes.observations:
             self.book(noted.tenant).note(noted, self.frozen_at(noted.tenant))
+        if changes.domains or changes.deleted:
+            self._visible.clear()
+            self._kinds.clear()
         for domain in changes.domains:
             self.domains[domain.tenant, domain.name] = domain
         for key in changes.deleted:

@@ -8,10 +8,11 @@ from catena.kit.clock import World
 from catena.kit.errors import Invalid
 from catena.plan.model import Shape
 from catena.router.core.ask import AUTO, Ask, check, check_weights
-from catena.router.core.book import Book, mix_of
+from catena.router.core.board import Board, mix_of
 from catena.router.core.candidates import forced_plans
 from catena.router.core.evaluation import Evaluation, evaluate
 from catena.router.core.hindsight import hindsight_of
+from catena.router.core.observation import Observation
 from catena.router.core.ports import Journal, Switch
 from catena.router.core.router import Router
 from catena.router.core.state import FROZEN
@@ -48,16 +49,16 @@ class Tuner:
         await self._router.settle()
         book, state = self._router.state.book(tenant), self._router.state
         judged, steps = book.judged_since(0), state.steps_of(tenant)
-        if book.knowledge is None or book.house is None:
+        if book.board is None:
             return Tuned(note="nothing is known yet: no request came and no model is there")
         if state.frozen_at(tenant) is not None:
             return Tuned(judged=judged, note="learning is frozen; thaw it with `catena route tune --thaw`")
         wanting = self.lacking(tenant) if by == ITSELF else 0
         if wanting:
             return Tuned(judged=judged, note=f"waits for {wanting} more judged outcomes since step {steps[-1].number}")
-        moved = await asyncio.to_thread(self._moves, book)
+        moved = await asyncio.to_thread(self._moves, book.board, book.observations())
         if not moved:
-            few = max(self._bounds.min_judged - book.knowledge.judged_outcomes, 0)
+            few = max(self._bounds.min_judged - book.board.knowledge.judged_outcomes, 0)
             note = f"{few} more judged outcomes are needed" if few else "nothing has to move on what was judged"
             return Tuned(judged=judged, note=note)
         if dry_run:
@@ -117,29 +118,25 @@ class Tuner:
         check(ask)
         wanted = check_weights(_known(weights)) if weights else None
         await self._router.settle()
-        book = await self._router.book(tenant)
-        assert book.knowledge is not None and book.house is not None and book.taste is not None
-        taste = replace(
-            book.taste, objective=ask.objective or book.taste.objective, weights=wanted or book.taste.weights
-        )
+        board = await self._router.board(tenant)
+        now, knowledge = board.taste, board.knowledge
+        taste = replace(now, objective=ask.objective or now.objective, weights=wanted or now.weights)
         free = ask.shape is None and ask.model == AUTO
-        hindsight = hindsight_of(book, None if free else forced_plans(ask, book.house, book.catalogue))
-        policy = hindsight.policy(taste, ask)
-        return await asyncio.to_thread(evaluate, book.observations(), policy, book.knowledge)
+        hindsight = hindsight_of(board, None if free else forced_plans(ask, board.house, knowledge.catalogue))
+        logged = self._router.state.book(tenant).observations()
+        return await asyncio.to_thread(evaluate, logged, hindsight.policy(taste, ask), knowledge)
 
-    def _moves(self, book: Book) -> list[Adjustment]:
-        assert book.knowledge is not None and book.house is not None and book.taste is not None
-        state, logged = self._router.state, book.observations()
+    def _moves(self, board: Board, logged: Sequence[Observation]) -> list[Adjustment]:
         moved: list[Adjustment] = []
-        cascade = book.house.shapes.get(Shape.CASCADE)
+        cascade, knowledge = board.house.shapes.get(Shape.CASCADE), board.knowledge
         if cascade is not None:
-            levels = state.house.thresholds
-            threshold = tune_threshold(cascade, book.knowledge, mix_of(logged), levels, self._bounds)
+            levels = self._router.state.house.thresholds
+            threshold = tune_threshold(cascade, knowledge, mix_of(logged), levels, self._bounds)
             moved += [threshold] if threshold is not None else []
         configured = self._router.taste.weights
-        if self._bounds.weight_range > 0.0 and book.knowledge.judged_outcomes >= self._bounds.min_judged:
-            gains = hindsight_of(book).gains(logged, book.taste, configured)
-            moved += tune_weights(book.taste.weights, configured, gains, self._bounds)
+        if self._bounds.weight_range > 0.0 and knowledge.judged_outcomes >= self._bounds.min_judged:
+            gains = hindsight_of(board).gains(logged, board.taste, configured)
+            moved += tune_weights(board.taste.weights, configured, gains, self._bounds)
         return moved
 
     async def _take(
