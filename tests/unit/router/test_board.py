@@ -31,9 +31,8 @@ class Counting(Knowledge):
 
 
 def board():
-    return Board(
-        knowledge=Counting(catalogue=catalogue_of(cards()), kinds=Kinds()), kinds=Kinds(), house=HOUSE, taste=TASTE
-    )
+    knowledge = Counting(catalogue=catalogue_of(cards()), kinds=Kinds())
+    return Board(knowledge=knowledge, kinds=Kinds(), house=HOUSE, taste=TASTE, half_life=2000)
 
 
 def test_what_was_asked_lately_is_ready_once_it_was_learned_anew_and_the_rest_is_not():

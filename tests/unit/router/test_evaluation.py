@@ -6,11 +6,17 @@ import pytest
 from catena.kit.errors import Invalid
 from catena.plan.build import sequential
 from catena.plan.model import Role
+from catena.router.core.ask import Ask
 from catena.router.core.beforehand import Kinds
+from catena.router.core.board import taught
+from catena.router.core.candidates import House
 from catena.router.core.catalogue import ModelCard, catalogue_of
+from catena.router.core.choice import Taste
 from catena.router.core.evaluation import evaluate
+from catena.router.core.hindsight import hindsight_of
 from catena.router.core.learning import learn
 from catena.router.core.observation import Observation, StageOutcome
+from catena.router.core.outlook import Length
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +48,10 @@ def log(rng, count, *, share_large):
     return seen
 
 
+def foretold(knowledge):
+    return lambda one, plan: knowledge.predict(plan, one.domain, Length(chars=one.chars))
+
+
 def always_large(_):
     return sequential("large")
 
@@ -53,7 +63,7 @@ def by_domain(one):
 @pytest.mark.parametrize(("policy", "truth"), [(always_large, 0.86), (by_domain, 0.85)])
 def test_another_policy_is_valued_from_a_log_that_seldom_did_as_it_would(policy, truth):
     seen = log(random.Random(1), 4000, share_large=0.1)
-    found = evaluate(seen, policy, learn(seen, CATALOGUE, Kinds()))
+    found = evaluate(seen, policy, foretold(learn(seen, CATALOGUE, Kinds())))
     naive = sum(one.score for one in seen) / len(seen)
     assert abs(naive - truth) > 0.08
     assert found.quality.ips.value == pytest.approx(truth, abs=0.05)
@@ -64,7 +74,7 @@ def test_its_intervals_hold_what_they_promise():
     inside = 0
     for seed in range(60):
         seen = log(random.Random(seed), 800, share_large=0.2)
-        told = evaluate(seen, always_large, learn(seen, CATALOGUE, Kinds())).quality.doubly_robust
+        told = evaluate(seen, always_large, foretold(learn(seen, CATALOGUE, Kinds()))).quality.doubly_robust
         inside += abs(told.value - 0.86) <= told.half_width
     assert inside >= 52
 
@@ -73,11 +83,41 @@ def test_doubly_robust_stands_where_the_predictions_are_wrong():
     """Knowledge of a world in which both models fail."""
     spoilt = [replace(one, score=0.0) for one in log(random.Random(2), 600, share_large=0.3)]
     wrong = learn(spoilt, CATALOGUE, Kinds())
-    found = evaluate(log(random.Random(3), 6000, share_large=0.2), always_large, wrong)
+    found = evaluate(log(random.Random(3), 6000, share_large=0.2), always_large, foretold(wrong))
     assert found.quality.doubly_robust.value == pytest.approx(0.86, abs=0.06)
 
 
 def test_a_log_without_propensities_is_refused():
     seen = [replace(one, plan=replace(one.plan, propensity=0.0)) for one in log(random.Random(4), 20, share_large=0.5)]
     with pytest.raises(Invalid, match="chosen freely"):
-        evaluate(seen, always_large, learn(seen, CATALOGUE, Kinds()))
+        evaluate(seen, always_large, foretold(learn(seen, CATALOGUE, Kinds())))
+
+
+ALIKE = [f"model-{n}" for n in range(8)]
+
+
+def among_equals(rng, count):
+    """Eight models of the same price that are right as often as each other, drawn alike in six domains."""
+    seen = []
+    for one in log(rng, count, share_large=0.5):
+        plan = replace(sequential(rng.choice(ALIKE)), propensity=1.0 / len(ALIKE))
+        domain, right = f"domain-{rng.randrange(6)}", float(rng.random() < 0.7)
+        stages = (replace(one.stages[0], model=plan.main_model),)
+        told = {"plan": plan, "configuration_id": plan.configuration_id, "stages": stages}
+        seen.append(replace(one, domain=domain, score=right, **told))
+    return seen
+
+
+def test_what_only_looks_better_by_luck_is_not_said_to_be():
+    catalogue = catalogue_of([ModelCard(name=name, price_output=1.0) for name in ALIKE])
+    taste = Taste(objective="quality", weights={"quality": 1.0, "cost": 0.0, "latency": 0.0}, margin=0.0, caution=0.0)
+    gains, different = [], 0
+    for seed in range(6):
+        seen = among_equals(random.Random(seed), 400)
+        board = taught(seen, catalogue, Kinds(), house=House(shapes={}), taste=taste, half_life=100_000)
+        hindsight = hindsight_of(board, seen)
+        told = evaluate(seen, hindsight.policy(taste, Ask(text="", chars=0)), hindsight.foretell).quality
+        gains.append(told.gained.value)
+        different += abs(told.gained.value) > told.gained.half_width
+    assert sum(gains) / len(gains) == pytest.approx(0.0, abs=0.04)
+    assert different <= 1

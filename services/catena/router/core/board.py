@@ -12,8 +12,10 @@ from catena.router.core.candidates import House, configured_plans, free_plans
 from catena.router.core.catalogue import Catalogue
 from catena.router.core.choice import Candidate, Taste, rank
 from catena.router.core.knowledge import Knowledge
+from catena.router.core.learning import learn
 from catena.router.core.observation import Observation
 from catena.router.core.outlook import ANY_LENGTH, Length
+from catena.router.core.proposals import propose
 
 COARSE, FINE = 2.0, 1.15
 """Steps to which lengths are rounded: to find the best few plans, and where a cap is held against every plan."""
@@ -26,12 +28,16 @@ TableKey = tuple[str, str, Length, str, float]
 
 @dataclass(slots=True, kw_only=True)
 class Board:
-    """`proposals`: plans beside the configured ones; `taste`: as tuned, with the price of the long-run budget."""
+    """`proposals`: plans beside the configured ones; `taste`: as tuned, with the price of the long-run budget.
+
+    `half_life`: executions after which one counts half.
+    """
 
     knowledge: Knowledge
     kinds: Kinds
     house: House
     taste: Taste
+    half_life: int
     proposals: Sequence[Plan] = ()
     _plans: dict[str, list[Plan]] = field(default_factory=dict, init=False)
     _stands: dict[tuple[str, str], list[Candidate]] = field(default_factory=dict, init=False)
@@ -54,6 +60,11 @@ class Board:
             plans = free_plans(self.house, self.knowledge.catalogue, [specialist], self.proposals)
             self._plans[specialist] = plans
         return plans
+
+    def had_seen(self, executions: Sequence[Observation]) -> "Board":
+        """The board as it would be, had only these been seen."""
+        catalogue, half_life = self.knowledge.catalogue, self.half_life
+        return taught(executions, catalogue, self.kinds, house=self.house, taste=self.taste, half_life=half_life)
 
     def with_catalogue(self, catalogue: Catalogue) -> "Board":
         """The same with other models or prices, until it is learned anew."""
@@ -103,6 +114,15 @@ class Board:
             stand = weigh(self.free_plans(specialist), self.knowledge, domain, ANY_LENGTH, configured)
             self._stands[domain, specialist] = stand
         return stand
+
+
+def taught(
+    seen: Sequence[Observation], catalogue: Catalogue, kinds: Kinds, *, house: House, taste: Taste, half_life: int
+) -> Board:
+    """What these executions, oldest first, teach."""
+    knowledge = learn(seen, catalogue, kinds, half_life=half_life)
+    proposals = propose(configured_plans(house), knowledge)
+    return Board(knowledge=knowledge, kinds=kinds, house=house, taste=taste, half_life=half_life, proposals=proposals)
 
 
 def weigh(

@@ -5,6 +5,10 @@ Thompson, 1952; self-normalised, Swaminathan and Joachims, 2015). Doubly robust 
 predicted of the other policy (Dudik et al., arXiv 1103.4601): right if either propensities or predictions are. No run
 stands for more than the root of the log's length (truncated importance sampling, Ionides, 2008): a plan that was drawn
 once in a thousand requests would else outweigh all the others, and the interval mean nothing.
+
+Policy and predictions must not have seen the outcome that they are held against, or whatever looked good by luck would
+look good again: `hindsight` learns them from the rest of the log (cross-fitting, Chernozhukov et al., Econometrics
+Journal 21, 2018).
 """
 
 import math
@@ -16,9 +20,7 @@ import numpy as np
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Prediction
 from catena.router.core.confidence import Array
-from catena.router.core.knowledge import Knowledge
 from catena.router.core.observation import Observation
-from catena.router.core.outlook import Length
 
 Z95 = 1.96
 LEAST = 20.0
@@ -26,6 +28,8 @@ LEAST = 20.0
 
 Policy = Callable[[Observation], Plan | None]
 """The plan that a policy would have run for the request of this execution; None: no plan keeps its caps."""
+Foretell = Callable[[Observation, Plan], Prediction]
+"""What is expected of a plan for the request of this execution, of whose own outcome the prediction knows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,7 @@ def score_of(one: Observation) -> float | None:
     return one.score if one.succeeded else 0.0
 
 
-def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge) -> Evaluation:
+def evaluate(logged: Sequence[Observation], policy: Policy, foretell: Foretell) -> Evaluation:
     """The policy's expected quality, cost and latency on requests like the logged ones; quality from the judged ones.
 
     Raises Invalid (`nothing_logged`) when no judged execution tells its propensity, (`no_plan_fits`) when the policy
@@ -101,7 +105,7 @@ def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge
             f"of {len(logged)} executions none was chosen freely and judged; ask for `auto` and send feedback first",
             code="nothing_logged",
         )
-    rows = [row for one in chosen if (row := beside(one, policy(one), knowledge)) is not None]
+    rows = [row for one in chosen if (row := beside(one, policy(one), foretell)) is not None]
     judged = [row for row in rows if score_of(row.seen) is not None]
     if not judged:
         raise Invalid("no plan keeps these caps for any logged request; raise or drop one", code="no_plan_fits")
@@ -122,14 +126,12 @@ def evaluate(logged: Sequence[Observation], policy: Policy, knowledge: Knowledge
     )
 
 
-def beside(one: Observation, plan: Plan | None, knowledge: Knowledge) -> Row | None:
+def beside(one: Observation, plan: Plan | None, foretell: Foretell) -> Row | None:
     """What ran beside what the policy would have run; None where it has no plan."""
     if plan is None:
         return None
-    length, shifts = Length(chars=one.chars), knowledge.outcome.shifts(one.plan.features)
-    would = knowledge.predict(plan, one.domain, length, shifts)
     same = plan.configuration_id == one.configuration_id
-    return Row(seen=one, weight=1.0 / one.plan.propensity if same else 0.0, would=would)
+    return Row(seen=one, weight=1.0 / one.plan.propensity if same else 0.0, would=foretell(one, plan))
 
 
 def worth(

@@ -1,7 +1,12 @@
-"""Logged requests as the router would weigh them now, without curiosity: the policies that the log can value."""
+"""Logged requests as the router would weigh them now, without curiosity: the policies that the log can value.
+
+Each request is weighed by what the rest of the log teaches, its own fold left out: a plan that was lucky on it must not
+be chosen, nor predicted to do well, because of that luck (cross-fitting; see `evaluation`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 
@@ -20,11 +25,12 @@ from catena.router.core.tuning import Gains, Weights
 
 MOST_VALUED = 1000
 """The latest judged requests on which weights are tried; each is weighed anew under all of them."""
+FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hindsight:
-    """What is known now, held against a log. `plans`: those to choose from by specialist.
+class View:
+    """What is known without one fold of the log. `plans`: those to choose from by specialist.
 
     What was predicted once is remembered: for many policies on the same log this is made once.
     """
@@ -44,7 +50,7 @@ class Hindsight:
             if key not in ranked:
                 ranked[key] = rank([reject(c, ask) for c in self.table(one)], taste)
             closely = [
-                reject(replace(c, prediction=self.predict(one, c.plan), rejected=""), ask)
+                reject(replace(c, prediction=self.foretell(one, c.plan), rejected=""), ask)
                 for c in ranked[key][:CLOSELY]
                 if not c.rejected
             ]
@@ -63,13 +69,29 @@ class Hindsight:
             self.tables[key] = weigh(plans, self.knowledge, one.domain, Length(chars=key[1]))
         return self.tables[key]
 
-    def predict(self, one: Observation, plan: Plan) -> Prediction:
+    def foretell(self, one: Observation, plan: Plan) -> Prediction:
         """What is expected of the plan for this very request."""
         key = one.execution_id, plan.configuration_id
         if key not in self.predictions:
             shifts = self.knowledge.outcome.shifts(one.plan.features)
             self.predictions[key] = self.knowledge.predict(plan, one.domain, Length(chars=one.chars), shifts)
         return self.predictions[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Hindsight:
+    """A log, each of whose executions is seen with the view that its own fold did not teach."""
+
+    views: Sequence[View]
+
+    def policy(self, taste: Taste, ask: Ask) -> Policy:
+        """What this taste chooses under the caps of `ask`."""
+        policies = [view.policy(taste, ask) for view in self.views]
+        return lambda one: policies[fold_of(one)](one)
+
+    def foretell(self, one: Observation, plan: Plan) -> Prediction:
+        """What is expected of the plan for this very request."""
+        return self.views[fold_of(one)].foretell(one, plan)
 
     def gains(self, logged: Sequence[Observation], now: Taste, configured: Weights) -> Gains:
         """By weights: how much more of the configured utility they would have realised than `now`, doubly robust.
@@ -92,7 +114,7 @@ class Hindsight:
         for one in judged:
             plan = policy(one)
             assert plan is not None, "without caps there is always a plan"
-            told = self.predict(one, plan)
+            told = self.foretell(one, plan)
             usd, ms = self._scales(one)
             expected.append(
                 _utility(configured, told.quality.mean, told.cost_usd.mean / usd, told.latency_ms.mean / ms)
@@ -104,19 +126,29 @@ class Hindsight:
 
     def _scales(self, one: Observation) -> tuple[float, float]:
         """The dearest and the slowest plan's cost and latency, by which `balanced` measures them."""
-        told = [c.prediction for c in self.table(one)]
+        told = [c.prediction for c in self.views[fold_of(one)].table(one)]
         return max(t.cost_usd.mean for t in told) or 1.0, max(t.latency_ms.mean for t in told) or 1.0
 
 
 _NO_CAPS = Ask(text="", chars=0)
 
 
-def hindsight_of(board: Board, plans: Sequence[Plan] | None = None) -> Hindsight:
-    """What the board tells now; `plans`: the only ones to choose from, None: all that `auto` has."""
+def hindsight_of(board: Board, logged: Sequence[Observation], plans: Sequence[Plan] | None = None) -> Hindsight:
+    """A view for each fold of the log; `plans`: the only ones to choose from, None: all that `auto` would have."""
+    rests = [[one for one in logged if fold_of(one) != fold] for fold in range(FOLDS)]
+    return Hindsight([_view(board.had_seen(rest), plans) for rest in rests])
+
+
+def _view(board: Board, plans: Sequence[Plan] | None) -> View:
     if plans is not None:
-        return Hindsight(knowledge=board.knowledge, kinds=Kinds(), plans={"": plans})
+        return View(knowledge=board.knowledge, kinds=Kinds(), plans={"": plans})
     told = {one: board.free_plans(one) for one in ("", *board.kinds.specialists.values())}
-    return Hindsight(knowledge=board.knowledge, kinds=board.kinds, plans=told)
+    return View(knowledge=board.knowledge, kinds=board.kinds, plans=told)
+
+
+def fold_of(one: Observation) -> int:
+    """The part of the log that an execution belongs to, the same on every replica."""
+    return crc32(one.execution_id.encode()) % FOLDS
 
 
 def _utility(weights: Weights, quality: float, cost: float, latency: float) -> float:

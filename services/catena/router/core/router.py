@@ -10,8 +10,8 @@ import numpy as np
 from catena.kit.clock import World
 from catena.kit.errors import CatenaError, Late, Unavailable
 from catena.router.core.ask import AUTO, Ask, check, task_name
-from catena.router.core.board import COARSE, FINE, Board, weigh
-from catena.router.core.candidates import House, configured_plans, forced_plans
+from catena.router.core.board import COARSE, FINE, Board, taught, weigh
+from catena.router.core.candidates import House, forced_plans
 from catena.router.core.catalogue import AUTO_ADAPTER, Catalogue, ModelCard, catalogue_of, check_filled
 from catena.router.core.choice import Taste, rank
 from catena.router.core.decision import (
@@ -35,11 +35,9 @@ from catena.router.core.domains import (
 )
 from catena.router.core.experiments import covering
 from catena.router.core.knowledge import Knowledge
-from catena.router.core.learning import learn
 from catena.router.core.moment import Present
 from catena.router.core.observation import Observation
 from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Verdict
-from catena.router.core.proposals import propose
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import State
 
@@ -226,9 +224,7 @@ class Router:
         taste = replace(self.taste, weights=self.weights(tenant))
 
         def learned() -> Board:
-            knowledge = learn(seen, catalogue, kinds, half_life=manner.half_life)
-            proposals = propose(configured_plans(house), knowledge)
-            board = Board(knowledge=knowledge, kinds=kinds, house=house, taste=taste, proposals=proposals)
+            board = taught(seen, catalogue, kinds, house=house, taste=taste, half_life=manner.half_life)
             board.settle(seen, manner.budget_usd, before)
             return board
 

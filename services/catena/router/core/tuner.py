@@ -119,12 +119,17 @@ class Tuner:
         wanted = check_weights(_known(weights)) if weights else None
         await self._router.settle()
         board = await self._router.board(tenant)
-        now, knowledge = board.taste, board.knowledge
+        now = board.taste
         taste = replace(now, objective=ask.objective or now.objective, weights=wanted or now.weights)
         free = ask.shape is None and ask.model == AUTO
-        hindsight = hindsight_of(board, None if free else forced_plans(ask, board.house, knowledge.catalogue))
+        plans = None if free else forced_plans(ask, board.house, board.knowledge.catalogue)
         logged = self._router.state.book(tenant).observations()
-        return await asyncio.to_thread(evaluate, logged, hindsight.policy(taste, ask), knowledge)
+
+        def valued() -> Evaluation:
+            hindsight = hindsight_of(board, logged, plans)
+            return evaluate(logged, hindsight.policy(taste, ask), hindsight.foretell)
+
+        return await asyncio.to_thread(valued)
 
     def _moves(self, board: Board, logged: Sequence[Observation]) -> list[Adjustment]:
         moved: list[Adjustment] = []
@@ -135,7 +140,7 @@ class Tuner:
             moved += [threshold] if threshold is not None else []
         configured = self._router.taste.weights
         if self._bounds.weight_range > 0.0 and knowledge.judged_outcomes >= self._bounds.min_judged:
-            gains = hindsight_of(board).gains(logged, board.taste, configured)
+            gains = hindsight_of(board, logged).gains(logged, board.taste, configured)
             moved += tune_weights(board.taste.weights, configured, gains, self._bounds)
         return moved
 
