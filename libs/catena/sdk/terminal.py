@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import grpc
 import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -28,11 +29,25 @@ from catena.sdk.client import AsyncCatena
 from catena.sdk.home import listens
 
 Stub = TypeVar("Stub")
+_LEAST, _MOST = 1e-7, 1e7
+"""Numbers between which none is told with a power of ten."""
 Tenant = Annotated[str, typer.Option(help="Whose; the development key's unless named, `shared` is everybody's.")]
 
 
 class Bytes(int):
     """A count of bytes: people read it in the nearest unit, programs as a number."""
+
+
+class Expected(float):
+    """An expected amount: people read with it the end that bears on a decision, programs the amount alone."""
+
+    end: str
+
+    def __new__(cls, mean: float, end: str) -> "Expected":
+        """`end`: the other number in words, for example `to 0.3`."""
+        told = super().__new__(cls, mean)
+        told.end = end
+        return told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,17 +109,21 @@ class Terminal:
             )
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Rows as a table, or as a JSON list of objects."""
+        """Rows as a table, or as a JSON list of objects; people are spared columns in which nothing stands."""
         listed = list(rows)
         if self.plain:
             sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in listed], default=str) + "\n")
             return
         table = Table(title=Text(title), title_justify="left")
-        for number, column in enumerate(columns):
-            numeric = bool(listed) and all(isinstance(row[number], int | float | None) for row in listed)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in listed:
-            table.add_row(*(Text(cell(value)) for value in row))
+        told = [[cell(value) for value in row] for row in listed]
+        shown = [n for n in range(len(columns)) if n == 0 or any(row[n] for row in told)]
+        for n in shown:
+            numeric = all(isinstance(row[n], int | float | None) for row in listed)
+            whole = numeric and not any(isinstance(row[n], Expected) for row in listed)
+            justify: JustifyMethod = "right" if numeric else "left"
+            table.add_column(columns[n], justify=justify, overflow="fold", no_wrap=whole)
+        for row in told:
+            table.add_row(*(Text(row[n]) for n in shown))
         self.console.print(table if listed else Text(f"{title}: none"))
 
     def message(self, message: Message) -> None:
@@ -129,9 +148,19 @@ def cell(value: Any) -> str:
         return size(value)
     if isinstance(value, datetime):
         return value.isoformat(" ", "milliseconds")
+    if isinstance(value, Expected):
+        return f"{number(value)} {value.end}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     return str(value)
+
+
+def number(value: float) -> str:
+    """Three or four digits that count; without a power of ten where a price or a time is meant."""
+    size = abs(value)
+    if 1e3 <= size < _MOST:
+        return f"{value:.0f}"
+    return f"{value:.{2 - math.floor(math.log10(size))}f}" if _LEAST <= size < 1e-3 else f"{value:.4g}"
 
 
 def moment(seconds: float) -> datetime | float | None:

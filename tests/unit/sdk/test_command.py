@@ -18,7 +18,7 @@ from catena.sdk.commands.features import value_of
 from catena.sdk.commands.jobs import read_spec
 from catena.sdk.commands.memory import files_of
 from catena.sdk.commands.trace import span_tree
-from catena.sdk.terminal import Bytes, Terminal, cell, moment, size
+from catena.sdk.terminal import Bytes, Expected, Terminal, cell, moment, number, size
 
 pytestmark = pytest.mark.unit
 
@@ -364,6 +364,41 @@ def test_sizes_and_moments_are_numbers_and_times_for_programs_and_readable_for_p
     assert "2026-11-18 11:06:40.250+00:00" in shown
     assert "None" not in shown
     assert moment(1e30) == 1e30
+
+
+def test_people_read_an_expected_amount_with_its_end_and_programs_the_amount(terminal, capsys):
+    rows = [("a", Expected(0.0000428, "to 0.000052"), "")]
+    terminal(plain=True).table("Title", ("plan", "USD", "rejected"), rows)
+    assert json.loads(capsys.readouterr().out) == [{"plan": "a", "USD": 0.0000428, "rejected": ""}]
+    terminal().table("Title", ("plan", "USD", "rejected"), rows)
+    shown = capsys.readouterr().out
+    assert "0.0000428 to 0.000052" in shown
+    assert "rejected" not in shown
+
+
+def test_numbers_are_never_broken_however_narrow_the_terminal(terminal, capsys):
+    words = "a plan of many words that has to be folded because nobody reads so wide"
+    terminal().table(words, ("plan", *"abcdefgh"), [(words, *[0.00001234] * 8)])
+    assert capsys.readouterr().out.count("0.0000123") == 8
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (1.23456, "1.235"),
+        (-0.0000428449, "-0.0000428"),
+        (3.2e-12, "3.2e-12"),
+        (999.96, "1000"),
+        (1663.4, "1663"),
+        (12345678.9, "1.235e+07"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_prices_and_times_are_told_without_powers_of_ten(value, shown):
+    assert number(value) == shown
 
 
 def test_lines_for_people_are_silent_in_json_mode(terminal, capsys):

@@ -9,7 +9,7 @@ from catena.api.types.v1 import types_pb2
 from catena.kit.caller import DEVELOPER
 from catena.plan.model import describe
 from catena.plan.wire import plan_from_proto
-from catena.sdk.terminal import Tenant, Terminal
+from catena.sdk.terminal import Expected, Tenant, Terminal, number
 
 app = typer.Typer(
     help="The router: explain, statistics, domains, experiments, tuning, evaluation.", no_args_is_help=True
@@ -36,26 +36,28 @@ def explain(
         )
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.Explain(router_pb2.ExplainRequest(request=request))
-        rows = []
-        for candidate in told.candidates:
-            plan = plan_from_proto(candidate.plan)
-            expected = plan.prediction
-            rows.append(
-                (
-                    describe(plan),
-                    expected.quality.mean if expected else None,
-                    expected.cost_usd.mean if expected else None,
-                    expected.latency_ms.mean if expected else None,
-                    candidate.utility,
-                    candidate.observations,
-                    candidate.rejected,
-                )
-            )
         columns = ("plan", "quality", "USD", "ms", "utility", "seen", "rejected")
-        terminal.table("Candidates; the first would run", columns, rows)
+        terminal.table("Candidates; the first would run", columns, map(_candidate, told.candidates))
         terminal.say(told.reason)
+        if told.chosen.domains:
+            likeliest = ", ".join(f"{one.domain} {one.probability:.2f}" for one in told.chosen.domains[:3])
+            terminal.say(f"probability of each domain: {likeliest}")
 
     terminal.run(work())
+
+
+def _candidate(candidate: router_pb2.Candidate) -> tuple[object, ...]:
+    """A row: amounts with the ends that caution and caps go by."""
+    plan = plan_from_proto(candidate.plan)
+    told = plan.prediction
+    amounts: tuple[Expected | None, ...] = (None, None, None)
+    if told is not None:
+        amounts = (
+            Expected(told.quality.mean, f"from {told.quality.low:.2g}"),
+            Expected(told.cost_usd.mean, f"to {number(told.cost_usd.high)}"),
+            Expected(told.latency_ms.mean, f"to {number(told.latency_ms.high)}"),
+        )
+    return describe(plan), *amounts, candidate.utility, candidate.observations, candidate.rejected
 
 
 @app.command()
@@ -73,7 +75,7 @@ def stats(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
                 c.domain,
                 c.executions,
                 c.judged,
-                c.mean_quality,
+                c.mean_quality if c.judged else None,
                 c.mean_cost_usd,
                 c.mean_latency_ms,
                 c.success_rate,

@@ -11,7 +11,7 @@ from catena.kit.caller import DEVELOPER
 from catena.kit.errors import Invalid
 from catena.plan.model import Shape
 from catena.plan.wire import SHAPES
-from catena.sdk.terminal import Tenant, Terminal, moment
+from catena.sdk.terminal import Tenant, Terminal, moment, number
 
 MOVED = ("setting", "before", "after", "why")
 
@@ -135,12 +135,12 @@ def _weights(told: Iterable[str]) -> dict[str, float]:
 
 
 def _measure(name: str, worth: router_pb2.Valuation) -> tuple[str, float, str, str, str]:
-    alone = f"{worth.ips:.4g} ± {worth.ips_half_width:.2g}" if worth.HasField("ips") else ""
+    alone = f"{number(worth.ips)} ± {number(worth.ips_half_width)}" if worth.HasField("ips") else ""
     return (
         name,
         worth.logged,
-        f"{worth.expected:.4g} ± {worth.half_width:.2g}",
-        f"{worth.gained:+.3g} ± {worth.gained_half_width:.2g}",
+        f"{number(worth.expected)} ± {number(worth.half_width)}",
+        f"{'+' if worth.gained > 0.0 else ''}{number(worth.gained)} ± {number(worth.gained_half_width)}",
         alone,
     )
 
