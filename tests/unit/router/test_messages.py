@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from catena.api.events.v1 import events_pb2
@@ -7,6 +9,8 @@ from catena.kit.errors import Invalid
 from catena.plan.build import ShapeConfig, build
 from catena.plan.model import Shape
 from catena.plan.wire import plan_to_proto
+from catena.router.core.ask import Ask
+from catena.router.core.features import request_features
 from catena.router.handlers.messages import ask_of, experiment_from, experiment_to, observation_from
 
 pytestmark = pytest.mark.unit
@@ -54,6 +58,16 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
     assert main.kept and not main.failed
     assert (one.domain, one.routed, one.succeeded) == ("code", True, True)
     assert one.configuration_id == CASCADE.configuration_id
+
+
+def test_whoever_hears_of_an_execution_knows_how_long_its_request_was():
+    for chars in (0, 1, 23, 4_321, 250_000):
+        ask = Ask(text="x", chars=chars)
+        plan = plan_to_proto(replace(CASCADE, features=request_features(ask)))
+        told = observation_from(events_pb2.ExecutionCompleted(execution_id="x", plan=plan, outcome="succeeded")).chars
+        assert told == pytest.approx(chars, rel=1e-4)
+    untold = events_pb2.ExecutionCompleted(execution_id="x", plan=plan_to_proto(CASCADE), outcome="succeeded")
+    assert observation_from(untold).chars == 0
 
 
 def test_a_task_is_the_domain_of_a_plan_that_the_router_never_saw():

@@ -6,6 +6,7 @@ They travel with the plan and come back with its execution's event, so that ever
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from catena.router.core.ask import Ask
@@ -107,6 +108,11 @@ def request_features(ask: Ask) -> tuple[float, ...]:
     )
     assert len(figures) == len(NAMES)
     return tuple(round(figure, 4) for figure in figures)
+
+
+def chars_of(features: Sequence[float]) -> int:
+    """Characters sent with the request that has these features; 0 where they tell nothing."""
+    return round(math.expm1(features[NAMES.index("length")])) if features else 0
 
 
 def _capitals(text: str, plain: bytes) -> int:

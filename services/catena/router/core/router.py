@@ -1,7 +1,6 @@
 """The router: holds what is known, decides, and takes in what happened."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,12 +35,9 @@ from catena.router.core.domains import (
 from catena.router.core.experiments import covering
 from catena.router.core.knowledge import Knowledge
 from catena.router.core.moment import Present
-from catena.router.core.observation import Observation
 from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Verdict
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import State
-
-_REMEMBERED_PLANS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +72,6 @@ class Router:
         self._manner = manner
         self._world = world
         self.state = State(house=house, models=models, window=manner.window)
-        self._lengths: OrderedDict[str, int] = OrderedDict()
         self.present = Present(ports.fetch_residents, manner.catalogue_s)
         self._turn = asyncio.Lock()
         self._fitting = asyncio.Lock()
@@ -90,9 +85,6 @@ class Router:
         decision = await self._decide(tenant, ask, self._manner.curiosity)
         plan = replace(decision.plan, id=self._world.new_id())
         self.present.running.began(plan, self._world.clock.monotonic())
-        self._lengths[plan.id] = ask.chars
-        if len(self._lengths) > _REMEMBERED_PLANS:
-            self._lengths.popitem(last=False)
         return replace(decision, plan=plan)
 
     async def explain(self, tenant: str, ask: Ask) -> Decision:
@@ -103,9 +95,7 @@ class Router:
         """Take in executions; when this returns all of them are committed, when it raises none is."""
         for seen in several:
             self.present.running.ended(seen.observation.plan.id)
-        await self._ports.journal.observe(
-            [replace(seen, observation=self._whole(seen.observation)) for seen in several]
-        )
+        await self._ports.journal.observe(several)
 
     async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:
         """Take in what somebody said of an execution; when this returns it is committed."""
@@ -196,11 +186,6 @@ class Router:
         if fetched != book.catalogue and fetched.cards:
             book.take_catalogue(fetched)
             await self._learn(tenant)
-
-    def _whole(self, one: Observation) -> Observation:
-        """The execution with the length that was asked here, its domain by its proper name."""
-        chars = self._lengths.get(one.plan.id, one.chars)
-        return replace(one, domain=task_name(one.domain), chars=chars)
 
     async def board(self, tenant: str) -> Board:
         """What the tenant's decisions rest on. Raises Unavailable when the catalogue is empty or not known yet."""

@@ -9,12 +9,13 @@ from catena.api.types.v1 import types_pb2
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Role, Shape
 from catena.plan.wire import ROLE_OF, SHAPE_OF, plan_from_proto, plan_to_proto
-from catena.router.core.ask import AUTO, Ask
+from catena.router.core.ask import AUTO, Ask, task_name
 from catena.router.core.choice import Candidate
 from catena.router.core.decision import Decision, Found
 from catena.router.core.domains import Domain
 from catena.router.core.evaluation import Evaluation, Worth
 from catena.router.core.experiments import Arm, Experiment
+from catena.router.core.features import chars_of
 from catena.router.core.observation import Observation, StageOutcome
 from catena.router.core.ports import Totals
 from catena.router.core.steps import Adjustment, Step
@@ -91,8 +92,9 @@ def observation_from(event: events_pb2.ExecutionCompleted) -> Observation:
         time_s=event.created_s,
         configuration_id=event.plan.configuration_id or plan.configuration_id,
         plan=plan,
-        domain=event.plan.domain or event.context.task,
+        domain=task_name(event.plan.domain or event.context.task),
         routed=bool(event.plan.id) or bool(event.context.task),
+        chars=chars_of(plan.features),
         stages=stages_from(event.stages),
         cost_usd=event.cost_usd,
         latency_ms=event.duration_ms,
