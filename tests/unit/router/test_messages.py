@@ -48,8 +48,10 @@ def test_turns_and_attempts_of_a_stage_add_up_and_the_last_one_tells_the_end():
             result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e"),
         ],
         outcome="succeeded",
+        context=types_pb2.RequestContext(objective="cost", max_cost_usd=0.25, max_latency_ms=900.0),
     )
     one = observation_from(event)
+    assert (one.objective, one.max_cost_usd, one.max_latency_ms) == ("cost", 0.25, 900.0)
     fast, main = one.stages
     assert (fast.input_tokens, fast.output_tokens, fast.duration_ms) == (20, 6, 10.0)
     assert (fast.kept, fast.failed, fast.confidence, fast.digest) == (False, False, 0.25, "d")

@@ -178,6 +178,20 @@ def paid(seen):
     return [replace(one, cost_usd=5e-6 * prices[one.plan.main_model]) for one in seen]
 
 
+def test_a_policy_keeps_the_caps_and_the_objective_that_a_logged_request_named():
+    seen = paid(log(random.Random(3), 3000, share_large=0.4))
+    told = hindsight(learn(seen, CATALOGUE, Kinds()))
+    best = told.policy(replace(TASTE, objective="quality", margin=0.1), Ask(text="", chars=0))
+    easy, hard = (next(one for one in seen if one.domain == domain) for domain in ("easy", "hard"))
+    assert describe(best(easy)) == describe(best(hard)) == "sequential(large)"
+    assert describe(best(replace(easy, objective="cost"))) == "sequential(small)"
+    dear, cheap = (told.foretell(hard, sequential(model)).cost_usd.high for model in ("large", "small"))
+    assert describe(best(replace(hard, max_cost_usd=(dear + cheap) / 2.0))) == "sequential(small)"
+    assert best(replace(hard, max_cost_usd=cheap / 2.0)) is None
+    capped = told.policy(replace(TASTE, objective="quality"), Ask(text="", chars=0, max_cost_usd=(dear + cheap) / 2.0))
+    assert describe(capped(replace(hard, max_cost_usd=2.0 * dear))) == "sequential(small)"
+
+
 def test_weights_move_by_a_bounded_step_where_outcomes_show_that_choices_realise_too_little():
     rng = random.Random(5)
     seen = paid([one for one in log(rng, 3000, share_large=0.4) if one.domain == "hard"])

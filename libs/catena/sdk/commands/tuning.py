@@ -81,7 +81,7 @@ def revert(
 def evaluate(
     context: typer.Context,
     objective: Annotated[
-        str, typer.Option(help="cost, latency, quality or balanced; as configured unless named.")
+        str, typer.Option(help="cost, latency, quality or balanced; each request's own unless named.")
     ] = "",
     weight: Annotated[
         list[str] | None, typer.Option(help="Of `balanced`, for example quality=0.6; those not named are 0.")

@@ -42,19 +42,21 @@ class View:
     predictions: dict[tuple[str, str], Prediction] = field(default_factory=dict)
 
     def policy(self, taste: Taste, ask: Ask) -> Policy:
-        """What this taste chooses under the caps of `ask`."""
-        ranked: dict[tuple[str, int], list[Candidate]] = {}
+        """What this taste chooses under the caps of `ask` and the request's own; its objective where `ask` has none."""
+        ranked: dict[tuple[str, int, Ask], list[Candidate]] = {}
 
         def choose(one: Observation) -> Plan | None:
-            key = one.domain, bucket(one.chars, COARSE)
+            bound = _bound(one, ask)
+            wanted = replace(taste, objective=bound.objective or taste.objective)
+            key = one.domain, bucket(one.chars, COARSE), bound
             if key not in ranked:
-                ranked[key] = rank([reject(c, ask) for c in self.table(one)], taste)
+                ranked[key] = rank([reject(c, bound) for c in self.table(one)], wanted)
             closely = [
-                reject(replace(c, prediction=self.foretell(one, c.plan), rejected=""), ask)
+                reject(replace(c, prediction=self.foretell(one, c.plan), rejected=""), bound)
                 for c in ranked[key][:CLOSELY]
                 if not c.rejected
             ]
-            best = [*rank(closely, taste, ranked[key]), *ranked[key][len(closely) :]]
+            best = [*rank(closely, wanted, ranked[key]), *ranked[key][len(closely) :]]
             specialist = self.kinds.specialists.get(one.domain, "")
             fitting = [c for c in prefer(best, specialist, taste) if not c.rejected]
             return fitting[0].plan if fitting else None
@@ -98,7 +100,11 @@ class Hindsight:
 
         Nothing is told of weights under which too few requests would have been answered as they were.
         """
-        judged = [one for one in choices(logged) if score_of(one) is not None][-MOST_VALUED:]
+        now = replace(now, objective="balanced")
+        policy = self.policy(now, _NO_CAPS)
+        told = [one for one in choices(logged) if score_of(one) is not None and one.objective in ("", "balanced")]
+        # Whether any plan keeps a request's caps hangs on no weight.
+        judged = [one for one in told[-MOST_VALUED:] if policy(one) is not None]
         present = self._realised(judged, now, configured)[0]
 
         def gained(weights: Weights) -> Array:
@@ -109,11 +115,11 @@ class Hindsight:
 
     def _realised(self, judged: Sequence[Observation], taste: Taste, configured: Weights) -> tuple[Array, float]:
         """The configured utility of what the taste chooses, by request, and the independent runs behind it."""
-        policy = self.policy(replace(taste, objective="balanced"), _NO_CAPS)
+        policy = self.policy(taste, _NO_CAPS)
         expected, seen, weights = [], [], []
         for one in judged:
             plan = policy(one)
-            assert plan is not None, "without caps there is always a plan"
+            assert plan is not None, "only requests for which there is a plan are valued"
             told = self.foretell(one, plan)
             usd, ms = self._scales(one)
             expected.append(
@@ -144,6 +150,22 @@ def _view(board: Board, plans: Sequence[Plan] | None) -> View:
         return View(knowledge=board.knowledge, kinds=Kinds(), plans={"": plans})
     told = {one: board.free_plans(one) for one in ("", *board.kinds.specialists.values())}
     return View(knowledge=board.knowledge, kinds=board.kinds, plans=told)
+
+
+def _bound(one: Observation, ask: Ask) -> Ask:
+    """The objective of `ask`, else of the logged request, and the tighter caps of both."""
+    return Ask(
+        text="",
+        chars=0,
+        objective=ask.objective or one.objective,
+        max_cost_usd=_tighter(ask.max_cost_usd, one.max_cost_usd),
+        max_latency_ms=_tighter(ask.max_latency_ms, one.max_latency_ms),
+    )
+
+
+def _tighter(one: float, other: float) -> float:
+    """The lower of two caps, of which 0 is none."""
+    return min(one, other) if one and other else one or other
 
 
 def fold_of(one: Observation) -> int:

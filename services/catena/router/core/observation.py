@@ -72,7 +72,8 @@ class Observation:
     """One execution. `plan` lacks its instructions, hence `configuration_id` beside it.
 
     `routed`: this router chose or dressed the plan, so that `domain` (empty: none was sure) is its own finding.
-    `chars`: length of what was sent, 0: unknown. `score`: 0 to 1; None: nobody judged.
+    `chars`: length of what was sent, 0: unknown. `score`: 0 to 1; None: nobody judged. `objective` and caps: as the
+    request named them, empty and 0 where it did not.
     """
 
     execution_id: str
@@ -89,6 +90,9 @@ class Observation:
     cancelled: bool = False
     cached: bool = False
     score: float | None = None
+    objective: str = ""
+    max_cost_usd: float = 0.0
+    max_latency_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,9 @@ def observation_from(event: events_pb2.ExecutionCompleted) -> Observation:
         succeeded=event.outcome == "succeeded",
         cancelled=event.outcome == "cancelled",
         cached=event.cached,
+        objective=event.context.objective,
+        max_cost_usd=event.context.max_cost_usd,
+        max_latency_ms=event.context.max_latency_ms,
     )
 
 

@@ -610,11 +610,11 @@ class EvaluateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
-    """`cost`, `latency`, `quality` or `balanced`; empty: as configured."""
+    """`cost`, `latency`, `quality` or `balanced`; empty: what each request named, else as configured."""
     max_cost_usd: _builtins.float
-    """USD that a plan may cost at most; 0: any."""
+    """USD that a plan may cost at most, beside what each request allowed; 0: any."""
     max_latency_ms: _builtins.float
-    """Milliseconds that a plan may take at most; 0: any."""
+    """Milliseconds that a plan may take at most, beside what each request allowed; 0: any."""
     model: _builtins.str
     """Model that answers, or leads the shape; empty or `auto`: the router decides."""
     shape: _types_pb2.Shape.ValueType
