@@ -1,10 +1,12 @@
+import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from catena.plan.build import ShapeConfig, build, sequential
-from catena.plan.model import Interval, Shape
+from catena.plan.model import Interval, Prediction, Role, Shape
 from catena.router.core.beforehand import Kinds
 from catena.router.core.catalogue import ModelCard, catalogue_of
 from catena.router.core.intervals import Ran, reaches, width
@@ -21,16 +23,71 @@ CATALOGUE = catalogue_of(
 CASCADE = build(Shape.CASCADE, ShapeConfig(fast=["small", "middle"], main="large", checks=["agreement"], min_chars=0))
 
 
-def test_a_chain_whose_intervals_miss_is_widened_and_the_others_are_not():
+TOLD = Interval(1.0, 0.5, 2.0)
+
+
+def runs(rng, family, ends, spread, count, *, held=True):
+    return [Ran(family, ends, rng.lognormvariate(0.0, spread), held) for _ in range(count)]
+
+
+def share_within(rng, ends, reach, spread):
+    """Of new runs, how many lie between the ends as far out as they are to lie."""
+    low, high = ends.low**reach, ends.high**reach
+    return np.mean([low <= rng.lognormvariate(0.0, spread) <= high for _ in range(2000)])
+
+
+@pytest.mark.parametrize("ends", [Interval(1.0, 0.9, 1.1), Interval(1.0, 0.01, 90.0)], ids=["too narrow", "too wide"])
+def test_ends_that_were_composed_wrongly_hold_nine_in_ten_of_what_comes_next(ends):
+    held = []
+    for seed in range(12):
+        rng = random.Random(seed)
+        held.append(share_within(rng, ends, reaches(runs(rng, "one", ends, 0.5, 200)).of("one"), 0.5))
+    assert np.mean(held) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_chain_is_widened_by_its_own_runs_and_one_that_ran_seldom_by_those_of_others():
     rng = random.Random(0)
-    ran = []
-    for _ in range(600):
-        ran.append(Ran("tame", Interval(1.0, 0.1, 9.0), 1.0))
-        ran.append(Ran("wild", Interval(1.0, 0.9, 1.1), rng.lognormvariate(0.0, 0.5)))
-    told = reaches(ran)
-    assert told.of("wild").factor > 2.0
-    assert told.of("tame").factor < 0.5
+    often = runs(rng, "tame", TOLD, 0.1, 200) + runs(rng, "wild", TOLD, 1.0, 200)
+    told = reaches([*often, *runs(rng, "new", TOLD, 0.1, 2)])
+    assert told.of("tame") < 0.5
+    assert told.of("wild") > 1.5
+    assert told.of("new") > 2.0 * told.of("tame")
     assert told.of("never ran") == told.shared
+    assert reaches([]).of("never ran") == 1.0
+
+
+def test_what_many_chains_did_is_not_drowned_by_one_that_runs_often():
+    rng = random.Random(4)
+    seldom = [run for n in range(20) for run in runs(rng, f"seldom-{n}", TOLD, 1.0, 10)]
+    assert reaches(seldom + runs(rng, "often", TOLD, 0.1, 200)).of("never ran") > 1.5
+
+
+def test_where_too_few_were_held_ends_lie_further_out_but_not_beyond_what_was_seen():
+    rng = random.Random(2)
+    ran = runs(rng, "one", TOLD, 0.5, 200)
+    missed = [run._replace(held=n % 4 > 0) for n, run in enumerate(ran)]
+    usual, wider = reaches(ran).of("one"), reaches(missed).of("one")
+    furthest = max(abs(math.log(run.real)) / math.log(2.0) for run in ran)
+    assert usual < wider < furthest
+
+
+def test_a_cold_start_that_missed_everything_is_soon_forgotten():
+    """Eighty runs were told to take a second and took a twentieth of it."""
+    rng = random.Random(6)
+    far, plan = Interval(1000.0, 300.0, 4000.0), sequential("small")
+    told = replace(plan, prediction=Prediction(quality=TOLD, cost_usd=TOLD, latency_ms=far))
+    seen = []
+    for number, one in enumerate(rows(rng, 80)):
+        took = rng.lognormvariate(math.log(50.0), 0.3)
+        stage = replace(one.stages[0], role=Role.MAIN, name="main", duration_ms=took)
+        fields = {"plan": told, "configuration_id": told.configuration_id, "latency_ms": took, "time_s": 60.0 * number}
+        seen.append(replace(one, stages=(stage,), **fields))
+    known = learn(seen, CATALOGUE, Kinds())
+    ends = known.predict(plan, "a").latency_ms
+    assert known.kept.time == 0.0
+    assert 40.0 < ends.mean < 65.0
+    assert ends.high < 200.0
+    assert np.mean([ends.holds(rng.lognormvariate(math.log(50.0), 0.3)) for _ in range(1000)]) >= 0.87
 
 
 def test_a_width_covers_nine_in_ten_of_what_it_was_taken_from():

@@ -5,13 +5,12 @@ from statistics import mean
 import pytest
 
 from catena.plan.build import build, sequential
-from catena.plan.model import Interval, Role, Shape
+from catena.plan.model import Role, Shape
 from catena.router.core.beforehand import Kinds
 from catena.router.core.board import weigh
 from catena.router.core.candidates import House, free_plans
 from catena.router.core.catalogue import catalogue_of
 from catena.router.core.choice import Taste, rank
-from catena.router.core.intervals import Ran, reaches
 from catena.router.core.learning import learn
 from catena.router.core.observation import Mode, Observation, StageOutcome
 from catena.router.core.outlook import Length
@@ -193,17 +192,6 @@ def test_the_most_tokens_bound_the_cost_to_expect():
     free = knowledge.predict(sequential(LARGE), "", Length(chars=100)).cost_usd
     bound = knowledge.predict(sequential(LARGE), "", Length(chars=100, max_tokens=10)).cost_usd
     assert bound.high < free.mean
-
-
-def test_intervals_that_miss_too_often_are_widened_and_wide_ones_narrowed():
-    rng = random.Random(8)
-    real = [rng.gauss(1.0, 0.4) for _ in range(400)]
-    narrow = reaches([Ran("one", Interval(1.0, 0.8, 1.2), value) for value in real]).of("one")
-    wide = reaches([Ran("one", Interval(1.0, -9.0, 9.0), value) for value in real]).of("one")
-    assert narrow.factor > 1.5
-    assert narrow.covered < 0.5
-    assert wide.factor < 1.0
-    assert wide.covered == 1.0
 
 
 def test_runs_from_a_cache_and_cancelled_ones_teach_nothing():

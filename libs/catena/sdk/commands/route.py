@@ -83,6 +83,11 @@ def stats(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
             for c in told.configurations
         ]
         terminal.table(f"{told.executions} executions", columns, rows)
+        if told.predicted:
+            terminal.say(
+                f"of the latest {told.predicted} that were predicted, cost lay between its ends in "
+                f"{told.cost_within:.1%}, time in {told.latency_within:.1%}; 90% is meant"
+            )
 
     terminal.run(work())
 

@@ -2,10 +2,11 @@
 
 Composed ends are wrong in their width, not often in their middle. Where rows show all calls of a chain, the width comes
 from them (split conformal with a normalised score; Lei et al., JASA 113, 2018), also before the chain ever ran. What is
-left is followed run by run, for all plans together and for each chain by itself.
+left is read from the latest runs of each chain, as what is known now would have told them.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,68 +21,109 @@ from catena.router.core.replay import asked
 COVERAGE = 0.9
 LEAST_ROWS, MOST_ROWS = 20, 400
 """Rows from which a width is taken, and the latest of them that are looked at: more tell no more, and take time."""
-_STEP, _OWN_STEP, _PRIOR_ROWS = 0.05, 0.08, 20.0
+_PRIOR_ROWS = 20.0
+LATEST_RUNS = 200
+"""The latest runs of a chain that are scored anew with what is known now."""
+_MEMORY, _LENT_RUNS, _SURE_RUNS = 100.0, 5.0, 20.0
+"""Runs after which one counts half; that the other chains count together; that are taken to have been held as meant."""
+_HIGHEST, _FURTHEST = 0.97, 20.0
+"""The highest quantile that is taken, and the widest reach."""
 _MOST_LOG = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How much wider than composed an interval must be to cover nine in ten, and what share it covered."""
-
-    factor: float = 1.0
-    covered: float = 0.0
-    seen: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reaches:
-    """Of all plans together, and of each chain by its family."""
+    """How many times further than composed the ends must lie to hold nine in ten: of each chain, by its family.
 
-    shared: Reach = Reach()
-    own: Mapping[str, Reach] = field(default_factory=dict)
+    `shared`: of a chain that never ran.
+    """
 
-    def of(self, family: str) -> Reach:
-        """That of the chain; of one that never ran, that of all."""
+    shared: float = 1.0
+    own: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, family: str) -> float:
+        """That of the chain."""
         return self.own.get(family, self.shared)
 
 
 class Ran(NamedTuple):
-    """A run: its family, what was predicted of it, what it really took."""
+    """A run: its family, the ends that would be told of it now, what it took, whether those told before held that."""
 
     family: str
     ends: Interval
     real: float
+    held: bool
 
 
 def reaches(ran: Sequence[Ran]) -> Reaches:
-    """Adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170): wider after a miss, narrower after a hit.
+    """From runs, oldest first: how far each lay from its mean, in its half-widths; within the reach lie nine in ten.
 
-    A chain starts where all stood when it first ran, so that one that ran seldom stays near them.
+    Split conformal with weights that fade with age (Barber et al., Annals of Statistics 51, 2023); the other chains
+    together count as a few runs. Where what was told held too seldom, the quantile is higher by as much (after Gibbs
+    and Candes, arXiv 2106.00170): what one knows now looks better on the past than on what comes next.
     """
-    shared, own = _Follower(), dict[str, _Follower]()
-    for family, ends, real in ran:
-        hit = ends.low <= real <= ends.high
-        if family not in own:
-            own[family] = _Follower(log_factor=shared.log_factor)
-        own[family].follow(hit, _OWN_STEP)
-        shared.follow(hit, _STEP)
-    return Reaches(shared=shared.reach(), own={family: one.reach() for family, one in own.items()})
+    chains: dict[str, list[Ran]] = defaultdict(list)
+    for one in ran:
+        chains[one.family].append(one)
+    told = {family: _scored(runs) for family, runs in chains.items()}
+    own = {family: _reach(one, [other for other in told.values() if other is not one]) for family, one in told.items()}
+    return Reaches(shared=_reach(_NEVER_RAN, list(told.values())), own=own)
 
 
-@dataclass(slots=True)
-class _Follower:
-    log_factor: float = 0.0
-    hits: int = 0
-    seen: int = 0
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """A chain's runs: how far each lay from its mean, what it counts, and by how much too few were held."""
 
-    def follow(self, hit: bool, step: float) -> None:
-        moved = self.log_factor + step * (COVERAGE - 1.0 if hit else COVERAGE)
-        self.log_factor = min(max(moved, -_MOST_LOG), _MOST_LOG)
-        self.hits += hit
-        self.seen += 1
+    scores: Array
+    weights: Array
+    short: float
 
-    def reach(self) -> Reach:
-        return Reach(factor=math.exp(self.log_factor), covered=self.hits / max(self.seen, 1), seen=self.seen)
+
+_NEVER_RAN = _Scored(np.empty(0), np.empty(0), 0.0)
+
+
+def _scored(runs: Sequence[Ran]) -> _Scored:
+    weights = 0.5 ** (np.arange(len(runs))[::-1] / _MEMORY)
+    held = float(weights @ np.array([one.held for one in runs], np.float64))
+    covered = (held + _SURE_RUNS * COVERAGE) / (float(weights.sum()) + _SURE_RUNS)
+    return _Scored(np.array([_score(one) for one in runs]), weights, max(COVERAGE - covered, 0.0))
+
+
+def _score(one: Ran) -> float:
+    """How many of its half-widths a run lay from its mean, in logarithms; 1 where there is no telling."""
+    ends = one.ends
+    if one.real <= 0.0 or not 0.0 < ends.low < ends.mean < ends.high:
+        return 1.0
+    off = math.log(one.real / ends.mean)
+    return off / math.log(ends.high / ends.mean) if off > 0.0 else off / math.log(ends.low / ends.mean)
+
+
+def _reach(chain: _Scored, others: Sequence[_Scored]) -> float:
+    """The quantile of a chain's scores among a few of the others', of which each counts as far as it is known."""
+    known = [min(float(other.weights.sum()), _LENT_RUNS) for other in others]
+    lent = [
+        other.weights * (_LENT_RUNS * share / sum(known) / float(other.weights.sum()))
+        for other, share in zip(others, known, strict=True)
+    ]
+    scores = np.concatenate([chain.scores, *(other.scores for other in others)])
+    weights = np.concatenate([chain.weights, *lent])
+    if not len(scores):
+        return 1.0
+    runs = float(weights.sum()) ** 2 / float(weights @ weights)
+    level = min(COVERAGE * (1.0 + 1.0 / runs) + chain.short, _HIGHEST)
+    order = np.argsort(scores)
+    place = int(np.searchsorted(np.cumsum(weights[order]), level * float(weights.sum())))
+    found = float(scores[order][min(place, len(scores) - 1)])
+    return min(max(found, 1.0 / _FURTHEST), _FURTHEST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Of `runs` executions, the shares whose cost and time lay between the ends that were told before."""
+
+    runs: int = 0
+    cost: float = 0.0
+    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

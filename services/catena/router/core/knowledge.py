@@ -18,7 +18,7 @@ from catena.router.core.confidence import Array
 from catena.router.core.drift import Change
 from catena.router.core.evidence import Evidence
 from catena.router.core.gates import Opening, gate, opening
-from catena.router.core.intervals import Reaches, bills, width
+from catena.router.core.intervals import Kept, Reaches, bills, width
 from catena.router.core.moment import Moment
 from catena.router.core.observation import QUALITY_OF, Mode, family_of, mode_of
 from catena.router.core.outcomes import Outcomes
@@ -63,7 +63,7 @@ class Knowledge:
     `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
     for. `outcome`: what a request's features say; `scorers`: what an answer's do. `changes`: models that became others,
     of which nothing judged earlier counts; `judged_lately`: judged outcomes since the latest. `loads`: milliseconds
-    that loading takes by base.
+    that loading takes by base. `kept`: what the intervals told so far held.
     """
 
     catalogue: Catalogue
@@ -76,6 +76,7 @@ class Knowledge:
     ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
     cost_reaches: Reaches = field(default_factory=Reaches)
     latency_reaches: Reaches = field(default_factory=Reaches)
+    kept: Kept = field(default_factory=Kept)
     widths: dict[str, tuple[float, float]] = field(default_factory=dict)
     openings: dict[tuple[str, str], Opening | None] = field(default_factory=dict)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
@@ -112,8 +113,8 @@ class Knowledge:
             moved=self.offset(plan, domain) * _exposure(parts.gate) + left,
             reliable=math.prod(reliable.values()),
             doubt=self._doubt(plan, domain, _exposure(parts.gate)),
-            cost=(cost, cost_width * self.cost_reaches.of(family).factor),
-            latency=(latency, latency_width * self.latency_reaches.of(family).factor),
+            cost=(cost, cost_width * self.cost_reaches.of(family)),
+            latency=(latency, latency_width * self.latency_reaches.of(family)),
         )
 
     def parts(self, plan: Plan, domain: str) -> Parts:

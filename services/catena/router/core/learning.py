@@ -1,6 +1,6 @@
 """From executions to knowledge. The same executions in the same order give the same knowledge, on any replica."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,11 +12,13 @@ from catena.router.core.catalogue import Catalogue
 from catena.router.core.confidence import Array, logit
 from catena.router.core.drift import changed_since, changes_of
 from catena.router.core.evidence import Evidence, evidence_of
-from catena.router.core.intervals import Ran, reaches
+from catena.router.core.intervals import LATEST_RUNS, Kept, Ran, reaches
 from catena.router.core.knowledge import ALL, EXACT, Knowledge, Where
+from catena.router.core.moment import Moment
 from catena.router.core.observation import Mode, Observation, family_of, is_judged
 from catena.router.core.outcomes import fit_outcomes
-from catena.router.core.pace import loads_of
+from catena.router.core.outlook import Length, Outlook
+from catena.router.core.pace import besides, loads_of
 from catena.router.core.samples import samples_of, tallies
 from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
@@ -61,7 +63,6 @@ def learn(
         prior=lambda model, domain: beforehand.of(model, domain, kinds, catalogue),
         needs_memory=kinds.needs_memory,
     )
-    predicted = [(o, o.plan.prediction) for o in usable if o.plan.prediction is not None]
     knowledge = Knowledge(
         catalogue=catalogue,
         kinds=kinds,
@@ -74,8 +75,7 @@ def learn(
         judged_lately=sum(map(is_judged, usable[max((c.since for c in changes.values()), default=0) :])),
         evidence=evidence_of(usable, half_life, stale),
         loads=loads_of(usable),
-        cost_reaches=reaches([Ran(family_of(o.plan), p.cost_usd, o.cost_usd) for o, p in predicted]),
-        latency_reaches=reaches([Ran(family_of(o.plan), p.latency_ms, o.latency_ms) for o, p in predicted]),
+        kept=_kept(usable),
     )
     assert knowledge.evidence is not None
     knowledge.outcome = fit_outcomes(knowledge.evidence, _usual(knowledge, knowledge.evidence))
@@ -90,6 +90,7 @@ def learn(
     current = [not any(s.model in gone for s in o.plan.stages) for o, gone in paired]
     _correct_quality(knowledge, known, composed, current, half_life)
     _correct_effort(knowledge, known, composed, half_life)
+    _widen(knowledge, usable)
     return knowledge
 
 
@@ -169,6 +170,39 @@ def _correct_effort(
     for family, (runs, cost, cost_told, time, time_told) in sums.items():
         pull = _EFFORT_RUNS / max(runs, 1e-9)
         knowledge.ratios[family] = (_ratio(cost, cost_told, pull), _ratio(time, time_told, pull))
+
+
+def _widen(knowledge: Knowledge, observations: Sequence[Observation]) -> None:
+    """Learn how far ends must lie from the latest runs of each chain, each told as it would be told now."""
+    scored: Counter[str] = Counter()
+    outlooks: dict[tuple[str, str], Outlook] = {}
+    cost: list[Ran] = []
+    time: list[Ran] = []
+    for o, beside in reversed(list(zip(observations, besides(observations), strict=True))):
+        family, told = family_of(o.plan), o.plan.prediction
+        known = o.succeeded and all(knowledge.catalogue.knows(stage.model) for stage in o.plan.stages)
+        if told is None or not known or scored[family] >= LATEST_RUNS:
+            continue
+        scored[family] += 1
+        place = o.configuration_id, o.domain
+        if place not in outlooks:
+            outlooks[place] = knowledge.outlook(o.plan, o.domain)
+        now = outlooks[place].predict(Length(chars=o.chars), moment=Moment(beside=beside))
+        warm_ms = o.latency_ms - sum(stage.load_ms for stage in o.stages)
+        cost.append(Ran(family, now.cost_usd, o.cost_usd, told.cost_usd.holds(o.cost_usd)))
+        time.append(Ran(family, now.latency_ms, warm_ms, told.latency_ms.holds(o.latency_ms)))
+    knowledge.cost_reaches, knowledge.latency_reaches = reaches(cost[::-1]), reaches(time[::-1])
+
+
+def _kept(observations: Sequence[Observation]) -> Kept:
+    told = [(o, o.plan.prediction) for o in observations if o.plan.prediction is not None and o.succeeded]
+    if not told:
+        return Kept()
+    return Kept(
+        runs=len(told),
+        cost=sum(p.cost_usd.holds(o.cost_usd) for o, p in told) / len(told),
+        time=sum(p.latency_ms.holds(o.latency_ms) for o, p in told) / len(told),
+    )
 
 
 def _ratio(real: float, told: float, pull: float) -> float:

@@ -8,6 +8,7 @@ from catena.api.router.v1 import router_pb2 as pb
 from catena.api.router.v1.router_pb2_grpc import RouterServiceServicer
 from catena.kit.caller import caller
 from catena.router.core.atlas import Atlas
+from catena.router.core.intervals import Kept
 from catena.router.core.recorded import Recorded, check_recorded
 from catena.router.core.router import Router
 from catena.router.core.steps import OPERATOR
@@ -108,9 +109,15 @@ class RouterHandlers(RouterServiceServicer):
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """Aggregate figures."""
-        report = await self._router.report(caller().tenant)
+        tenant = caller().tenant
+        report, known = await self._router.report(tenant), self._router.knowledge(tenant)
+        kept = known.kept if known is not None else Kept()
         return pb.GetStatsResponse(
-            configurations=[totals_to(totals) for totals in report.configurations], executions=report.executions
+            configurations=[totals_to(totals) for totals in report.configurations],
+            executions=report.executions,
+            predicted=kept.runs,
+            cost_within=kept.cost,
+            latency_within=kept.time,
         )
 
     async def PutDomain(self, request: pb.PutDomainRequest, context: Context) -> pb.PutDomainResponse:

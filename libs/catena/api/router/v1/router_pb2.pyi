@@ -837,8 +837,17 @@ class GetStatsResponse(_message.Message):
 
     CONFIGURATIONS_FIELD_NUMBER: _builtins.int
     EXECUTIONS_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    COST_WITHIN_FIELD_NUMBER: _builtins.int
+    LATENCY_WITHIN_FIELD_NUMBER: _builtins.int
     executions: _builtins.int
     """Executions taken in."""
+    predicted: _builtins.int
+    """Of the latest ones, those of which cost and time had been told beforehand; 0: of none."""
+    cost_within: _builtins.float
+    """Share of these whose cost lay between the ends that were told; nine in ten is meant."""
+    latency_within: _builtins.float
+    """Share of these whose time did."""
     @_builtins.property
     def configurations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationStats]:
         """By configuration and domain."""
@@ -848,10 +857,13 @@ class GetStatsResponse(_message.Message):
         *,
         configurations: _abc.Iterable[Global___ConfigurationStats] | None = ...,
         executions: _builtins.int = ...,
+        predicted: _builtins.int = ...,
+        cost_within: _builtins.float = ...,
+        latency_within: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configurations", b"configurations", "executions", b"executions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configurations", b"configurations", "cost_within", b"cost_within", "executions", b"executions", "latency_within", b"latency_within", "predicted", b"predicted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
