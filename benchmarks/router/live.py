@@ -1,8 +1,9 @@
 """The questions in order, a tenth of the answers judged, and the same with a model that silently gets worse halfway."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,17 @@ _SETTINGS = {
     "window": 4000,
     "min_judged": 20,
 }
-Held = tuple[str, bool, bool]
+FIRST = 20
+"""Runs of a chain in a stream that count as its first ones, where least is known of it."""
+
+
+class Held(NamedTuple):
+    """A run: its chain, its number among the chain's runs, whether cost and time lay between the ends predicted."""
+
+    chain: str
+    number: int
+    cost: bool
+    time: bool
 
 
 @dataclass(kw_only=True)
@@ -87,22 +98,23 @@ def worsened(table: Table, rows: Array, rng: np.random.Generator) -> Table:
 
 async def _stream(table: Table, rows: Array, seed: int) -> Told:
     budget = BUDGET * float(table.usd[rows, best_single(table, rows[: len(rows) // 2])].mean())
-    right, usd = [], []
-    told = Told()
+    right: list[float] = []
+    usd: list[float] = []
+    told, chains = Told(), Counter[str]()
     shapes = shapes_of(table, rows[: len(rows) // 5])
     async with open_room(table, shapes=shapes, seed=seed, budget_usd=budget, **_SETTINGS) as room:
         for start in range(0, len(rows), SETTLE):
-            ran = []
             for row in rows[start : start + SETTLE]:
                 decision = await room.router.recommend(TENANT, room.ask(int(row)))
-                ran.append(room.run(decision.plan, int(row)))
-            right += [float(hit) for _, hit in ran]
-            usd += [one.cost_usd for one, _ in ran]
-            told.held += [_within(one) for one, _ in ran]
-            await room.hear(ran, feedback=FEEDBACK)
+                one, hit = room.run(decision.plan, int(row))
+                await room.hear(one, hit, feedback=FEEDBACK)
+                right.append(float(hit))
+                usd.append(one.cost_usd)
+                told.held.append(_within(one, chains))
+            await room.router.settle()
             known = room.router.knowledge(TENANT)
             for model in known.changes if known is not None else ():
-                told.changed.setdefault(model, start + len(ran))
+                told.changed.setdefault(model, len(right))
         fixed = [_fixed(room, plan, rows) for plan in room.plans]
     for part in np.array_split(np.arange(len(rows)), PARTS):
         best = max(float(hits[part].mean()) for hits, cost in fixed if cost[part].mean() <= budget)
@@ -132,25 +144,33 @@ def _alarms(found: dict[str, list[Told]], worse: Sequence[str], count: int) -> s
 def _coverage(held: Sequence[Held]) -> list[Sequence[Cell]]:
     by_chain: dict[str, list[Held]] = defaultdict(list)
     for one in held:
-        by_chain[one[0]].append(one)
+        by_chain[one.chain].append(one)
     often = sorted((told for told in by_chain.values() if len(told) >= OFTEN), key=len, reverse=True)
     rows: list[Sequence[Cell]] = [("all", len(held), *_shares(held))]
-    rows += [(told[0][0], len(told), *_shares(told)) for told in often]
+    rows += [(told[0].chain, len(told), *_shares(told)) for told in often]
     rest = [one for told in by_chain.values() if len(told) < OFTEN for one in told]
-    return [*rows, ("all that ran less often, together", len(rest), *_shares(rest))] if rest else rows
+    first = [one for one in held if one.number < FIRST]
+    rows += [("all that ran less often, together", len(rest), *_shares(rest))] if rest else []
+    return [*rows, (f"the first {FIRST} runs of each in a stream, together", len(first), *_shares(first))]
 
 
 def _shares(held: Sequence[Held]) -> tuple[float, float]:
-    return float(np.mean([cost for _, cost, _ in held])), float(np.mean([time for _, _, time in held]))
+    return float(np.mean([one.cost for one in held])), float(np.mean([one.time for one in held]))
 
 
-def _within(ran: Observation) -> Held:
-    """The chain, and whether its cost and time lay between the ends that were predicted."""
+def _within(ran: Observation, chains: Counter[str]) -> Held:
+    """The run, counted among those of its chain so far."""
     expected = ran.plan.prediction
     assert expected is not None
     usd, taken = expected.cost_usd, expected.latency_ms
     chain = describe(ran.plan) if len(ran.plan.stages) == 1 else family_of(ran.plan)
-    return chain, usd.low <= ran.cost_usd <= usd.high, taken.low <= ran.latency_ms <= taken.high
+    chains[chain] += 1
+    return Held(
+        chain=chain,
+        number=chains[chain] - 1,
+        cost=usd.low <= ran.cost_usd <= usd.high,
+        time=taken.low <= ran.latency_ms <= taken.high,
+    )
 
 
 def _fixed(room: Room, plan: Plan, rows: Array) -> tuple[Array, Array]:

@@ -35,6 +35,9 @@ WINDOW = 200_000
 _MS_PER_TOKEN = 20.0
 """Where a table tells no times: each token written takes as long, so that latency follows length."""
 
+_APART_S = 600.0
+"""One request is answered before the next one comes: a table does not tell how models slow each other down."""
+
 
 @dataclass
 class Room:
@@ -90,14 +93,12 @@ class Room:
         spoken = max((s for s in stages if s.kept), key=lambda s: s.role is Role.MAIN)
         return observation, bool(self.table.right[row, self.place[spoken.model]] == 1.0)
 
-    async def hear(self, ran: Sequence[tuple[Observation, bool]], *, feedback: float) -> None:
-        """Let the room see what ran, in order; with probability `feedback` an answer is judged."""
-        await self.router.observe([_seen(one) for one, _ in ran])
-        for one, right in ran:
-            if self.world.rng.random() < feedback:
-                verdict = Verdict(execution_id=one.execution_id, score=float(right))
-                await self.router.judge(TENANT, verdict, f"said {one.execution_id}")
-        await self.router.settle()
+    async def hear(self, one: Observation, right: bool, *, feedback: float) -> None:
+        """Let the room see what ran; with probability `feedback` the answer is judged."""
+        await self.router.observe([_seen(one)])
+        if self.world.rng.random() < feedback:
+            verdict = Verdict(execution_id=one.execution_id, score=float(right))
+            await self.router.judge(TENANT, verdict, f"said {one.execution_id}")
 
     def _cascade(self, plan: Plan, row: int) -> list[StageOutcome]:
         fast = [self._call(s.name, s.role, row, self.place[s.model]) for s in plan.of(Role.FAST)]
@@ -137,7 +138,7 @@ class Room:
         plan = plan if plan.features else replace(plan, features=request_features(ask), domain=task)
         return Observation(
             execution_id=f"x{self._count}",
-            time_s=float(self._count),
+            time_s=_APART_S * self._count,
             configuration_id=plan.configuration_id,
             plan=plan,
             domain=task,

@@ -68,7 +68,8 @@ async def _anew(room: Room, asks: Sequence[Ask]) -> tuple[Array, Array]:
     found = []
     for lesson in range(LESSONS):
         decision = await room.router.recommend(TENANT, asks[lesson])
-        await room.hear([room.run(decision.plan, TAUGHT + lesson)], feedback=1.0)
+        await room.hear(*room.run(decision.plan, TAUGHT + lesson), feedback=1.0)
+        await room.router.settle()
         found.append(await _timed(room, asks[lesson * BETWEEN : (lesson + 1) * BETWEEN], warm=0))
     return np.concatenate([took for took, _ in found]), np.concatenate([worked for _, worked in found])
 

@@ -26,10 +26,11 @@ _MAX_OF_NORMALS = (0.0, 0.0, 0.56, 0.85, 1.03, 1.16, 1.27, 1.35)
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A mean with its standard deviation, in the unit of what it measures."""
+    """A mean with its standard deviation, in the unit of what it measures; never less than `floor`."""
 
     mean: float
     sd: float = 0.0
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +142,13 @@ def vote(accuracies: Sequence[float], bonds: Bonds, *, judge: float | None = Non
 
 
 def interval(amount: Amount) -> Interval:
-    """Ends of a positive amount with a long right tail (log-normal of the same mean and deviation)."""
-    if amount.mean <= 0.0:
-        return Interval(0.0, 0.0, 0.0)
-    variance = math.log1p((amount.sd / amount.mean) ** 2)
-    middle, spread = math.log(amount.mean) - variance / 2.0, Z * math.sqrt(variance)
-    return Interval(amount.mean, math.exp(middle - spread), math.exp(middle + spread))
+    """Ends of an amount with a long right tail: above its floor, log-normal of the same mean and deviation."""
+    above = amount.mean - amount.floor
+    if above <= 0.0:
+        return Interval(amount.mean, amount.mean, amount.mean)
+    variance = math.log1p((amount.sd / above) ** 2)
+    middle, spread = math.log(above) - variance / 2.0, Z * math.sqrt(variance)
+    return Interval(amount.mean, amount.floor + math.exp(middle - spread), amount.floor + math.exp(middle + spread))
 
 
 def share(amount: Amount) -> Interval:
@@ -157,7 +159,8 @@ def share(amount: Amount) -> Interval:
 
 def total(amounts: Sequence[Amount]) -> Amount:
     """Sum of independent amounts."""
-    return Amount(sum(a.mean for a in amounts), math.sqrt(sum(a.sd**2 for a in amounts)))
+    deviation = math.sqrt(sum(a.sd**2 for a in amounts))
+    return Amount(sum(a.mean for a in amounts), deviation, sum(a.floor for a in amounts))
 
 
 def _series(calls: Sequence[Call], quality: Amount) -> Prediction:

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 
 from catena.plan.build import ShapeConfig, build, sequential
-from catena.plan.expect import Amount, Bonds, Call, Gate, agreeing, both_right, expect, interval, share, vote
+from catena.plan.expect import Amount, Bonds, Call, Gate, agreeing, both_right, expect, interval, share, total, vote
 from catena.plan.model import Shape
 
 pytestmark = pytest.mark.unit
@@ -164,3 +164,10 @@ def test_models_agree_as_often_and_as_rightly_as_a_simulation_says():
     told = agreeing((0.6, 0.75), bonds)
     assert told.kept == pytest.approx(kept / total, abs=0.01)
     assert told.right_if_kept == pytest.approx(right / kept, abs=0.01)
+
+
+def test_what_is_paid_in_any_case_is_no_part_of_the_doubt():
+    free, fixed = interval(Amount(10.0, 3.0)), interval(Amount(10.0, 3.0, floor=7.0))
+    assert free.low < 7.0 < fixed.low < 10.0 < fixed.high
+    assert total([Amount(10.0, 3.0, floor=7.0), Amount(1.0)]) == Amount(11.0, 3.0, floor=7.0)
+    assert interval(Amount(7.0, 3.0, floor=7.0)).high == 7.0

@@ -94,9 +94,22 @@ def test_a_width_covers_nine_in_ten_of_what_it_was_taken_from():
     rng = np.random.default_rng(1)
     real = rng.lognormal(0.0, 0.8, 400)
     ends = [Interval(1.0, 0.7, 1.5)] * len(real)
-    found = width(ends, real)
+    free = np.zeros(len(real))
+    found = width(ends, real, free)
     assert np.mean((real >= 0.7**found) & (real <= 1.5**found)) == pytest.approx(0.9, abs=0.03)
-    assert width(ends[:10], real[:10]) == 1.0
+    assert width(ends[:10], real[:10], free[:10]) == 1.0
+
+
+def test_a_width_is_taken_as_if_no_row_had_drawn_the_mean_to_itself():
+    real = np.random.default_rng(1).lognormal(0.0, 0.8, 400)
+    ends = [Interval(1.0, 0.7, 1.5)] * len(real)
+    assert width(ends, real, np.full(len(real), 0.2)) == pytest.approx(1.25 * width(ends, real, np.zeros(len(real))))
+
+
+def test_what_all_chains_miss_a_chain_that_never_ran_is_widened_by():
+    rng = random.Random(5)
+    ran = [Ran(f"chain {n % 40}", Interval(1.0, 0.9, 1.1), rng.lognormvariate(0.0, 0.5), True) for n in range(400)]
+    assert reaches(ran).of("never ran") > 2.0
 
 
 @pytest.mark.parametrize("plan", [sequential("large"), CASCADE], ids=["alone", "cascade"])

@@ -1,6 +1,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from catena.kit.errors import Unavailable
@@ -13,7 +14,7 @@ from catena.router.core.learning import learn
 from catena.router.core.moment import LOST_S, Moment, Present, Residents, Running
 from catena.router.core.observation import Observation, StageOutcome
 from catena.router.core.outlook import Length
-from catena.router.core.pace import LEAST_TIMED, besides, pace_of
+from catena.router.core.pace import LEAST_TIMED, besides, crowd_of, pace_of
 
 pytestmark = pytest.mark.unit
 
@@ -145,3 +146,13 @@ async def test_what_is_in_memory_is_asked_anew_after_a_while_and_kept_while_nobo
     assert (present.moment.cold("base@a"), len(told)) == (False, 1)
     await present.renew(22.0)
     assert (present.moment.cold("base@a"), present.moment.cold("base@b:1")) == (True, False)
+
+
+def test_the_further_from_what_was_seen_the_less_a_time_is_known():
+    rng = np.random.default_rng(7)
+    beside = rng.integers(0, 3, 30).astype(float)
+    crowd = crowd_of(np.exp(0.4 * np.log1p(beside) + rng.normal(0.0, 0.3, 30)), beside, np.ones(30))
+    near, far = crowd.beside(Amount(100.0, 10.0), 1), crowd.beside(Amount(100.0, 10.0), 60)
+    assert near.sd / near.mean == pytest.approx(0.1, abs=0.02)
+    assert far.mean > near.mean
+    assert far.sd / far.mean > 0.3

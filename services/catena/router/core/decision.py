@@ -205,11 +205,7 @@ def _changes(ranked: Sequence[Candidate], knowledge: Knowledge) -> str:
     """Which of their models became others, in words; empty: none did."""
     models = {stage.model for candidate in ranked for stage in candidate.plan.stages}
     told = [(model, knowledge.changes[model]) for model in sorted(models & knowledge.changes.keys())]
-    return "".join(
-        f"; {model} has changed: {'better' if change.shift > 0.0 else 'worse'} by {abs(change.shift):.1f} in log-odds "
-        f"over its last {change.answers} judged answers, what came before is forgotten"
-        for model, change in told
-    )
+    return "".join(f"; {model} {change.words}" for model, change in told)
 
 
 def _why(ranked: Sequence[Candidate], taste: Taste, found: Found) -> str:

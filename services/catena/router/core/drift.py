@@ -16,10 +16,13 @@ import numpy as np
 
 from catena.plan.model import Role, Shape
 from catena.router.core.confidence import Array, log_odds, logit, sigmoid
+from catena.router.core.evidence import Numbers
 from catena.router.core.observation import Fact, Mode, Observation, answer_of, facts_of
 
 LEVEL = 0.02
 """Probability, per model, of ever seeing a change where there is none."""
+ENOUGH = 2.0 / LEVEL
+"""Odds from which a change is believed: half of the level is for verdicts, half for what needs none (`dissent`)."""
 LEAST_BEFORE, LEAST_AFTER = 8, 4
 """Judged answers on either side of a change."""
 MOST_MOMENTS, MOST_CHANGES = 64, 4
@@ -27,9 +30,10 @@ _KIND_ANSWERS = 6.0
 """What a model's rate over all counts in each domain, and in each circumstance, in judged answers."""
 _STEP = 0.25
 _LEVELS = np.arange(-4.0, 4.0 + _STEP / 2.0, _STEP)
-_SHIFTS = np.array([4, 8])
-"""Log-odds by which a model may have been other than usual, and may change either way in steps of those."""
-_MODES = frozenset({Mode.PLAIN, Mode.VERIFY})
+Steps = Sequence[int]
+EITHER, WORSE = (-4, -8, 4, 8), (-4, -8)
+"""Log-odds by which a model may have been other than usual, and by how many steps of those it may change."""
+ALONE = frozenset({Mode.PLAIN, Mode.VERIFY})
 
 
 class Answer(NamedTuple):
@@ -43,70 +47,119 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What changed: since the execution at `since`, by `shift` in log-odds, as `answers` judged since then say.
+    """What changed: since the execution at `since`, by `shift` in log-odds, as `answers` since then say.
 
-    `odds`: how many times likelier they are with the change than without any.
+    `odds`: how many times likelier they are with the change than without any. `judged`: by verdicts, else by what other
+    models said.
     """
 
     since: int
     shift: float
     answers: int
     odds: float
+    judged: bool = True
+
+    @property
+    def words(self) -> str:
+        """What changed, for who asks why."""
+        if not self.judged:
+            return (
+                f"agrees less with others by {-self.shift:.1f} in log-odds over its last {self.answers} answers beside "
+                f"theirs, what was judged before is forgotten"
+            )
+        return (
+            f"has changed: {'better' if self.shift > 0.0 else 'worse'} by {abs(self.shift):.1f} in log-odds over its "
+            f"last {self.answers} judged answers, what came before is forgotten"
+        )
 
 
-def changes_of(observations: Sequence[Observation]) -> dict[str, Change]:
-    """The latest change of every model that changed; `observations` oldest first."""
+def changes_of(judged: Mapping[str, Sequence[Answer]]) -> dict[str, Change]:
+    """The latest change of every model that changed, by its judged answers."""
+    told = {model: latest_change(answers) for model, answers in sorted(judged.items())}
+    return {model: change for model, change in told.items() if change is not None}
+
+
+def judged_of(observations: Sequence[Observation]) -> dict[str, list[Answer]]:
+    """The judged answers of every model; `observations` oldest first."""
     by_model: dict[str, list[Answer]] = defaultdict(list)
     for place, one in enumerate(observations):
         for fact in _spoken(one):
             answer = Answer(place, fact.label or 0.0, one.domain, _circumstance(one, fact))
             by_model[fact.stage.model].append(answer)
-    told = {model: latest_change(answers) for model, answers in sorted(by_model.items())}
-    return {model: change for model, change in told.items() if change is not None}
+    return by_model
 
 
-def latest_change(answers: Sequence[Answer]) -> Change | None:
+def expected_of(changes: Mapping[str, Change], judged: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
+    """How often each changed model is right now, by how often it was before and how much it changed."""
+    told = {}
+    for model, change in changes.items():
+        before = [answer.right for answer in judged.get(model, ()) if answer.place < change.since]
+        if before:
+            rate = (sum(before) + 1.0) / (len(before) + 2.0)
+            told[model] = float(sigmoid(np.array(logit(rate) + change.shift)))
+    return told
+
+
+def latest_change(answers: Sequence[Answer], steps: Steps = EITHER) -> Change | None:
     """The last of the changes that these answers, oldest first, show; None when they show none."""
     found: Change | None = None
     for _ in range(MOST_CHANGES):
-        later = find_change([a for a in answers if found is None or a.place >= found.since])
+        later = find_change([a for a in answers if found is None or a.place >= found.since], steps)
         if later is None:
             break
         found = later
     return found
 
 
-def find_change(answers: Sequence[Answer]) -> Change | None:
-    """The likeliest change; None where all moments together do not speak for one at the `LEVEL`."""
+def find_change(answers: Sequence[Answer], steps: Steps = EITHER) -> Change | None:
+    """The likeliest change by one of the `steps`; None where all moments together are not `ENOUGH` to speak for one."""
+    found = likeliest(answers, steps)
+    return found if found is not None and found.odds >= ENOUGH else None
+
+
+def likeliest(answers: Sequence[Answer], steps: Steps = EITHER) -> Change | None:
+    """The likeliest change by one of the `steps`, however little speaks for it; None where too few answers are told."""
     count = len(answers)
     if count < LEAST_BEFORE + LEAST_AFTER:
         return None
     moments = np.unique(np.linspace(LEAST_BEFORE, count - LEAST_AFTER, MOST_MOMENTS).astype(np.int64))
+    gains = _gains(answers, moments, steps)
+    # Every answer may have been the first after the change: the evidence is the mean over all of them.
+    whole = float(_log_sum(_log_sum(gains, axis=1)) - np.log(len(moments)))
+    moment = int(moments[int(np.argmax(_log_sum(gains, axis=1)))])
+    finer = [step for step in range(min(steps) - 4, max(steps) + 5) if step and (step < 0 or max(steps) > 0)]
+    likely = _gains(answers, np.array([moment]), finer)[0]
+    likely = np.exp(likely - likely.max())
+    return Change(
+        since=answers[moment].place,
+        shift=_STEP * float(likely @ np.array(finer)) / float(likely.sum()),
+        answers=count - moment,
+        odds=float(np.exp(min(whole, 30.0))),
+    )
+
+
+def gain_at(answers: Sequence[Answer], since: int, steps: Steps) -> float:
+    """Logarithm of the odds of a change by one of the `steps` at the execution `since`; 0 where too few tell."""
+    before = sum(answer.place < since for answer in answers)
+    if before < LEAST_BEFORE or len(answers) - before < LEAST_AFTER:
+        return 0.0
+    return float(_log_sum(_gains(answers, np.array([before]), steps)[0]))
+
+
+def _gains(answers: Sequence[Answer], moments: Numbers, steps: Steps) -> Array:
+    """(t, s) the same for each of the steps, of which each is as likely beforehand, at each place among the answers."""
     right = np.array([answer.right for answer in answers])
-    odds = _usual(right, answers)[:, None] + _LEVELS
-    p = sigmoid(odds)
+    p = sigmoid(_usual(right, answers)[:, None] + _LEVELS)
     told = np.vstack(
         [np.zeros(len(_LEVELS)), np.cumsum(right[:, None] * np.log(p) + (1.0 - right[:, None]) * np.log1p(-p), axis=0)]
     )
     prior = -0.5 * _LEVELS**2
     prior -= _log_sum(prior)
     before, after = told[moments] + prior, told[-1] - told[moments]
-    steps = np.concatenate([-_SHIFTS, _SHIFTS])
-    shifted = np.stack([_moved(after, int(step)) for step in steps], axis=2)
+    shifted = np.stack([_moved(after, step) for step in steps], axis=2)
     by_shift = _log_sum(before[:, :, None] + shifted, axis=1)
-    gains = by_shift - np.log(len(steps)) - _log_sum(told[-1] + prior)
-    # Every judged answer may have been the first after the change: the evidence is the mean over all of them.
-    whole = float(_log_sum(_log_sum(gains, axis=1)) - np.log(len(moments)))
-    if whole < -np.log(LEVEL):
-        return None
-    best = int(np.argmax(_log_sum(gains, axis=1)))
-    moment = int(moments[best])
-    return Change(
-        since=answers[moment].place,
-        shift=float(steps[int(np.argmax(gains[best]))] * _STEP),
-        answers=count - moment,
-        odds=float(np.exp(min(whole, 30.0))),
-    )
+    gains: Array = by_shift - np.log(len(steps)) - _log_sum(told[-1] + prior)
+    return gains
 
 
 def _usual(right: Array, answers: Sequence[Answer]) -> Array:
@@ -123,7 +176,7 @@ def _usual(right: Array, answers: Sequence[Answer]) -> Array:
 
 def _spoken(one: Observation) -> Iterable[Fact]:
     """Answers that were judged themselves: those judged by another's say nothing of their own model's change."""
-    facts = [fact for fact in facts_of(one) if fact.label is not None and fact.mode in _MODES and not fact.stage.failed]
+    facts = [fact for fact in facts_of(one) if fact.label is not None and fact.mode in ALONE and not fact.stage.failed]
     spoken = answer_of(one.plan.shape, one.stages) if one.plan.shape is not Shape.CONSENSUS else None
     return [fact for fact in facts if fact.stage.score is not None or fact.stage is spoken]
 

@@ -17,6 +17,7 @@ from catena.plan.model import Interval, Plan
 from catena.router.core.confidence import Array
 from catena.router.core.evidence import Evidence
 from catena.router.core.replay import asked
+from catena.router.core.samples import DOMAIN_CALLS
 
 COVERAGE = 0.9
 LEAST_ROWS, MOST_ROWS = 20, 400
@@ -128,11 +129,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bills:
-    """What a chain would have cost and taken on rows that show all its calls, with each row's domain."""
+    """What a chain would have cost and taken on rows that show all its calls, with each row's domain.
+
+    `pull` (n,): by how much each row has drawn the mean of its domain to itself, of its distance from it.
+    """
 
     usd: Array
     ms: Array
     domains: Sequence[str]
+    pull: Array
 
 
 def bills(plan: Plan, evidence: Evidence, usd: Array) -> Bills | None:
@@ -141,9 +146,11 @@ def bills(plan: Plan, evidence: Evidence, usd: Array) -> Bills | None:
     if found is None:
         return None
     first, later, kept, seen = found
-    places = np.flatnonzero(seen & ~np.isnan(usd[:, [*first, *later]]).any(axis=1))[-MOST_ROWS:]
+    places = np.flatnonzero(seen & ~np.isnan(usd[:, [*first, *later]]).any(axis=1))
     if len(places) < LEAST_ROWS:
         return None
+    met = np.bincount(evidence.domains[places], minlength=len(evidence.names)).astype(np.float64)
+    places = places[-MOST_ROWS:]
     ms = evidence.taken[places]
     goes_on = ~kept[places]
     slowest = ms[:, first].max(axis=1)
@@ -151,16 +158,20 @@ def bills(plan: Plan, evidence: Evidence, usd: Array) -> Bills | None:
         usd=usd[places][:, first].sum(axis=1) + goes_on * usd[places][:, later].sum(axis=1),
         ms=slowest + goes_on * ms[:, later].sum(axis=1),
         domains=[evidence.names[domain] for domain in evidence.domains[places]],
+        pull=1.0 / (met[evidence.domains[places]] + DOMAIN_CALLS),
     )
 
 
-def width(ends: Sequence[Interval], real: Array) -> float:
-    """Factor on the logarithms of the ends over their means under which nine in ten of `real` lie between them."""
+def width(ends: Sequence[Interval], real: Array, pull: Array) -> float:
+    """Factor on the logarithms of the ends over their means under which nine in ten of `real` lie between them.
+
+    `pull`: how far the means were learned from these very values, which would have been further from them else.
+    """
     means, lows, highs = (np.array([getattr(one, name) for one in ends]) for name in ("mean", "low", "high"))
     known = (real > 0.0) & (lows > 0.0) & (lows < means) & (highs > means)
     if known.sum() < LEAST_ROWS:
         return 1.0
-    off = np.log(real[known] / means[known])
+    off = np.log(real[known] / means[known]) / (1.0 - pull[known])
     scores = np.where(off > 0.0, off / np.log(highs / means)[known], off / np.log(lows / means)[known])
     count = len(scores)
     place = min(math.ceil(COVERAGE * (count + 1)), count) - 1

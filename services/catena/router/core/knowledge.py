@@ -27,6 +27,7 @@ from catena.router.core.replay import Replay, Shares, replay, shares, surplus
 from catena.router.core.samples import Key
 from catena.router.core.scorers import Scorer
 from catena.router.core.skills import Skill, unseen
+from catena.router.core.starts import NOWHERE, Starts
 
 GAIN_WITH_MEMORY = 0.9
 """Share of the failures that a search mends beforehand in domains that need memory, for a model that never errs."""
@@ -63,7 +64,8 @@ class Knowledge:
     `ratios`: real over composed cost, and time, by family. `openings` and `rehearsals` are worked out when first asked
     for. `outcome`: what a request's features say; `scorers`: what an answer's do. `changes`: models that became others,
     of which nothing judged earlier counts; `judged_lately`: judged outcomes since the latest. `loads`: milliseconds
-    that loading takes by base. `kept`: what the intervals told so far held.
+    that loading takes by base. `starts`: what a model that was not seen reads, writes and takes. `kept`: what the
+    intervals told so far held.
     """
 
     catalogue: Catalogue
@@ -71,6 +73,7 @@ class Knowledge:
     beforehand: Beforehand = field(default_factory=Beforehand)
     changes: Mapping[str, Change] = field(default_factory=dict)
     skills: Mapping[Key, Skill] = field(default_factory=dict)
+    starts: Starts = NOWHERE
     offsets: dict[Where, float] = field(default_factory=dict)
     judged: dict[Where, float] = field(default_factory=dict)
     ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -149,8 +152,8 @@ class Knowledge:
                 usual = {domain: self.parts(plan, domain).compose() for domain in sorted(set(told.domains))}
                 cost, latency = self.ratios.get(family_of(plan), (1.0, 1.0))
                 self.widths[key] = (
-                    width([scaled(usual[name].cost_usd, cost, 1.0) for name in told.domains], told.usd),
-                    width([scaled(usual[name].latency_ms, latency, 1.0) for name in told.domains], told.ms),
+                    width([scaled(usual[name].cost_usd, cost, 1.0) for name in told.domains], told.usd, told.pull),
+                    width([scaled(usual[name].latency_ms, latency, 1.0) for name in told.domains], told.ms, told.pull),
                 )
         return self.widths[key]
 
@@ -172,7 +175,8 @@ class Knowledge:
 
     def skill(self, model: str, mode: Mode, domain: str = "") -> Skill:
         """What is known of a model in a mode; of one never seen, what is assumed."""
-        return self.skills.get((model, mode)) or unseen(self.beforehand.of(model, domain, self.kinds, self.catalogue))
+        known = self.skills.get((model, mode))
+        return known or unseen(self.beforehand.of(model, domain, self.kinds, self.catalogue), self.starts)
 
     def offset(self, plan: Plan, domain: str) -> float:
         """How much better than composed such chains did, as a difference of probabilities."""

@@ -1,7 +1,7 @@
 """From executions to knowledge. The same executions in the same order give the same knowledge, on any replica."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ from catena.plan.model import Prediction
 from catena.router.core.beforehand import Beforehand, Kinds, learn_beforehand
 from catena.router.core.catalogue import Catalogue
 from catena.router.core.confidence import Array, logit
-from catena.router.core.drift import changed_since, changes_of
+from catena.router.core.dissent import dissent_of
+from catena.router.core.drift import Change, changed_since, changes_of, expected_of, judged_of
 from catena.router.core.evidence import Evidence, evidence_of
 from catena.router.core.intervals import LATEST_RUNS, Kept, Ran, reaches
 from catena.router.core.knowledge import ALL, EXACT, Knowledge, Where
@@ -22,6 +23,7 @@ from catena.router.core.pace import besides, loads_of
 from catena.router.core.samples import samples_of, tallies
 from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
+from catena.router.core.starts import NOWHERE, starts_of
 
 _EFFORT_RUNS = 5.0
 _NOISE, _USUAL = 0.16, 3.0
@@ -53,13 +55,16 @@ def learn(
 ) -> Knowledge:
     """What these executions, oldest first, teach; `half_life` is in executions."""
     usable = [o for o in observations if o.plan.stages and not o.cached and not o.cancelled and not o.plan.pipeline]
-    changes = changes_of(usable)
+    judged = judged_of(usable)
+    changes = _latest(changes_of(judged), dissent_of(usable))
     stale = [changed_since(changes, place) for place in range(len(usable))]
     scorers, usable = read_answers(usable, stale)
     samples = samples_of(usable, half_life, lambda model: Beforehand().of(model, "", kinds, catalogue), stale)
-    beforehand = learn_beforehand(tallies(samples, kinds.needs_memory), catalogue)
+    beforehand = learn_beforehand(tallies(samples, kinds.needs_memory), catalogue, changed=expected_of(changes, judged))
+    starts = starts_of(samples)
     skills = fit_skills(
         samples,
+        starts=starts,
         prior=lambda model, domain: beforehand.of(model, domain, kinds, catalogue),
         needs_memory=kinds.needs_memory,
     )
@@ -69,6 +74,7 @@ def learn(
         beforehand=beforehand,
         changes=changes,
         skills=skills,
+        starts=starts.get(Mode.PLAIN, NOWHERE),
         scorers=scorers,
         outcomes=len(observations),
         judged_outcomes=sum(map(is_judged, usable)),
@@ -92,6 +98,15 @@ def learn(
     _correct_effort(knowledge, known, composed, half_life)
     _widen(knowledge, usable)
     return knowledge
+
+
+def _latest(judged: Mapping[str, Change], unjudged: Mapping[str, Change]) -> dict[str, Change]:
+    """Of each model the change that came last."""
+    told = dict(judged)
+    for model, change in unjudged.items():
+        if model not in told or told[model].since < change.since:
+            told[model] = change
+    return told
 
 
 def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:

@@ -64,6 +64,8 @@ class Part:
             cost_usd=Amount(
                 (read * price_read + written.mean * price_written) / 1e6,
                 math.hypot(read * self.reads.relative_sd * price_read, written.sd * price_written) / 1e6,
+                # What is read is paid for, however little is written.
+                read * max(1.0 - Z * self.reads.relative_sd, 0.0) * price_read / 1e6,
             ),
             latency_ms=taken if moment is None else self._now(taken, moment),
         )
@@ -71,7 +73,7 @@ class Part:
     def _now(self, taken: Amount, moment: Moment) -> Amount:
         """The time beside the calls in flight, and after what has to be loaded first."""
         if self.crowd is not None and self.crowd.power > 0.0:
-            taken = times(taken, self.crowd.slower(moment.beside.get(self.model, 0)))
+            taken = self.crowd.beside(taken, moment.beside.get(self.model, 0))
         if self.load is not None and moment.cold(self.model):
             taken = Amount(taken.mean + self.load.mean, math.hypot(taken.sd, self.load.sd))
         return taken

@@ -10,6 +10,7 @@ import numpy as np
 
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array
+from catena.router.core.habits import Start
 from catena.router.core.observation import Observation, StageOutcome
 
 LEAST_TIMED = 8
@@ -40,14 +41,24 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crowd:
-    """Power of one plus the calls beside it with which a model's times grow; mean logarithm of that sum."""
+    """Power of one plus the calls beside it with which a model's times grow; mean logarithm of that sum.
+
+    `sd`: deviation of the power.
+    """
 
     power: float = 0.0
     usual: float = 0.0
+    sd: float = 0.0
 
     def slower(self, beside: int) -> float:
         """Times its usual time that a call takes beside so many others."""
         return math.exp(self.power * (math.log1p(beside) - self.usual))
+
+    def beside(self, taken: Amount, others: int) -> Amount:
+        """The time beside so many others: the further they are from what was seen, the less it is known."""
+        by = self.slower(others)
+        doubt = taken.mean * self.sd * (math.log1p(others) - self.usual)
+        return Amount(by * taken.mean, by * math.hypot(taken.sd, doubt))
 
 
 def pace_of(stages: Sequence[StageOutcome], weights: Sequence[float]) -> Pace | None:
@@ -67,11 +78,15 @@ def pace_of(stages: Sequence[StageOutcome], weights: Sequence[float]) -> Pace | 
     ridge = 0.1 * (usual_read**2 + 1.0) * float(w.sum()) / math.sqrt(len(told))
     slope = max(float(w @ (centred * (first - usual_first))) / (float(w @ centred**2) + ridge), 0.0)
     per_token = _mean(rest, w) / max(_mean(written, w), 1.0)
+    spread = math.sqrt(_mean((first - usual_first - slope * centred) ** 2, w))
+    spread_each = math.sqrt(_mean(written * (each - per_token) ** 2, w) / _mean(written, w))
+    # As the next call has it: the means are known from these alone, the older ones counting less (Kish).
+    count = float(w.sum()) ** 2 / float(w @ w)
     return Pace(
-        first_ms=Amount(usual_first, math.sqrt(_mean((first - usual_first - slope * centred) ** 2, w))),
+        first_ms=Start(mean=usual_first, sd=spread, worth=count, freedom=count).next,
         per_read_ms=slope,
         usual_read=usual_read,
-        per_token_ms=Amount(per_token, math.sqrt(_mean(written * (each - per_token) ** 2, w) / _mean(written, w))),
+        per_token_ms=Start(mean=per_token, sd=spread_each, worth=count, freedom=count).next,
     )
 
 
@@ -82,9 +97,9 @@ def crowd_of(took_over_usual: Array, beside: Array, weights: Array) -> Crowd:
     x, y = np.log1p(beside), np.log(np.maximum(took_over_usual, 1e-3))
     usual = _mean(x, weights)
     centred = x - usual
-    slope = float(weights @ (centred * (y - _mean(y, weights))))
-    slope /= float(weights @ centred**2) + _CROWD_NOISE / _CROWD_SD**2
-    return Crowd(power=min(max(slope, 0.0), _MOST_CROWD), usual=usual)
+    told = float(weights @ centred**2) + _CROWD_NOISE / _CROWD_SD**2
+    slope = float(weights @ (centred * (y - _mean(y, weights)))) / told
+    return Crowd(power=min(max(slope, 0.0), _MOST_CROWD), usual=usual, sd=math.sqrt(_CROWD_NOISE / told))
 
 
 def besides(observations: Sequence[Observation]) -> list[dict[str, int]]:

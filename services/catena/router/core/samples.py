@@ -1,14 +1,14 @@
 """Every call that was seen, by model and mode, and what several calls have in common: means that lean on each other."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from catena.plan.expect import Amount, if_disagreed
 from catena.plan.model import Role, Shape
+from catena.router.core.habits import Start, Weighted
 from catena.router.core.observation import Fact, Mode, Observation, StageOutcome, agreement, facts_of
 from catena.router.core.pace import besides
 
@@ -22,6 +22,8 @@ _ROUNDS = 3
 """Times that what models are good for is found anew with the labels put back on usual requests by it."""
 STANDING_CALLS, WORTH_HEARING = 4.0, 0.5
 """What a prior counts in judged answers; the rate in a domain above which a better model's word counts."""
+DOMAIN_CALLS = 4.0
+"""Calls in a domain that a model's mean over all domains is worth."""
 TELLING = 4.0
 """Times the share of equal answers: how far an answer that differs from a right one counts as wrong, at most fully."""
 
@@ -47,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """A shrunk mean with its deviation, overall and by domain; `spread` is relative, of single calls."""
+    """A shrunk mean with the deviation of the next value around it, overall and by domain."""
 
     overall: Amount
     by_domain: Mapping[str, Amount] = field(default_factory=dict)
@@ -69,6 +71,10 @@ class Line:
     def at(self, chars: int) -> float:
         """Tokens for that many characters; 0 characters mean that the length is unknown."""
         return max(self.intercept + self.slope * chars, 1.0) if chars else self.mean
+
+    def off(self, samples: Sequence[Sample]) -> list[Weighted]:
+        """By how many times each read more than the line says, with its weight."""
+        return [(s.weight, s.fact.stage.input_tokens / max(self.at(s.chars), 1.0)) for s in samples]
 
 
 def samples_of(
@@ -193,37 +199,33 @@ def _seconded(stage: StageOutcome, observation: Observation, standing: Mapping[t
     return max(known, key=lambda other: able[other.model]).digest == stage.digest
 
 
-def level(samples: Sequence[Sample], values: Sequence[float], prior: Amount) -> Level:
-    """Mean and deviation of values, overall drawn to the prior and by domain drawn to the overall ones."""
-    by_domain: dict[str, list[tuple[float, float]]] = defaultdict(list)
+def level(samples: Sequence[Sample], values: Sequence[float], start: Start) -> Level:
+    """Mean of values and deviation of the next one, overall drawn to the start and by domain to the overall ones."""
+    by_domain: dict[str, list[Weighted]] = defaultdict(list)
     for sample, value in zip(samples, values, strict=True):
         by_domain[sample.domain or ""].append((sample.weight, value))
-    whole = _shrunk([pair for pairs in by_domain.values() for pair in pairs], prior, 2.0)
-    return Level(overall=whole, by_domain={name: _shrunk(pairs, whole, 4.0) for name, pairs in by_domain.items()})
+    whole = start.after([pair for pairs in by_domain.values() for pair in pairs])
+    own = whole.within(DOMAIN_CALLS)
+    return Level(overall=whole.next, by_domain={name: own.after(pairs).next for name, pairs in by_domain.items()})
 
 
-def _shrunk(pairs: Sequence[tuple[float, float]], prior: Amount, strength: float) -> Amount:
-    """Mean, and deviation of single values, of weighted values and `strength` values drawn from the prior."""
-    weight = strength + sum(w for w, _ in pairs)
-    mean = (strength * prior.mean + sum(w * value for w, value in pairs)) / weight
-    squares = strength * (prior.sd**2 + (prior.mean - mean) ** 2) + sum(w * (v - mean) ** 2 for w, v in pairs)
-    return Amount(mean, math.sqrt(squares / weight))
+def line(samples: Sequence[Sample], scatter: Start) -> Line:
+    """How tokens read grow with characters sent, drawn to one token for four where little was seen.
 
-
-def line(samples: Sequence[Sample]) -> Line:
-    """How tokens read grow with characters sent, drawn to one token for four where little was seen."""
+    `scatter`: of tokens over what the line says, before these.
+    """
     tokens = np.array([float(s.fact.stage.input_tokens) for s in samples])
     weights = np.array([s.weight for s in samples])
     chars = np.array([float(s.chars) for s in samples])
     mean = float(weights @ tokens / weights.sum()) if weights.sum() else 150.0
-    spread = float(np.sqrt(weights @ (tokens - mean) ** 2 / weights.sum())) / max(mean, 1.0)
     known = chars > 0
     if not known.any():
-        return Line(intercept=mean, slope=0.0, mean=mean, relative_sd=spread)
-    w, x, y = weights[known], chars[known], tokens[known]
-    x_mean, y_mean = float(w @ x / w.sum()), float(w @ y / w.sum())
-    pull = 0.05 * float(w.sum()) * (x_mean**2 + 1.0) / (1.0 + 0.2 * float(w.sum()))
-    slope = (float(w @ ((x - x_mean) * (y - y_mean))) + pull * 0.25) / (float(w @ (x - x_mean) ** 2) + pull)
-    slope = max(slope, 0.0)
-    left = float(np.sqrt(w @ (y - y_mean - slope * (x - x_mean)) ** 2 / w.sum())) / max(y_mean, 1.0)
-    return Line(intercept=y_mean - slope * x_mean, slope=slope, mean=mean, relative_sd=left)
+        told = Line(intercept=mean, slope=0.0, mean=mean)
+    else:
+        w, x, y = weights[known], chars[known], tokens[known]
+        x_mean, y_mean = float(w @ x / w.sum()), float(w @ y / w.sum())
+        pull = 0.05 * float(w.sum()) * (x_mean**2 + 1.0) / (1.0 + 0.2 * float(w.sum()))
+        slope = (float(w @ ((x - x_mean) * (y - y_mean))) + pull * 0.25) / (float(w @ (x - x_mean) ** 2) + pull)
+        slope = max(slope, 0.0)
+        told = Line(intercept=y_mean - slope * x_mean, slope=slope, mean=mean)
+    return replace(told, relative_sd=scatter.after(told.off(samples)).next.sd)

@@ -15,9 +15,11 @@ import numpy as np
 
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array, Curve, Judged, Silent, fit_curve, log_odds, logit, rate_of
+from catena.router.core.habits import Start
 from catena.router.core.observation import Mode
 from catena.router.core.pace import Crowd, Pace, crowd_of, pace_of
 from catena.router.core.samples import Key, Level, Line, Sample, across, level, line
+from catena.router.core.starts import NOWHERE, Starts, counted, timed, warm_ms
 
 QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mode.DRAFT}
 """Modes whose answers tell how good the model is alone; lossless speculation says what the model would have said."""
@@ -79,9 +81,13 @@ def fit_skills(
     samples: Mapping[Key, Sequence[Sample]],
     *,
     prior: Callable[[str, str], float],
+    starts: Mapping[Mode, Starts],
     needs_memory: Iterable[str] = (),
 ) -> dict[Key, Skill]:
-    """Estimates for every model and mode that was seen; `prior(model, domain)` is its accuracy before anything is."""
+    """Estimates for every model and mode that was seen; `prior(model, domain)` is its accuracy before anything is.
+
+    `starts`: by mode, of the same samples.
+    """
     pooled: dict[Key, list[Sample]] = defaultdict(list)
     for (model, mode), seen in samples.items():
         if mode in QUALITY_MODES:
@@ -91,7 +97,7 @@ def fit_skills(
     harder = difficulty(pooled, {key: amount.mean for key, amount in overall.items()}, apart)
     skills = {}
     for key, seen in samples.items():
-        skill = _figures(seen)
+        skill = _figures(seen, starts[key[1]])
         if key in pooled:
             _judge(skill, pooled[key], overall[key], harder, partial(prior, key[0]), apart)
         skills[key] = skill
@@ -126,12 +132,13 @@ def shifted(accuracy: float, shift: float) -> float:
     return 1.0 / (1.0 + math.exp(-(logit(accuracy) + shift)))
 
 
-def unseen(accuracy: float, *, latency_ms: float = 1000.0) -> Skill:
+def unseen(accuracy: float, starts: Starts = NOWHERE) -> Skill:
     """A model of which nothing was seen."""
     return Skill(
         quality=Level(overall=Amount(accuracy, 0.2)),
-        output_tokens=Level(overall=Amount(200.0, 160.0)),
-        latency_ms=Level(overall=Amount(latency_ms, 0.7 * latency_ms)),
+        input_tokens=starts.read,
+        output_tokens=Level(overall=starts.written.next),
+        latency_ms=Level(overall=starts.taken.next),
     )
 
 
@@ -152,23 +159,21 @@ def _told(samples: Sequence[Sample]) -> dict[str | None, tuple[float, float]]:
     return {domain: (weight, min(right / weight, 1.0)) for domain, (weight, right) in sums.items()}
 
 
-def _figures(samples: Sequence[Sample]) -> Skill:
-    good = [s for s in samples if not s.fact.stage.failed]
-    skill = unseen(0.5)
+def _figures(samples: Sequence[Sample], starts: Starts) -> Skill:
+    skill = unseen(0.5, starts)
     skill.calls = sum(sample.weight for sample in samples)
     failed = sum(s.weight for s in samples if s.fact.stage.failed)
     skill.reliability = 1.0 - failed / (skill.calls + 10.0)
-    counted = [s for s in good if s.fact.stage.input_tokens + s.fact.stage.output_tokens > 0]
-    if counted:
-        skill.input_tokens = line(counted)
-        written = [float(s.fact.stage.output_tokens) for s in counted]
-        skill.output_tokens = level(counted, written, skill.output_tokens.overall)
-    timed = [s for s in good if s.fact.stage.duration_ms > 0.0]
-    if timed:
-        took = [max(s.fact.stage.duration_ms - s.fact.stage.load_ms, 1.0) for s in timed]
-        skill.latency_ms = level(timed, took, skill.latency_ms.overall)
-        skill.pace = pace_of([s.fact.stage for s in timed], [s.weight for s in timed])
-        skill.crowd = _crowd(skill, timed, took)
+    read = counted(samples)
+    if read:
+        skill.input_tokens = line(read, starts.scatter)
+        skill.output_tokens = level(read, [float(s.fact.stage.output_tokens) for s in read], starts.written)
+    done = timed(samples)
+    if done:
+        took = [warm_ms(s) for s in done]
+        skill.latency_ms = level(done, took, starts.taken)
+        skill.pace = pace_of([s.fact.stage for s in done], [s.weight for s in done])
+        skill.crowd = _crowd(skill, done, took)
     return skill
 
 
@@ -281,7 +286,7 @@ def _gate(skill: Skill, fast: Sequence[Sample]) -> None:
     """Share of a cascade's first answers that were kept, and share overruled in spite of their confidence."""
     if not fast:
         return
-    skill.kept = level(fast, [float(s.fact.stage.kept) for s in fast], Amount(0.6, 0.4))
+    skill.kept = level(fast, [float(s.fact.stage.kept) for s in fast], Start(mean=0.6, sd=0.4, worth=2.0))
     sure = [s for s in fast if s.threshold is not None and s.fact.stage.confidence >= s.threshold]
     if sure:
-        skill.overruled = level(sure, [float(not s.fact.stage.kept) for s in sure], Amount(0.02, 0.1))
+        skill.overruled = level(sure, [float(not s.fact.stage.kept) for s in sure], Start(mean=0.02, sd=0.1, worth=2.0))
