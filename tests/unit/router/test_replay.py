@@ -1,6 +1,7 @@
 import random
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -96,13 +97,42 @@ def test_pairs_whose_agreement_is_worth_believing_are_proposed_and_bad_ones_are_
         copied = replace(one.stages[0], name="dear", model="dear")
         seen.append(replace(one, stages=(*one.stages, copied)))
     knowledge = learn(seen, catalogue_of(cards), Kinds())
-    house = House(shapes={Shape.CASCADE: AGREE})
+    poor = ShapeConfig(fast=["dear", "small"], main="large", checks=["agreement"], min_chars=0)
+    house = House(shapes={Shape.CASCADE: poor})
     found = propose(configured_plans(house), knowledge)
     pairs = {frozenset(stage.model for stage in plan.of(Role.FAST)) for plan in found}
     assert frozenset(("small", "middle")) in pairs
     assert not any("dear" in pair for pair in pairs)
     weighed = free_plans(house, catalogue_of(cards), proposals=found)
     assert {plan.configuration_id for plan in found} <= {plan.configuration_id for plan in weighed}
+
+
+def test_nothing_is_proposed_that_pays_no_more_than_what_is_configured():
+    knowledge = learn(rows(random.Random(10), 400), CATALOGUE, Kinds())
+    found = propose([CASCADE], knowledge)
+    assert found == []
+
+
+def test_of_many_pairs_of_models_that_are_all_alike_luck_proposes_few():
+    rng, names = random.Random(12), [f"like-{n}" for n in range(12)]
+    seen = []
+    for one in rows(rng, 300):
+        ease = rng.gauss(0.7, 1.0)
+        hits = {name: ease + rng.gauss(0.0, 0.7) > 0.0 for name in names}
+        stages = tuple(
+            replace(
+                one.stages[0],
+                name=name,
+                model=name,
+                digest="right" if hit else f"wrong-{rng.randrange(5)}",
+                score=float(hit),
+            )
+            for name, hit in hits.items()
+        )
+        seen.append(replace(one, stages=stages))
+    cards = [ModelCard(name=name, price_input=1.0, price_output=1.0) for name in names]
+    cascade = build(Shape.CASCADE, msgspec.structs.replace(AGREE, fast=names[:2], main=names[2]))
+    assert len(propose([cascade], learn(seen, catalogue_of(cards), Kinds()))) <= 2
 
 
 def test_nothing_is_proposed_where_no_cascade_rests_on_agreement():

@@ -6,6 +6,7 @@ then corrected by what was really spent since.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,14 @@ _GAIN, _MEMORY = 2.0, 200.0
 """How hard spending beyond the budget pushes, and the requests over which it is averaged."""
 
 
+class Offer(NamedTuple):
+    """How often a domain is met, and the quality and USD of each plan there."""
+
+    share: float
+    quality: Array
+    usd: Array
+
+
 def shadow_price(
     tables: Mapping[str, Sequence[Candidate]], mix: Mapping[str, float], taste: Taste, budget_usd: float
 ) -> float:
@@ -24,13 +33,17 @@ def shadow_price(
 
     0 where the budget binds nothing; very high where even the cheapest plans exceed it.
     """
-    told = [(mix.get(domain, 0.0), *_figures(table, taste)) for domain, table in tables.items()]
-    whole = sum(share for share, _, _ in told)
+    return least_price([_offer(mix.get(domain, 0.0), table, taste) for domain, table in tables.items()], budget_usd)
+
+
+def least_price(offers: Sequence[Offer], budget_usd: float) -> float:
+    """The same for plain figures."""
+    whole = sum(offer.share for offer in offers)
     if budget_usd <= 0.0 or whole <= 0.0:
         return 0.0
 
     def spent(price: float) -> float:
-        return sum(share * float(usd[int(np.argmax(q - price * usd))]) for share, q, usd in told) / whole
+        return sum(share * float(usd[int(np.argmax(q - price * usd))]) for share, q, usd in offers) / whole
 
     if spent(0.0) <= budget_usd:
         return 0.0
@@ -52,5 +65,6 @@ def correction(spent_usd: Sequence[float], budget_usd: float) -> float:
     return math.exp(min(max(_GAIN * (mean / budget_usd - 1.0), -1.5), 1.5))
 
 
-def _figures(table: Sequence[Candidate], taste: Taste) -> tuple[Array, Array]:
-    return np.array([cautious(c, taste) for c in table]), np.array([c.prediction.cost_usd.mean for c in table])
+def _offer(share: float, table: Sequence[Candidate], taste: Taste) -> Offer:
+    quality, usd = [cautious(c, taste) for c in table], [c.prediction.cost_usd.mean for c in table]
+    return Offer(share, np.array(quality), np.array(usd))

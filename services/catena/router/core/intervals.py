@@ -145,14 +145,14 @@ def bills(plan: Plan, evidence: Evidence, usd: Array) -> Bills | None:
     found = asked(plan, evidence)
     if found is None:
         return None
-    first, later, kept, seen = found
-    places = np.flatnonzero(seen & ~np.isnan(usd[:, [*first, *later]]).any(axis=1))
+    first, later = found.first, found.later
+    places = np.flatnonzero(found.seen & ~np.isnan(usd[:, [*first, *later]]).any(axis=1))
     if len(places) < LEAST_ROWS:
         return None
     met = np.bincount(evidence.domains[places], minlength=len(evidence.names)).astype(np.float64)
     places = places[-MOST_ROWS:]
     ms = evidence.taken[places]
-    goes_on = ~kept[places]
+    goes_on = ~found.settled[places]
     slowest = ms[:, first].max(axis=1)
     return Bills(
         usd=usd[places][:, first].sum(axis=1) + goes_on * usd[places][:, later].sum(axis=1),

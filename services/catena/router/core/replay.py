@@ -84,15 +84,28 @@ def replay(plan: Plan, evidence: Evidence) -> Replay | None:
     )
 
 
-def asked(plan: Plan, evidence: Evidence) -> tuple[list[int], list[int], Flags, Flags] | None:
-    """Columns of the calls made first, at once, and of those made after; by row whether the first settle it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A plan's calls: `first`, columns of those made at once, `later`, of those made where these did not settle it.
 
-    Last, which rows show all of them. None for plans of which the rows cannot tell.
+    By row: whether they `settled` it, whether it was `seen` what all of them did, `right`: 1, 0, NaN: nobody knows.
     """
+
+    first: list[int]
+    later: list[int]
+    settled: Flags
+    seen: Flags
+    right: Array
+
+
+def asked(plan: Plan, evidence: Evidence) -> Asked | None:
+    """What the rows tell of a plan's calls; None for plans of which they cannot."""
+    nothing = np.ones(len(evidence.weights), bool)
     if plan.shape is Shape.SEQUENTIAL:
         alone = _columns(evidence, [plan.main_model])
-        nothing = np.ones(len(evidence.weights), bool)
-        return None if alone is None else (alone, [], nothing, evidence.whole)
+        if alone is None:
+            return None
+        return Asked(first=alone, later=[], settled=nothing, seen=evidence.whole, right=evidence.right[:, alone[0]])
     if plan.shape is Shape.CASCADE:
         found, role = _cascade(plan, evidence), Role.FAST
     elif plan.shape is Shape.CONSENSUS and not plan.of(Role.JUDGE):
@@ -102,8 +115,9 @@ def asked(plan: Plan, evidence: Evidence) -> tuple[list[int], list[int], Flags, 
     first = _columns(evidence, [stage.model for stage in plan.of(role)])
     if found is None or first is None:
         return None
+    right, kept, seen = found
     later = _columns(evidence, [stage.model for stage in plan.of(Role.MAIN)]) or []
-    return first, later, found[1] if later else np.ones(len(evidence.weights), bool), found[2]
+    return Asked(first=first, later=later, settled=kept if later else nothing, seen=seen, right=right)
 
 
 def shares(values: Array, replayed: Replay, prior: float) -> Shares:

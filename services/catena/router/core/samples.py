@@ -74,7 +74,10 @@ class Line:
 
     def off(self, samples: Sequence[Sample]) -> list[Weighted]:
         """By how many times each read more than the line says, with its weight."""
-        return [(s.weight, s.fact.stage.input_tokens / max(self.at(s.chars), 1.0)) for s in samples]
+        chars = np.array([s.chars for s in samples], np.float64)
+        told = np.maximum(np.where(chars > 0.0, self.intercept + self.slope * chars, self.mean), 1.0)
+        read = np.array([s.fact.stage.input_tokens for s in samples]) / told
+        return [(s.weight, over) for s, over in zip(samples, read.tolist(), strict=True)]
 
 
 def samples_of(

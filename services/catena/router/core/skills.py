@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 
 import numpy as np
 
@@ -25,6 +26,11 @@ QUALITY_MODES = {Mode.PLAIN: Mode.PLAIN, Mode.VERIFY: Mode.PLAIN, Mode.DRAFT: Mo
 """Modes whose answers tell how good the model is alone; lossless speculation says what the model would have said."""
 
 PRIOR_CALLS, LEAST_CALLS, DOMAIN_CALLS, DIFFICULTY_CALLS = 2.0, 1.0, 5.0, 3.0
+MOST_CALLS, MOST_SHARE = 60.0, 0.5
+"""The most answers that what is expected of a domain can be worth there, and the most of those that domains have.
+
+Whether they turn out as expected cannot be told from a few.
+"""
 MEMORY_MISSES = 4.0
 """Failures assumed beforehand where answers need memory that a plain call does not have."""
 SILENT_WEIGHT, SILENT_HALF = 0.5, 20.0
@@ -209,13 +215,16 @@ def _judge(
             by_domain[sample.domain].append(sample)
     trust = SILENT_WEIGHT * skill.judged / (skill.judged + SILENT_HALF)
     split = {domain: _split(by_domain.get(domain, ()), hints) for domain in {*by_domain, *harder}}
+    starts = {
+        domain: own if (own := prior(domain)) != prior("") else shifted(overall.mean, harder.get(domain, 0.0))
+        for domain in split
+    }
     told = {domain: judged for domain, (judged, _) in split.items() if judged.weight > 0.0 and domain not in apart}
-    worth = likeness([(judged.weight, judged.right / judged.weight) for judged in told.values()])
+    worth = foresight([(one.weight, one.right / one.weight, starts[domain]) for domain, one in told.items()])
     rates = {}
     for domain, (judged, silent) in split.items():
-        own = prior(domain)
-        start = shifted(overall.mean, harder.get(domain, 0.0)) if own == prior("") else own
-        rates[domain] = rate_of(judged, silent, Amount(start, worth), usual=hints.usual, trust=trust)
+        start = Amount(starts[domain], worth)
+        rates[domain] = rate_of(judged, silent, start, usual=hints.usual, trust=trust)
         skill.judged_in[domain] = judged.weight
     skill.quality = Level(overall=overall, by_domain=rates)
 
@@ -235,6 +244,28 @@ def likeness(seen: Sequence[tuple[float, float]]) -> float:
     if spread <= 0.0:
         return DOMAIN_CALLS
     return min(max(mean * (1.0 - mean) / spread - 1.0, LEAST_CALLS), DOMAIN_CALLS)
+
+
+def foresight(seen: Sequence[tuple[float, float, float]]) -> float:
+    """How many answers of a domain it is worth what is expected there: many when the domains turned out as expected.
+
+    `seen`: by domain the answers judged, the rate of right ones, the rate expected. The variance of rates about what
+    was expected is found by moments, weighted as random effects are (DerSimonian and Laird, Controlled Clinical Trials
+    7, 1986), where `DOMAIN_CALLS` is believed beforehand as firmly as if one domain had shown it.
+    """
+    if not seen:
+        return DOMAIN_CALLS
+    mean = sum(expected for _, _, expected in seen) / len(seen)
+    noise = max(mean * (1.0 - mean), 1e-3)
+    believed = noise / DOMAIN_CALLS
+    sums = [1.0 / believed, 1.0 / believed**2]
+    for weight, rate, expected in seen:
+        trust = 1.0 / (believed + noise / weight) ** 2
+        sums[0] += trust * ((rate - expected) ** 2 - noise / weight)
+        sums[1] += trust
+    few = likeness([(weight, rate) for weight, rate, _ in seen])
+    most = min(max(MOST_SHARE * median(weight for weight, _, _ in seen), few), MOST_CALLS)
+    return noise / max(sums[0] / sums[1], noise / most)
 
 
 def _split(samples: Sequence[Sample], hints: Hints) -> tuple[Judged, Silent]:
