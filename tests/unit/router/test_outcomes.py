@@ -65,7 +65,7 @@ def test_executions_without_features_leave_predictions_as_they_were():
 def test_a_model_that_was_never_judged_is_as_the_others_in_this():
     knowledge = learn(rows(random.Random(4), 600, slope=1.5), CATALOGUE, Kinds())
     short, long = (request_features(asked(words)) for words in (6, 55))
-    assert knowledge.outcome.shift("unheard-of", short) > knowledge.outcome.shift("unheard-of", long) + 0.5
+    assert knowledge.outcome.shifts(short)[""] > knowledge.outcome.shifts(long)[""] + 0.5
 
 
 def test_the_prior_is_narrow_where_labels_are_noise_and_wide_where_they_are_not():

@@ -41,13 +41,11 @@ class Outcomes:
     models: tuple[str, ...] = ()
     own: Array = field(default_factory=lambda: np.empty((0, 0)))
 
-    def shift(self, model: str, features: Sequence[float]) -> float:
-        """Log-odds to add to the model's usual ones; 0 where nothing is known of request or model."""
-        told = self.shifts(features)
-        return told.get(model, told.get("", 0.0))
-
     def shifts(self, features: Sequence[float]) -> dict[str, float]:
-        """The same for every model that was judged; under the empty name, for one that never was."""
+        """Log-odds to add to the usual ones of each model that was judged; under the empty name, of one that never was.
+
+        Empty where nothing is known of the request.
+        """
         if self.shared is None or not features:
             return {}
         row = np.zeros(len(self.shared.weights))
