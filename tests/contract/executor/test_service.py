@@ -71,7 +71,7 @@ async def test_a_cascade_climbs_and_the_record_of_it_can_be_read(tmp_path: Path)
                     return False
                 return True
 
-            await eventually(kept, 1.0)
+            await eventually(kept)
             record = (await room.stub.GetExecution(pb.GetExecutionRequest(id=end.execution_id))).execution
         assert record.outcome == "succeeded"
         assert record.prompt[0].content == "mail me at [email]"
@@ -367,7 +367,7 @@ async def test_events_carry_figures_without_texts_and_feedback_scores_the_record
             context = types_pb2.RequestContext(task="greeting", metadata={"label": "private"})
             with as_caller(Caller("acme")):
                 end = await finished(room.stub.Run(request(instructed, "whisper this", context=context)))
-            await eventually(lambda: bool(heard), 5.0)
+            await eventually(lambda: bool(heard))
             assert heard[0].type == "executor.execution.completed"
             assert heard[0].tenant == "acme"
             for word in (b"hush", b"whisper", b"WHISPER", b"private"):
@@ -444,7 +444,7 @@ async def test_a_background_run_is_cancelled_down_to_the_model(tmp_path: Path) -
     async with around(tmp_path) as room:
         room.adapters.hold.add("large")
         run = (await room.stub.SubmitRun(pb.SubmitRunRequest(run=request(LARGE)))).run
-        await eventually(lambda: bool(room.adapters.asked), 3.0)
+        await eventually(lambda: bool(room.adapters.asked))
         await room.stub.CancelRun(pb.CancelRunRequest(id=run.id))
         end = await ended(room.stub, run.id)
         assert end.state == "cancelled"
@@ -457,7 +457,7 @@ async def test_a_run_goes_on_after_a_restart_without_calling_a_finished_stage_ag
         adapters.hold.add("large")
         async with executor(house) as stub:
             run = (await stub.SubmitRun(pb.SubmitRunRequest(run=request(CASCADE)))).run
-            await eventually(lambda: [one.model for one in adapters.asked] == ["small", "large"], 3.0)
+            await eventually(lambda: [one.model for one in adapters.asked] == ["small", "large"])
         adapters.released.set()
         async with executor(house) as stub:
             end = await ended(stub, run.id)

@@ -180,7 +180,7 @@ async def test_acknowledged_values_survive_kill_9_once_each(tmp_path):
     acknowledged, process = [], start(house)
     try:
         async with called(house) as room:
-            await eventually(lambda: answers(room), 20)
+            await eventually(lambda: answers(room))
 
             async def write_on():
                 for number in range(100_000):
@@ -196,7 +196,7 @@ async def test_acknowledged_values_survive_kill_9_once_each(tmp_path):
             process.wait()
             await writing
             process = start(house)
-            await eventually(lambda: answers(room), 20)
+            await eventually(lambda: answers(room))
             last = acknowledged[-1]
             again = await room.ask("Set", pb.SetRequest(values=[item(last)], request_id=f"r{last}"))
             assert again.values[0].version == len(acknowledged)

@@ -182,7 +182,7 @@ async def test_from_outbox_to_effect_over_a_killed_broker_each_event_counts_once
                 async with store.begin() as conn:
                     await put(conn, event(number))
                 if number == 100:
-                    await eventually(lambda: enough(20), 10)
+                    await eventually(lambda: enough(20))
                     await server.kill()
             await asyncio.sleep(0.5)
             await server.start()

@@ -27,13 +27,13 @@ async def collected(loop: Street, *numbers: int, told: asyncio.Event | None = No
     jobs = len(loop.trainer.jobs)
     await loop.correct(*(numbers or range(20)))
     note(told)
-    await eventually(lambda: len(loop.trainer.jobs) == jobs + 1, 15)
+    await eventually(lambda: len(loop.trainer.jobs) == jobs + 1)
 
 
 async def trained(loop: Street, told: asyncio.Event | None = None) -> None:
     await loop.job_ends("j-1", "succeeded", NEW)
     note(told)
-    await eventually(lambda: len(loop.router.experiments) == 1 and "canary" in loop.states(), 15)
+    await eventually(lambda: len(loop.router.experiments) == 1 and "canary" in loop.states())
 
 
 def note(told: asyncio.Event | None) -> None:
@@ -45,7 +45,7 @@ def note(told: asyncio.Event | None) -> None:
 async def judged(loop: Street, state: str = "won", told: asyncio.Event | None = None) -> None:
     await loop.canary_ends("x-1", state)
     note(told)
-    await eventually(lambda: len(loop.states()) == 2, 15)
+    await eventually(lambda: len(loop.states()) == 2)
 
 
 async def check_promoted(loop: Street) -> None:
@@ -172,11 +172,11 @@ async def test_events_that_came_while_the_learner_was_away_are_heard_when_it_is_
     await loop.down("learner")
     await loop.job_ends("j-1", "succeeded", NEW)
     await loop.up("learner")
-    await eventually(lambda: loop.states() == ["canary"], 15)
+    await eventually(lambda: loop.states() == ["canary"])
     await loop.down("learner")
     await loop.canary_ends("x-1", "won")
     await loop.up("learner")
-    await eventually(lambda: loop.states() == ["canary", "promoted"], 15)
+    await eventually(lambda: loop.states() == ["canary", "promoted"])
     await check_promoted(loop)
 
 
@@ -184,11 +184,11 @@ async def test_events_told_twice_have_their_effect_once(loop):
     await collected(loop)
     for _ in range(2):
         await loop.job_ends("j-1", "succeeded", NEW)
-    await eventually(lambda: loop.states() == ["canary"], 15)
+    await eventually(lambda: loop.states() == ["canary"])
     for _ in range(2):
         await loop.canary_ends("x-1", "won")
         await loop.job_ends("j-1", "succeeded", NEW)
-    await eventually(lambda: loop.states() == ["canary", "promoted"], 15)
+    await eventually(lambda: loop.states() == ["canary", "promoted"])
     await asyncio.sleep(0.3)
     await check_promoted(loop)
 
@@ -196,7 +196,7 @@ async def test_events_told_twice_have_their_effect_once(loop):
 async def test_a_rejected_adapter_ends_the_promotion_and_reaches_no_traffic(loop):
     await collected(loop)
     await loop.job_ends("j-1", "rejected", reason="accuracy 0.12 < 0.70")
-    await eventually(lambda: loop.states() == ["rejected"], 15)
+    await eventually(lambda: loop.states() == ["rejected"])
     assert loop.decided[0].reason == "accuracy 0.12 < 0.70"
     assert (loop.router.puts, loop.router.experiments, loop.adapters.moves) == ([], {}, [])
 
@@ -283,7 +283,7 @@ async def test_capsules_fill_the_data_set_of_their_domain(tmp_path):
         for _ in range(2):
             told = await loop.ask("PutCapsules", pb.PutCapsulesRequest(capsules=[good, weak]))
             assert (told.accepted, told.refused) == (2, 2)
-        await eventually(lambda: len(loop.trainer.jobs) == 1, 15)
+        await eventually(lambda: len(loop.trainer.jobs) == 1)
         (job,) = loop.trainer.jobs.values()
         assert job.spec.adapter == "dataeng"
 
@@ -301,6 +301,6 @@ async def test_old_skills_are_mixed_in_and_measured(tmp_path):
 async def test_a_retention_file_that_is_not_there_ends_the_promotion_with_the_cure(tmp_path):
     async with street(tmp_path, retention_path=str(tmp_path / "absent.jsonl")) as loop:
         await loop.correct(*range(20))
-        await eventually(lambda: loop.states() == ["failed"], 15)
+        await eventually(lambda: loop.states() == ["failed"])
         assert "absent.jsonl" in loop.decided[0].reason
         assert "learner.retention_path" in loop.decided[0].reason

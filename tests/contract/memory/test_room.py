@@ -216,7 +216,7 @@ async def test_acknowledged_documents_survive_kill_9_of_the_room(house, call_roo
     process = start(house)
     try:
         async with call_room(house) as room:
-            await eventually(lambda: answers(room), 20)
+            await eventually(lambda: answers(room))
             writing = asyncio.create_task(write_on(room, acknowledged))
             await eventually(lambda: len(acknowledged) > 10)
             process.kill()
@@ -224,7 +224,7 @@ async def test_acknowledged_documents_survive_kill_9_of_the_room(house, call_roo
             await writing
         process = start(house)
         async with call_room(house) as room:
-            await eventually(lambda: answers(room), 20)
+            await eventually(lambda: answers(room))
             for number in acknowledged:
                 assert await found(room, f"word{number}", engine="bm25") == [f"n{number}"]
     finally:

@@ -71,7 +71,7 @@ async def executions(room, count):
     async def there():
         return (await stats(room)).executions == count
 
-    await eventually(there, 10.0)
+    await eventually(there)
 
 
 async def test_a_request_gets_a_plan_with_its_domain_and_prediction(room):
@@ -134,7 +134,7 @@ async def test_executions_and_feedback_from_the_bus_are_learned_once_each(room):
     async def judged():
         return (await stats(room)).configurations[0].judged == 1
 
-    await eventually(judged, 10.0)
+    await eventually(judged)
     (row,) = (await stats(room)).configurations
     assert (row.domain, row.plan, row.mean_quality, row.success_rate) == ("upper", "sequential(large)", 1.0, 1.0)
     assert (await stats(room, "other")).executions == 0
@@ -302,7 +302,7 @@ async def test_an_experiment_runs_from_assignment_to_its_announced_verdict(room)
             await room.bus.publish(event(f"e{number}", "executor.execution.completed", done))
             await room.bus.publish(event(f"f{number}", "learner.feedback.recorded", said))
         assert seen == {"control", "canary"}
-        await eventually(lambda: bool(heard), 15.0)
+        await eventually(lambda: bool(heard))
     assert (heard[0].experiment_id, heard[0].state, heard[0].treatment_quality) == (started.id, "won", 1.0)
     found = (await room.ask("GetExperiment", pb.GetExperimentRequest(id=started.id))).experiment
     assert found.state == "won" and found.p_quality < 0.05 / 3

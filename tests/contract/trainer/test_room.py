@@ -50,7 +50,7 @@ async def test_a_good_job_is_told_registered_signed_and_passes_the_gate_and_a_ki
             made = await create(stub, training=LONGER)
             assert made.state == "queued"
             job = await ended(stub, made.id)
-            await eventually(lambda: seen and seen[-1].type == "trainer.job.finished", 10)
+            await eventually(lambda: seen and seen[-1].type == "trainer.job.finished")
             check_registered(job, adapters)
             check_told(job, list(seen))
             killed = await create(stub, adapter="again", training=LONGER)
@@ -131,7 +131,7 @@ async def test_a_killed_room_leaves_no_process_and_its_job_goes_on(place, tmp_pa
         await under_way(stub, job.id)
         reached = (await get(stub, job.id)).progress.step
         os.kill(supervisor.pid("trainer"), signal.SIGKILL)
-        await eventually(lambda: not processes_in(place.jobs), 10)
+        await eventually(lambda: not processes_in(place.jobs))
         await supervisor.wait("trainer")
         await supervisor.start(room, timeout_s=60)
         job = await ended(stub, job.id)
