@@ -72,6 +72,7 @@ class Chassis:
             task = asyncio.create_task(self._watched(work, name), name=f"{self.room}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it never began where the room closed at once
 
     def consume(
         self, durable: str, types: Sequence[str], handle: Callable[[Event], Awaitable[None]], *, in_flight: int = 1
