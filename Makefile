@@ -55,7 +55,7 @@ bench-pipelines: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what pipelines,
 bench-gateway: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure what the gateway adds, beside the LiteLLM proxy; PARTS=a,b, OUT=figures.json
 	@$(BIN)/python -m benchmarks.gateway $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT))
 
-bench-router: $(VENV)/.dev ## Score the router on outcomes of real models below CATENA_DATA; TABLE=f.csv, PARTS=1,2, OUT=tables.json
+bench-router: $(VENV)/.dev $(EMBEDDER)/config.json ## Score the router on outcomes of real models below CATENA_DATA; TABLE=f.csv, PARTS=1,2, OUT=tables.json
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.router $(if $(TABLE),--table $(TABLE)) $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-adapters: $(VENV)/.dev $(EMBEDDER)/config.json ## Measure many adapters on one base; SIZE=tiny, DTYPE=bfloat16, PARTS=a,d, OUT=figures.json

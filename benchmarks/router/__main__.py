@@ -16,6 +16,8 @@ from benchmarks.router.report import Report
 from benchmarks.router.speed import speed
 from benchmarks.router.strategies import strategies
 from benchmarks.router.table import Table, mmlu_pro, read_table, routellm
+from catena.embed import Embedder, open_embedder
+from catena.kit.errors import Missing
 
 DATA = "CATENA_DATA"
 PARTS = "123456"
@@ -53,6 +55,14 @@ def data() -> Path:
     return Path(folder)
 
 
+def embedder_of(folder: Path) -> Embedder:
+    """The embedding model. Raises SystemExit that says how to make it."""
+    try:
+        return open_embedder(folder)
+    except Missing as problem:
+        raise SystemExit(problem.message) from None
+
+
 def main() -> None:
     """Parse the command line, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -64,11 +74,15 @@ def main() -> None:
     asked = parser.parse_args()
     report = Report(Console(width=None if os.isatty(1) else 140))
     tables = tables_of(asked.table) if set(asked.parts) & set("1234") else []
-    asyncio.run(run(report, tables, asked.parts, asked.seeds))
-    if "6" in asked.parts and asked.table is None:
-        domains(report, data(), asked.embedding, asked.seeds)
-    if asked.out:
-        report.write(asked.out, {"cores": psutil.cpu_count(), "seeds": asked.seeds, "parts": asked.parts})
+    embedder = embedder_of(asked.embedding) if "6" in asked.parts and asked.table is None else None
+    try:
+        with report.progress:
+            asyncio.run(run(report, tables, asked.parts, asked.seeds))
+            if embedder is not None:
+                domains(report, data(), embedder, asked.seeds)
+    finally:  # what was found stays, also where somebody had enough
+        if asked.out:
+            report.write(asked.out, {"cores": psutil.cpu_count(), "seeds": asked.seeds, "parts": asked.parts})
 
 
 if __name__ == "__main__":

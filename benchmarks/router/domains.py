@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.router.metrics import spread
 from benchmarks.router.report import Cell, Report
 from benchmarks.router.table import Array, mmlu_pro
-from catena.embed import open_embedder
+from catena.embed import Embedder
 from catena.router.core.domains import Domain, classify, fit_head, gists, represent
 
 SHOTS = (4, 16, 64)
@@ -59,9 +59,8 @@ Way = Callable[[NDArray[np.intp], NDArray[np.intp]], Told]
 """From rows of examples and rows to tell."""
 
 
-def domains(report: Report, folder: Path, embedding: Path, seeds: int) -> None:
+def domains(report: Report, folder: Path, embedder: Embedder, seeds: int) -> None:
     """Both sets of texts, by MiniLM with wording, by wording alone, and by raw cosine."""
-    embedder = open_embedder(embedding)
     for name, told, note in (_sources(folder), _categories(folder)):
         texts = [text for part in told.values() for text in part[:MOST]]
         owner = np.repeat(np.arange(len(told)), [len(part[:MOST]) for part in told.values()])
@@ -78,7 +77,7 @@ def _score(report: Report, told: Texts, seeds: int) -> None:
         "raw cosine": lambda shown, asked: _by_cosine(told, shown, asked),
     }
     rows: list[Sequence[Cell]] = []
-    for shots in SHOTS:
+    for shots in report.along(f"6. {told.name}, examples a domain", SHOTS):
         splits = [_split(told, shots, seed) for seed in range(seeds)]
         for name, way in ways.items():
             figures = [_figures(told, way, split) for split in splits]

@@ -1,7 +1,7 @@
 """The questions in order, a tenth of the answers judged, and the same with a model that silently gets worse halfway."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -64,7 +64,8 @@ async def live(report: Report, table: Table, seeds: int) -> None:
         worse.append(table.models[best_single(table, rows)])
         worlds = (table, worsened(table, rows, rng))
         for name, world in zip(found, worlds, strict=True):
-            found[name].append(await _stream(world, rows, seed))
+            starts = report.along(f"3. {table.name}, {name}, seed {seed}", range(0, len(rows), SETTLE))
+            found[name].append(await _stream(world, rows, starts, seed))
     count = min(QUESTIONS, len(table.texts))
     rows_told = [row for name, told in found.items() for row in _parts(name, told, count)]
     report.add(
@@ -96,14 +97,14 @@ def worsened(table: Table, rows: Array, rng: np.random.Generator) -> Table:
     return replace(table, right=right, answers=answers)
 
 
-async def _stream(table: Table, rows: Array, seed: int) -> Told:
+async def _stream(table: Table, rows: Array, starts: Iterable[int], seed: int) -> Told:
     budget = BUDGET * float(table.usd[rows, best_single(table, rows[: len(rows) // 2])].mean())
     right: list[float] = []
     usd: list[float] = []
     told, chains = Told(), Counter[str]()
     shapes = shapes_of(table, rows[: len(rows) // 5])
     async with open_room(table, shapes=shapes, seed=seed, budget_usd=budget, **_SETTINGS) as room:
-        for start in range(0, len(rows), SETTLE):
+        for start in starts:
             for row in rows[start : start + SETTLE]:
                 decision = await room.router.recommend(TENANT, room.ask(int(row)))
                 one, hit = room.run(decision.plan, int(row))

@@ -23,11 +23,11 @@ async def many(report: Report, table: Table, seeds: int) -> None:
     found: dict[str, list[Point]] = {}
     best, equal, parity = [], [], []
     for seed in range(seeds):
-        learned, scored = split(table, seed)
+        learned, scored = rows = split(table, seed)
         single = best_single(table, learned)
         usd, base = float(table.usd[scored, single].mean()), float(table.right[scored, single].mean())
         best.append(base)
-        told = baselines(table, learned, scored, seed) | await _budgets(table, learned, scored, seed)
+        told = baselines(table, learned, scored, seed) | await _budgets(report, table, rows, seed)
         for name, (accuracy, cost) in told.items():
             found.setdefault(name, []).append((accuracy - base, cost / usd))
         ours = [(cost / usd, accuracy - base) for name, (accuracy, cost) in told.items() if name.startswith("router")]
@@ -117,14 +117,15 @@ def _by_category(table: Table, learned: Array, named: NDArray[np.str_]) -> Array
     return picks
 
 
-async def _budgets(table: Table, learned: Array, scored: Array, seed: int) -> dict[str, Point]:
+async def _budgets(report: Report, table: Table, rows: tuple[Array, Array], seed: int) -> dict[str, Point]:
+    learned, scored = rows
     usual = float(table.usd[learned, best_single(table, learned)].mean())
     told = {}
     for share in BUDGETS:
         async with open_room(table, shapes=shapes_of(table, learned), seed=seed, budget_usd=share * usual) as room:
             await room.teach(learned)
             right, usd = [], []
-            for row in scored:
+            for row in report.along(f"2. {table.name}, seed {seed}, budget {share:.0%}", scored):
                 decision = await room.router.recommend(TENANT, room.ask(int(row)))
                 observation, hit = room.run(decision.plan, int(row))
                 right.append(hit)

@@ -25,7 +25,7 @@ async def pairs(report: Report, table: Table, seeds: int) -> None:
     rows: list[Sequence[Cell]] = []
     for part in (0.2, 0.5):
         found: dict[str, list[Curve]] = {}
-        for seed in range(seeds):
+        for seed in report.along(f"1. {table.name}, {part:.0%} of the labels, seeds", range(seeds)):
             for name, scored in (await _seed(table, part, seed)).items():
                 found.setdefault(name, []).append(scored)
         rows += [_row(name, part, scored) for name, scored in found.items()]
@@ -95,7 +95,7 @@ async def _promises(report: Report, table: Table, seeds: int) -> None:
     rows: list[Sequence[Cell]] = []
     for limit in (0.02, 0.05):
         lost, asked, accuracy = [], [], []
-        for seed in range(seeds):
+        for seed in report.along(f"1. {table.name}, at most {limit:.0%} lost, seeds", range(seeds)):
             learned, scored = _cut(table, 0.5, seed)
             weak, strong = weak_and_strong(table, learned)
             async with open_room(table, seed=seed) as room:

@@ -1,16 +1,19 @@
 """Tables as they are found, printed and kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
 from benchmarks.router.metrics import Spread
 
 Cell = str | float | Spread
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -19,6 +22,20 @@ class Report:
 
     console: Console
     tables: list[Mapping[str, object]] = field(default_factory=list)
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        shown = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        # Seldom, for what is timed runs in this very process.
+        self.progress = Progress(*shown, console=self.console, refresh_per_second=1)
+
+    def along(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
+        """The items, with a bar that moves along."""
+        task = self.progress.add_task(what, total=len(items))
+        for item in items:
+            yield item
+            self.progress.advance(task)
+        self.progress.remove_task(task)
 
     def add(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> None:
         """Print a table and keep it."""

@@ -23,7 +23,7 @@ async def strategies(report: Report, table: Table, seed: int = 0) -> None:
     async with open_room(table, shapes=shapes_of(table, learned), seed=seed) as room:
         await room.teach(learned)
         plans = chains(table, learned)
-        rows = [_row(room, plan, scored) for plan in plans]
+        rows = [_row(room, plan, scored) for plan in report.along(f"4. {table.name}, chains", plans)]
     gaps = np.array([abs(float(row[1]) - float(row[2])) for row in rows])
     ratios = np.array([float(row[3]) / float(row[4]) for row in rows])
     covered = [float(row[5]) for row in rows]
