@@ -14,20 +14,22 @@ from benchmarks.router.report import Cell, Report
 from benchmarks.router.table import Array, mmlu_pro
 from catena.embed import Embedder
 from catena.router.core.domains import Domain, classify, fit_head, gists, represent
+from catena.router.core.strangers import EVEN, LATEST, estimate, moved, strangeness
 
 SHOTS = (4, 16, 64)
 THRESHOLD = 0.85
 SCORED, MOST = 1500, 400
 """Texts that are scored at most, and texts of a domain that are looked at."""
 BINS = 10
+MIXTURES = (0.0, 0.1, 0.5)
+"""Shares of strangers among what is asked."""
 COLUMNS = (
-    "examples each, by",
+    "examples each, by, strangers",
     "accuracy",
+    "held to be strangers",
     "share at .85",
-    "accuracy there",
+    "right there",
     "calibration error",
-    "strangers at .85",
-    "error, half strangers",
 )
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 
@@ -53,8 +55,8 @@ class Split:
     strange: NDArray[np.intp]
 
 
-Told = tuple[NDArray[np.intp], Array]
-"""The likeliest domain of n texts, and how sure that is."""
+Told = tuple[NDArray[np.intp], Array, Array]
+"""The likeliest domain of n texts, how sure that is, and how sure that it is none, were every other one a stranger."""
 Way = Callable[[NDArray[np.intp], NDArray[np.intp]], Told]
 """From rows of examples and rows to tell."""
 
@@ -80,18 +82,23 @@ def _score(report: Report, told: Texts, seeds: int) -> None:
     for shots in report.along(f"6. {told.name}, examples a domain", SHOTS):
         splits = [_split(told, shots, seed) for seed in range(seeds)]
         for name, way in ways.items():
-            figures = [_figures(told, way, split) for split in splits]
-            # Where nothing is surer than the threshold there is no accuracy to tell.
-            columns = [[one for one in column if one == one] for column in zip(*figures, strict=True)]
-            rows.append((f"{shots}, {name}", *(spread(column) if column else "none" for column in columns)))
+            found = [(way(split.shown, split.scored), way(split.shown, split.strange)) for split in splits]
+            for share in MIXTURES:
+                parts = zip(splits, found, strict=True)
+                figures = [_figures(told, split, both, share) for split, both in parts]
+                # Where nothing is surer than the threshold there is no accuracy to tell.
+                columns = [[one for one in column if one == one] for column in zip(*figures, strict=True)]
+                cells = [spread(column) if column else "none" for column in columns]
+                rows.append((f"{shots}, {name}, {share:.0%}", *cells))
     report.add(
         f"6. {told.name}: {len(told.names)} domains",
         COLUMNS,
         rows,
         f"{seeds} seeds draw the examples, and a seventh of the domains (one at least) that are not shown: their texts "
-        f"are strangers. {SCORED} of the other texts are scored. Calibration error of the likeliest domain's "
-        f"probability, {BINS} bins of equal count; in the last column on as many strangers as others, which is what "
-        f"the room reckons with. {told.note}",
+        f"are strangers. Up to {SCORED} of the other texts are asked, among as many strangers as the share says; from "
+        "the first third the room reads, without labels, how many are strangers, the rest is scored. Accuracy: of "
+        "those that are none; right there: a stranger never is. Calibration error of the likeliest domain's "
+        f"probability, {BINS} bins of equal count. {told.note}",
     )
 
 
@@ -114,35 +121,36 @@ def _by_head(told: Texts, rows: Array, shown: NDArray[np.intp], asked: NDArray[n
         for owner, part in zip(owners, parts, strict=True)
     ]
     head = fit_head(made, [rows[part] for part in parts])
-    best = [classify(head, row)[0] for row in rows[asked]]
+    scores = [classify(head, row) for row in rows[asked]]
     place = {name: number for number, name in enumerate(told.names)}
-    return np.array([place[one.domain] for one in best]), np.array([one.probability for one in best])
+    found = np.array([place[one[0].domain] for one in scores])
+    return found, np.array([one[0].probability for one in scores]), np.array([strangeness(one) for one in scores])
 
 
 def _by_cosine(told: Texts, shown: NDArray[np.intp], asked: NDArray[np.intp]) -> Told:
-    """The nearest mean of a domain's examples by meaning, its cosine taken for a probability."""
+    """The nearest mean of a domain's examples by meaning, its cosine taken for a probability, whatever is asked."""
     owners = sorted(set(told.domains[shown].tolist()))
     centres = np.array([told.vectors[shown[told.domains[shown] == owner]].mean(axis=0) for owner in owners])
     cosines = told.vectors[asked] @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
-    return np.array(owners)[cosines.argmax(axis=1)], cosines.max(axis=1)
+    return np.array(owners)[cosines.argmax(axis=1)], cosines.max(axis=1), np.full(len(asked), EVEN)
 
 
-def _figures(told: Texts, way: Way, split: Split) -> tuple[float, ...]:
-    found, sure = way(split.shown, split.scored)
-    _, strange = way(split.shown, split.strange)
-    right = (found == told.domains[split.scored]).astype(np.float64)
+def _figures(told: Texts, split: Split, asked: tuple[Told, Told], share: float) -> tuple[float, ...]:
+    """A row's figures: `asked` are known texts and strangers."""
+    known, strange = asked
+    owners, shown = told.domains[split.scored], len(set(told.domains[split.shown].tolist()))
+    right = (known[0] == owners).astype(np.float64)
+    others = min(len(strange[0]), round(len(owners) * share / (1.0 - share)))
+    own = round(others * (1.0 - share) / share) if share else len(owners)
+    hits = np.concatenate([right[:own], np.zeros(others)])
+    sure, none = (np.concatenate([known[n][:own], strange[n][:others]]) for n in (1, 2))
+    order = np.random.default_rng(0).permutation(len(hits))
+    before, after = order[: len(order) // 3], order[len(order) // 3 :]
+    held = estimate(none[before][-LATEST:], shown)
+    sure, hits = (sure * moved(none, held))[after], hits[after]
     at = sure >= THRESHOLD
-    there = float(right[at].mean()) if at.any() else float("nan")
-    even = min(len(sure), len(strange))
-    mixed = np.concatenate([sure[:even], strange[:even]]), np.concatenate([right[:even], np.zeros(even)])
-    return (
-        float(right.mean()),
-        float(at.mean()),
-        there,
-        calibration_error(sure, right),
-        float((strange >= THRESHOLD).mean()),
-        calibration_error(*mixed),
-    )
+    there = float(hits[at].mean()) if at.any() else float("nan")
+    return float(right.mean()), held, float(at.mean()), there, calibration_error(sure, hits)
 
 
 def calibration_error(sure: Array, right: Array) -> float:

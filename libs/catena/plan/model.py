@@ -123,6 +123,7 @@ class Plan:
     """A whole way to answer a request; `pipeline` names a stored one to run instead of a shape.
 
     `features`: figures on the request that it was chosen for, by which its outcome is learned; empty: none.
+    `strangeness`: probability that the request is of no domain, were every other one a stranger; 0: not looked at.
     """
 
     shape: Shape
@@ -136,6 +137,7 @@ class Plan:
     domain: str = ""
     propensity: float = 0.0
     features: tuple[float, ...] = ()
+    strangeness: float = 0.0
 
     @property
     def configuration_id(self) -> str:

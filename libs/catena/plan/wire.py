@@ -27,6 +27,7 @@ def plan_to_proto(plan: Plan) -> types_pb2.Plan:
         domain=plan.domain,
         propensity=plan.propensity,
         features=plan.features,
+        strangeness=plan.strangeness,
     )
 
 
@@ -47,6 +48,7 @@ def plan_from_proto(message: types_pb2.Plan) -> Plan:
         domain=message.domain,
         propensity=message.propensity,
         features=tuple(message.features),
+        strangeness=message.strangeness,
     )
 
 

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,7 @@ async def happened(benches, rng, count):
     for number in range(count):
         skill, ease = simulated.question()
         one, right = simulated.run(PLANS[number % len(PLANS)], skill, ease)
+        one = replace(one, plan=replace(one.plan, strangeness=rng.random() ** 2), routed=True)
         verdict = Verdict(execution_id=one.execution_id, score=float(right))
         steps = [lambda bench, one=one: bench.observe(one)]
         if number % 2:
@@ -63,9 +65,7 @@ async def stand_alike(*benches):
     for bench in benches:
         await bench.router.settle()
         decisions = [await bench.explain(text, objective=o) for text in TEXTS for o in ("balanced", "cost")]
-        told.append(
-            [(d.reason, d.found.domain, [(c.plan, c.prediction, c.utility) for c in d.ranked]) for d in decisions]
-        )
+        told.append([(d.reason, d.found, [(c.plan, c.prediction, c.utility) for c in d.ranked]) for d in decisions])
     assert all(one == told[0] for one in told)
     return told[0]
 

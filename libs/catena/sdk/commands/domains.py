@@ -22,6 +22,8 @@ def domains(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.ListDomains(router_pb2.ListDomainsRequest())
         terminal.table("Domains", COLUMNS, map(_row, told.domains))
+        if told.domains:
+            terminal.say(f"{told.strangers:.0%} of requests are held to be of none of them")
 
     terminal.run(work())
 

@@ -41,7 +41,8 @@ def explain(
         terminal.say(told.reason)
         if told.chosen.domains:
             likeliest = ", ".join(f"{one.domain} {one.probability:.2f}" for one in told.chosen.domains[:3])
-            terminal.say(f"probability of each domain: {likeliest}")
+            none = max(1.0 - sum(one.probability for one in told.chosen.domains), 0.0)
+            terminal.say(f"probability of each domain: {likeliest}; of none {none:.2f}")
 
     terminal.run(work())
 

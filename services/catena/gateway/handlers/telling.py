@@ -6,7 +6,16 @@ from catena.api.executor.v1 import executor_pb2
 from catena.api.types.v1 import types_pb2
 
 Json = dict[str, Any]
-OF_PLAN = ("id", "pipeline", "experiment_id", "experiment_arm", "configuration_id", "domain", "propensity")
+OF_PLAN = (
+    "id",
+    "pipeline",
+    "experiment_id",
+    "experiment_arm",
+    "configuration_id",
+    "domain",
+    "propensity",
+    "strangeness",
+)
 OF_CALL = ("name", "model", "instruction", "timeout_s", "max_attempts", "optional", "prompt")
 OF_STAGE = tuple(
     field.name

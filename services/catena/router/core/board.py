@@ -16,6 +16,7 @@ from catena.router.core.learning import learn
 from catena.router.core.observation import Observation
 from catena.router.core.outlook import ANY_LENGTH, Length
 from catena.router.core.proposals import propose
+from catena.router.core.strangers import EVEN
 
 COARSE, FINE = 2.0, 1.15
 """Steps to which lengths are rounded: to find the best few plans, and where a cap is held against every plan."""
@@ -30,7 +31,7 @@ TableKey = tuple[str, str, Length, str, float]
 class Board:
     """`proposals`: plans beside the configured ones; `taste`: as tuned, with the price of the long-run budget.
 
-    `half_life`: executions after which one counts half.
+    `half_life`: executions after which one counts half. `strangers`: share of requests that are of no domain.
     """
 
     knowledge: Knowledge
@@ -39,6 +40,7 @@ class Board:
     taste: Taste
     half_life: int
     proposals: Sequence[Plan] = ()
+    strangers: float = EVEN
     _plans: dict[str, list[Plan]] = field(default_factory=dict, init=False)
     _stands: dict[tuple[str, str], list[Candidate]] = field(default_factory=dict, init=False)
     _tables: dict[TableKey, list[Candidate]] = field(default_factory=dict, init=False)

@@ -25,11 +25,15 @@ HALF_EXPLORED = 50.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The domain that a request was found in (empty: none was sure), every domain's score, its specialist."""
+    """The domain that a request was found in (empty: none was sure), every domain's score, its specialist.
+
+    `strangeness`: as in `Plan`.
+    """
 
     domain: str = ""
     scores: Sequence[DomainScore] = ()
     specialist: str = ""
+    strangeness: float = 0.0
 
     @property
     def confidence(self) -> float:
@@ -154,6 +158,7 @@ def with_arm(decision: Decision, experiment: Experiment, ask: Ask, grounds: Grou
         domain=decision.found.domain,
         propensity=arm.share,
         features=decision.plan.features,
+        strangeness=decision.found.strangeness,
     )
     words = f"arm {arm.name} of experiment {experiment.name or experiment.id}"
     return replace(decision, plan=with_collection(dressed, ask.collection), reason=words)
@@ -197,6 +202,7 @@ def _settled(
         domain=found.domain,
         propensity=propensity,
         features=request_features(ask),
+        strangeness=found.strangeness,
     )
     return Decision(plan=with_collection(plan, ask.collection), found=found, ranked=ranked, reason=reason)
 

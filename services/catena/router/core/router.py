@@ -38,6 +38,7 @@ from catena.router.core.moment import Present
 from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Verdict
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import State
+from catena.router.core.strangers import EVEN, reckoned, share_of, strangeness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +143,11 @@ class Router:
         board = self.state.book(tenant).board
         return board.knowledge if board is not None else None
 
+    def strangers(self, tenant: str) -> float:
+        """Share of the tenant's requests that are held to be of none of its domains."""
+        board = self.state.book(tenant).board
+        return board.strangers if board is not None else EVEN
+
     async def refresh(self) -> None:
         """Read what changed in the journal, through this replica or another."""
         async with self._turn:
@@ -207,10 +213,12 @@ class Router:
         seen, catalogue, before, manner = book.observations(), book.catalogue, book.board, self._manner
         kinds, house = self.state.kinds(tenant), self.state.house_of(tenant)
         taste = replace(self.taste, weights=self.weights(tenant))
+        domains = self.state.visible_domains(tenant)
 
         def learned() -> Board:
             board = taught(seen, catalogue, kinds, house=house, taste=taste, half_life=manner.half_life)
             board.settle(seen, manner.budget_usd, before)
+            board.strangers = share_of(seen, domains)
             return board
 
         board = await asyncio.to_thread(learned)
@@ -253,10 +261,11 @@ class Router:
             # An embedding model elsewhere may be away; a request without a domain is better than none.
             return Found()
         scores = classify(book.head, row)
-        if scores[0].probability < self._manner.threshold:
-            return Found(scores=scores)
+        found = Found(scores=reckoned(scores, self.strangers(tenant)), strangeness=strangeness(scores))
+        if found.confidence < self._manner.threshold:
+            return found
         name = scores[0].domain
-        return Found(domain=name, scores=scores, specialist=self.state.kinds(tenant).specialists.get(name, ""))
+        return replace(found, domain=name, specialist=self.state.kinds(tenant).specialists.get(name, ""))
 
     async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity) -> Decision:
         check(ask)

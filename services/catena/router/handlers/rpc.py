@@ -127,7 +127,9 @@ class RouterHandlers(RouterServiceServicer):
 
     async def ListDomains(self, request: pb.ListDomainsRequest, context: Context) -> pb.ListDomainsResponse:
         """The domains that the tenant sees."""
-        return pb.ListDomainsResponse(domains=[domain_to(d) for d in self._atlas.list(caller().tenant)])
+        tenant = caller().tenant
+        domains = [domain_to(d) for d in self._atlas.list(tenant)]
+        return pb.ListDomainsResponse(domains=domains, strangers=self._router.strangers(tenant))
 
     async def MergeDomains(self, request: pb.MergeDomainsRequest, context: Context) -> pb.MergeDomainsResponse:
         """Make one of several."""

@@ -933,6 +933,7 @@ class Plan(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     PROPENSITY_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    STRANGENESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identity of this choice; empty: not chosen by the router."""
     shape: Global___Shape.ValueType
@@ -949,6 +950,8 @@ class Plan(_message.Message):
     """Domain that the request was found to be in; empty: none."""
     propensity: _builtins.float
     """Probability with which the router chose this plan, for off-line evaluation; 0: it had no choice, or none is known."""
+    strangeness: _builtins.float
+    """Probability that the request is of no domain, were every other one a stranger; 0: its text was not looked at."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
         """The model calls, in the order of their first use."""
@@ -980,10 +983,11 @@ class Plan(_message.Message):
         domain: _builtins.str = ...,
         propensity: _builtins.float = ...,
         features: _abc.Iterable[_builtins.float] | None = ...,
+        strangeness: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_id", b"configuration_id", "domain", b"domain", "experiment_arm", b"experiment_arm", "experiment_id", b"experiment_id", "features", b"features", "id", b"id", "pipeline", b"pipeline", "prediction", b"prediction", "propensity", b"propensity", "settings", b"settings", "shape", b"shape", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_id", b"configuration_id", "domain", b"domain", "experiment_arm", b"experiment_arm", "experiment_id", b"experiment_id", "features", b"features", "id", b"id", "pipeline", b"pipeline", "prediction", b"prediction", "propensity", b"propensity", "settings", b"settings", "shape", b"shape", "stages", b"stages", "strangeness", b"strangeness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
