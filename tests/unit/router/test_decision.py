@@ -41,3 +41,14 @@ def test_a_plan_that_breaks_a_cap_at_a_second_look_is_not_chosen_however_many_do
     with pytest.raises(Invalid) as refused:
         chosen(small_usd / 2.0)
     assert refused.value.code == "no_plan_fits"
+
+
+def test_a_plan_that_broke_a_cap_at_first_sight_alone_is_chosen_where_nothing_else_fits():
+    knowledge = learn([], catalogue_of(cards()), Kinds())
+    real = weigh([sequential(LARGE), sequential(SMALL)], knowledge, "", Length(chars=3))
+    slow = Interval(9e5, 8e5, 9e6)
+    at_first_sight = rank([replace(c, prediction=replace(c.prediction, latency_ms=slow)) for c in real], QUALITY)
+    ask = Ask(text="add", chars=3, max_latency_ms=1e5)
+    grounds = Grounds(knowledge=knowledge, taste=QUALITY)
+    told = decide(ask, Found(), at_first_sight, grounds, Curiosity(start=0.0, floor=0.0), random.Random(1))
+    assert told.plan.main_model == LARGE

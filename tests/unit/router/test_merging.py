@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from catena.kit.errors import Invalid, Missing
+from catena.kit.errors import Denied, Invalid, Missing
 from catena.plan.build import sequential
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Arm, Experiment
@@ -80,6 +80,16 @@ async def test_an_experiment_on_a_merged_domain_goes_on_under_its_new_name():
     assert (await bench.recommend("reverse: walrus", who="u")).plan.experiment_id == started.id
     assert (await bench.trials.get("t", started.id)).domain == "upper"
     assert [e.domain for e in await bench.trials.list("t", "")] == ["case"]
+
+
+async def test_what_is_everyones_is_not_deleted_by_one_tenant_and_the_error_says_whose_it_is():
+    bench = await Bench().open()
+    with pytest.raises(Denied, match="everyone's; delete it as the tenant 'shared'"):
+        await bench.atlas.delete("t", "upper")
+    with pytest.raises(Missing, match="no domain 'uper'"):
+        await bench.atlas.delete("t", "uper")
+    await bench.atlas.delete("shared", "upper")
+    assert len(bench.atlas.list("t")) == len(EXAMPLES) - 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from catena.plan.model import Shape
 from catena.plan.wire import plan_to_proto
 from catena.router.core.ask import Ask
 from catena.router.core.features import request_features
-from catena.router.handlers.messages import ask_of, experiment_from, experiment_to, observation_from
+from catena.router.handlers.messages import TOO_LONG, ask_of, experiment_from, experiment_to, observation_from
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +92,15 @@ def test_an_experiment_comes_back_as_it_was_put():
     told = experiment_to(experiment_from(asked, "t"))
     assert (told.name, told.domain, told.alpha, told.max_outcomes) == ("n", "d", 0.01, 50)
     assert [(a.name, a.model, a.share) for a in told.arms] == [("control", "", 0.75), ("canary", "m@x", 0.25)]
+
+
+def test_what_was_too_long_for_its_model_tells_nothing_of_it():
+    plan = plan_to_proto(CASCADE)
+    too_long = result("fast", types_pb2.ROLE_FAST, outcome="failed", error_code="context_length_exceeded")
+    main = result("main", types_pb2.ROLE_MAIN, outcome="accepted", answer_digest="e")
+    went_on = observation_from(events_pb2.ExecutionCompleted(plan=plan, stages=[too_long, main], outcome="succeeded"))
+    assert ([stage.name for stage in went_on.stages], went_on.cancelled) == (["main"], False)
+    ended = events_pb2.ExecutionCompleted(plan=plan, stages=[too_long], outcome="failed", error_code=TOO_LONG)
+    assert (observation_from(ended).stages, observation_from(ended).cancelled) == ((), True)
+    ended.error_code = "upstream_unavailable"
+    assert not observation_from(ended).cancelled

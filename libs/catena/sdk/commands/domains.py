@@ -21,6 +21,9 @@ def domains(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
     async def work() -> None:
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.ListDomains(router_pb2.ListDomainsRequest())
+        if terminal.plain:
+            terminal.message(told)
+            return
         terminal.table("Domains", COLUMNS, map(_row, told.domains))
         if told.domains:
             terminal.say(f"{told.strangers:.0%} of requests are held to be of none of them")

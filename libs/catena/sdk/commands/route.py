@@ -36,6 +36,9 @@ def explain(
         )
         async with terminal.room("router", router_pb2_grpc.RouterServiceStub, tenant) as router:
             told = await router.Explain(router_pb2.ExplainRequest(request=request))
+        if terminal.plain:
+            terminal.message(told)
+            return
         columns = ("plan", "quality", "USD", "ms", "utility", "seen", "rejected")
         terminal.table("Candidates; the first would run", columns, map(_candidate, told.candidates))
         terminal.say(told.reason)

@@ -24,6 +24,8 @@ def tune(
 ) -> None:
     """Move the cascade's threshold and the weights to where recorded outcomes want them, by a bounded step."""
     terminal: Terminal = context.obj
+    if dry_run and freeze is not None:
+        raise typer.BadParameter("--dry-run says what tuning would move; leave --freeze and --thaw out")
 
     async def work() -> None:
         request = router_pb2.AutoTuneRequest(dry_run=dry_run, freeze=freeze)
@@ -32,7 +34,9 @@ def tune(
         title = f"Step {told.number}" if told.number else "Would move" if dry_run else "Moved"
         if freeze is None:
             terminal.table(title, MOVED, map(_moved, told.adjustments))
-        elif not dry_run:
+        elif terminal.plain:
+            terminal.message(told)
+        else:
             terminal.say("learning is frozen" if freeze else "learning goes on")
         if told.note:
             terminal.say(told.note)
@@ -54,7 +58,9 @@ def tunings(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
             return
         terminal.table("Steps, newest first", ("step", "when", "by", "judged", "moved", "why"), _steps(told.tunings))
         terminal.say(", ".join(f"{name} {value:.4g}" for name, value in sorted(told.settings.items())))
-        if told.waits_for:
+        if told.frozen:
+            terminal.say("learning is frozen; `catena route tune --thaw` lets it go on")
+        elif told.waits_for:
             terminal.say(f"by itself it goes on once {told.waits_for} more outcomes are judged")
 
     terminal.run(work())

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from catena.kit.clock import World
-from catena.kit.errors import Invalid, Missing
+from catena.kit.errors import Denied, Invalid, Missing
 from catena.router.core.domains import Domain, check_domain, merged
 from catena.router.core.ports import Journal
 from catena.router.core.router import Router
 from catena.router.core.seeds import Hint, changed, seeds
+from catena.router.core.state import SHARED
 
 
 class Atlas:
@@ -77,9 +78,10 @@ class Atlas:
         return self._router.state.visible_domains(tenant)
 
     async def delete(self, tenant: str, name: str) -> None:
-        """Remove a domain of the tenant. Raises Missing when it has none of this name."""
+        """Remove a domain of the tenant. Raises Missing for an unknown name, Denied for one that is everyone's."""
         if (tenant, name) not in self._router.state.domains:
-            raise Missing(f"no domain {name!r}; list them with `catena route domains`", code="unknown_domain")
+            self._domain(tenant, name)
+            raise Denied(f"{name!r} is everyone's; delete it as the tenant {SHARED!r}", code="shared_domain")
         await self._journal.delete_domain(tenant, name)
         await self._router.settle()
 

@@ -112,7 +112,7 @@ def check_fit(ranked: Sequence[Candidate], ask: Ask) -> None:
         if upper > value:
             complaints.append(
                 f"{cap} {value:g} is broken by every plan: {describe(nearest.plan)} comes nearest with up to "
-                f"{upper:.3g}, {upper - value:.3g} too much"
+                f"{upper:.4g}, {upper - value:.4g} too much"
             )
     if not complaints:
         complaints.append(
@@ -193,7 +193,7 @@ def _excesses(candidate: Candidate, ask: Ask) -> list[tuple[str, float]]:
     found = []
     if ask.max_cost_usd:
         excess = cost - ask.max_cost_usd
-        found.append((f"may cost {cost:.3g} USD, {excess:.3g} over max_cost_usd {ask.max_cost_usd:g}", excess))
+        found.append((f"may cost {cost:.4g} USD, {excess:.4g} over max_cost_usd {ask.max_cost_usd:g}", excess))
     if ask.max_latency_ms:
         excess = latency - ask.max_latency_ms
         found.append((f"may take {latency:.4g} ms, {excess:.4g} over max_latency_ms {ask.max_latency_ms:g}", excess))

@@ -119,14 +119,15 @@ def decide(
 def looked_at(ranked: Sequence[Candidate], ask: Ask, grounds: Grounds) -> Sequence[Candidate]:
     """The best few weighed again for this very request, its length and what makes it hard for whom; the rest after.
 
-    Where each of them breaks a cap at a second look, the next few are looked at, until one fits or none is left.
+    Where each of them breaks a cap at a second look, the next few are looked at, until one fits or none is left; at
+    last also those that broke it at the first, which knew neither the very length nor that nothing runs just now.
     """
     shifts = grounds.knowledge.outcome.shifts(request_features(ask))
     length = length_of(ask)
     seen: list[Candidate] = []
     rest = ranked
-    while rest and not rest[0].rejected and all(c.rejected for c in seen):
-        few = [reject(c.again(length, shifts, grounds.moment), ask) for c in rest[:CLOSELY] if not c.rejected]
+    while rest and all(c.rejected for c in seen):
+        few = [reject(c.again(length, shifts, grounds.moment), ask) for c in rest[:CLOSELY]]
         seen, rest = [*rank(few, grounds.taste, ranked), *seen], rest[len(few) :]
     return [*seen, *rest]
 

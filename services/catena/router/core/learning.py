@@ -18,16 +18,21 @@ from catena.router.core.knowledge import ALL, EXACT, Knowledge, Where
 from catena.router.core.moment import Moment
 from catena.router.core.observation import Mode, Observation, family_of, is_judged
 from catena.router.core.outcomes import fit_outcomes
-from catena.router.core.outlook import Length, Outlook
-from catena.router.core.pace import besides, loads_of
+from catena.router.core.outlook import Length, Outlook, Parts
+from catena.router.core.pace import besides, loads_of, overlaps
 from catena.router.core.samples import samples_of, tallies
 from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
 from catena.router.core.starts import NOWHERE, starts_of
 
-_EFFORT_RUNS = 5.0
+_EFFORT_RUNS, _MOST = 5.0, 10.0
+"""Runs that no correction of effort counts as, and the largest correction."""
 _NOISE, _USUAL = 0.16, 3.0
 """Variance of one verdict, and the squared surprise, in its deviations, up to which shrinkage is in full force."""
+
+
+Beside = Mapping[str, float]
+"""How many others of each model ran."""
 
 
 class Chain(NamedTuple):
@@ -85,15 +90,15 @@ def learn(
     )
     assert knowledge.evidence is not None
     knowledge.outcome = fit_outcomes(knowledge.evidence, _usual(knowledge, knowledge.evidence))
-    paired = [
-        (o, gone)
-        for o, gone in zip(usable, stale, strict=True)
+    told = [
+        (o, gone, beside)
+        for o, gone, beside in zip(usable, stale, _crowds(knowledge, usable), strict=True)
         if o.succeeded and all(catalogue.knows(s.model) for s in o.plan.stages)
     ]
-    known = [o for o, _ in paired]
-    composed = _composed(knowledge, known)
+    known = [o for o, _, _ in told]
+    composed = _composed(knowledge, known, [beside for _, _, beside in told])
     # A chain that one of its models has left behind is judged by what it does now.
-    current = [not any(s.model in gone for s in o.plan.stages) for o, gone in paired]
+    current = [not any(s.model in gone for s in o.plan.stages) for o, gone, _ in told]
     _correct_quality(knowledge, known, composed, current, half_life)
     _correct_effort(knowledge, known, composed, half_life)
     _widen(knowledge, usable)
@@ -121,15 +126,28 @@ def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:
     return usual
 
 
-def _composed(knowledge: Knowledge, observations: Sequence[Observation]) -> list[Prediction]:
-    """What the parts alone say of each run; runs of one plan in one domain share the answer."""
-    told: dict[tuple[str, float, str], Prediction] = {}
+def _crowds(knowledge: Knowledge, observations: Sequence[Observation]) -> list[Beside]:
+    """By execution, who ran beside it, as it made each of its models slow."""
+    shared = {model for (model, mode), known in knowledge.skills.items() if mode is Mode.PLAIN and known.crowd.shared}
+    return [
+        {model: meanwhile[model] if model in shared else others for model, others in before.items()}
+        for before, meanwhile in zip(besides(observations), overlaps(observations), strict=True)
+    ]
+
+
+def _composed(knowledge: Knowledge, observations: Sequence[Observation], near: Sequence[Beside]) -> list[Prediction]:
+    """What the parts alone say of each run; runs of one plan in one domain beside as many others share the answer."""
+    parts: dict[tuple[str, float, str], Parts] = {}
+    told: dict[tuple[tuple[str, float, str], tuple[float, ...]], Prediction] = {}
     predictions = []
-    for o in observations:
+    for o, beside in zip(observations, near, strict=True):
         key = (family_of(o.plan), o.plan.settings.threshold, o.domain)
-        if key not in told:
-            told[key] = knowledge.parts(o.plan, o.domain).compose()
-        predictions.append(told[key])
+        crowd = key, tuple(beside.get(stage.model, 0) for stage in o.plan.stages)
+        if key not in parts:
+            parts[key] = knowledge.parts(o.plan, o.domain)
+        if crowd not in told:
+            told[crowd] = parts[key].compose(moment=Moment(beside=beside))
+        predictions.append(told[crowd])
     return predictions
 
 
@@ -172,19 +190,23 @@ def _correct_quality(
 def _correct_effort(
     knowledge: Knowledge, observations: Sequence[Observation], composed: Sequence[Prediction], half_life: int
 ) -> None:
-    """Learn how real cost, at today's prices, and real time stand to what was composed."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 5)
+    """Learn how real cost, at today's prices, and real time stand to what was composed.
+
+    Of costs the sums, for the dear runs are what is paid; of times each run alike, or a burst would tell of all others.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     newest = len(observations) - 1
     for n, (o, told) in enumerate(zip(observations, composed, strict=True)):
         weight = 0.5 ** ((newest - n) / half_life)
         warm_ms = o.latency_ms - sum(stage.load_ms for stage in o.stages)
-        figures = (1.0, _priced(o, knowledge.catalogue), told.cost_usd.mean, warm_ms, told.latency_ms.mean)
+        slower = min(warm_ms / max(told.latency_ms.mean, 1e-3), _MOST)
+        figures = (1.0, _priced(o, knowledge.catalogue), told.cost_usd.mean, slower)
         tally = sums[family_of(o.plan)]
         for column, figure in enumerate(figures):
             tally[column] += weight * figure
-    for family, (runs, cost, cost_told, time, time_told) in sums.items():
+    for family, (runs, cost, cost_told, slower) in sums.items():
         pull = _EFFORT_RUNS / max(runs, 1e-9)
-        knowledge.ratios[family] = (_ratio(cost, cost_told, pull), _ratio(time, time_told, pull))
+        knowledge.ratios[family] = (_ratio(cost, cost_told, pull), _ratio(slower, runs, pull))
 
 
 def _widen(knowledge: Knowledge, observations: Sequence[Observation]) -> None:
@@ -222,7 +244,7 @@ def _kept(observations: Sequence[Observation]) -> Kept:
 
 def _ratio(real: float, told: float, pull: float) -> float:
     """Real over told, drawn towards 1 by `pull` times what was told."""
-    return min(max((real / told + pull) / (1.0 + pull), 0.1), 10.0) if told > 0.0 else 1.0
+    return min(max((real / told + pull) / (1.0 + pull), 1.0 / _MOST), _MOST) if told > 0.0 else 1.0
 
 
 def _priced(observation: Observation, catalogue: Catalogue) -> float:

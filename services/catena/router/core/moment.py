@@ -4,58 +4,25 @@ Held in memory and told by what comes anyway; no decision waits for it. Nothing 
 beside others, and what loading took, is in the executions.
 """
 
-from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from catena.kit.errors import CatenaError
-from catena.plan.model import Plan
 from catena.router.core.ports import FetchResidents
-
-LOST_S = 300.0
-"""Seconds after which a plan that was recommended and never heard of again is no longer taken to run."""
-MOST_RUNNING = 20_000
+from catena.router.core.running import Running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """Calls in flight by model; names of adapters in memory, with and without version; None: nobody told."""
 
-    beside: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, float] = field(default_factory=dict)
     resident: Collection[str] | None = None
 
     def cold(self, model: str) -> bool:
         """Whether `model` is an adapter that would have to be loaded first."""
         return self.resident is not None and "@" in model and model not in self.resident
-
-
-@dataclass(slots=True)
-class Running:
-    """Plans that were recommended and whose executions were not heard of yet."""
-
-    beside: Counter[str] = field(default_factory=Counter)
-    _begun: OrderedDict[str, tuple[float, tuple[str, ...]]] = field(default_factory=OrderedDict)
-
-    def began(self, plan: Plan, now_s: float) -> None:
-        """The plan was handed out; its first calls are taken to run until it is heard of."""
-        models = tuple(sorted({stage.model for stage in plan.stages}))
-        self._begun[plan.id] = (now_s, models)
-        self.beside.update(models)
-        while self._begun and self._stale(now_s):
-            self.ended(next(iter(self._begun)))
-
-    def ended(self, plan_id: str) -> None:
-        """Its execution was heard of, here or on another replica."""
-        _, models = self._begun.pop(plan_id, (0.0, ()))
-        for model in models:
-            self.beside[model] -= 1
-            if self.beside[model] <= 0:
-                del self.beside[model]
-
-    def _stale(self, now_s: float) -> bool:
-        begun_s, _ = next(iter(self._begun.values()))
-        return len(self._begun) > MOST_RUNNING or begun_s < now_s - LOST_S
 
 
 @dataclass(slots=True)
@@ -91,10 +58,9 @@ class Present:
     residents: Residents = field(default_factory=Residents)
     _until_s: float = 0.0
 
-    @property
-    def moment(self) -> Moment:
-        """This very moment."""
-        return Moment(beside=self.running.beside, resident=self.residents.names)
+    def moment(self, now_s: float) -> Moment:
+        """This very moment, by a clock that only moves forward."""
+        return Moment(beside=self.running.beside(now_s), resident=self.residents.names)
 
     async def renew(self, now_s: float) -> None:
         """Ask anew what is in memory, if it was long ago; when nobody answers, what is known stays."""

@@ -72,6 +72,7 @@ class Observation:
     """One execution. `plan` lacks its instructions, hence `configuration_id` beside it.
 
     `routed`: this router chose or dressed the plan, so that `domain` (empty: none was sure) is its own finding.
+    `cancelled`: by whoever asked, or it was too long for its models: it tells nothing of them.
     `chars`: length of what was sent, 0: unknown. `score`: 0 to 1; None: nobody judged. `objective` and caps: as the
     request named them, empty and 0 where it did not.
     """

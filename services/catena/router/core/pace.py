@@ -43,18 +43,19 @@ class Pace:
 class Crowd:
     """Power of one plus the calls beside it with which a model's times grow; mean logarithm of that sum.
 
-    `sd`: deviation of the power.
+    `sd`: deviation of the power. `shared`: whether it follows who ran meanwhile, not who was there before.
     """
 
     power: float = 0.0
     usual: float = 0.0
     sd: float = 0.0
+    shared: bool = False
 
-    def slower(self, beside: int) -> float:
+    def slower(self, beside: float) -> float:
         """Times its usual time that a call takes beside so many others."""
         return math.exp(self.power * (math.log1p(beside) - self.usual))
 
-    def beside(self, taken: Amount, others: int) -> Amount:
+    def beside(self, taken: Amount, others: float) -> Amount:
         """The time beside so many others: the further they are from what was seen, the less it is known."""
         by = self.slower(others)
         doubt = taken.mean * self.sd * (math.log1p(others) - self.usual)
@@ -90,16 +91,25 @@ def pace_of(stages: Sequence[StageOutcome], weights: Sequence[float]) -> Pace | 
     )
 
 
-def crowd_of(took_over_usual: Array, beside: Array, weights: Array) -> Crowd:
-    """From times over what was usual for such calls, and how many others of the model ran when each began."""
-    if not len(beside):
+def crowd_of(took_over_usual: Array, before: Array, meanwhile: Array, weights: Array) -> Crowd:
+    """From times over what was usual for such calls, and how many others ran when each began, and meanwhile.
+
+    Calls that wait in turn are slow by who was there before, calls that share what there is by who ran meanwhile: what
+    explains the times better is gone by.
+    """
+    if not len(before):
         return Crowd()
-    x, y = np.log1p(beside), np.log(np.maximum(took_over_usual, 1e-3))
-    usual = _mean(x, weights)
-    centred = x - usual
-    told = float(weights @ centred**2) + _CROWD_NOISE / _CROWD_SD**2
-    slope = float(weights @ (centred * (y - _mean(y, weights)))) / told
-    return Crowd(power=min(max(slope, 0.0), _MOST_CROWD), usual=usual, sd=math.sqrt(_CROWD_NOISE / told))
+    y = np.log(np.maximum(took_over_usual, 1e-3))
+    y = y - _mean(y, weights)
+    fits = []
+    for shared, beside in ((False, before), (True, meanwhile)):
+        x = np.log1p(beside)
+        usual = _mean(x, weights)
+        told = float(weights @ (x - usual) ** 2) + _CROWD_NOISE / _CROWD_SD**2
+        power = min(max(float(weights @ ((x - usual) * y)) / told, 0.0), _MOST_CROWD)
+        left = float(weights @ (y - power * (x - usual)) ** 2)
+        fits.append((left, Crowd(power=power, usual=usual, sd=math.sqrt(_CROWD_NOISE / told), shared=shared)))
+    return min(fits, key=lambda fit: fit[0])[1]
 
 
 def besides(observations: Sequence[Observation]) -> list[dict[str, int]]:
@@ -119,6 +129,34 @@ def besides(observations: Sequence[Observation]) -> list[dict[str, int]]:
         }
         for one in observations
     ]
+
+
+def overlaps(observations: Sequence[Observation]) -> list[dict[str, float]]:
+    """By execution, how many others that call each of its models ran beside it, on average over its time.
+
+    What made it slow, where `besides` is what could be known beforehand: of fifty that begin at once the first has
+    none before it.
+    """
+    told: list[dict[str, float]] = [{} for _ in observations]
+    calling: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(observations):
+        for model in {stage.model for stage in one.stages}:
+            calling[model].append(place)
+    for model, places in calling.items():
+        runs = [observations[place] for place in places]
+        spans = np.array([(one.time_s, one.time_s + max(one.latency_ms, 1.0) / 1000.0) for one in runs])
+        shared = np.diff(np.interp(spans, *_running(spans)), axis=1)[:, 0] / np.diff(spans, axis=1)[:, 0]
+        for place, others in zip(places, np.maximum(shared - 1.0, 0.0).tolist(), strict=True):
+            told[place][model] = others
+    return told
+
+
+def _running(spans: Array) -> tuple[Array, Array]:
+    """When runs begin or end, and the seconds that all of them together ran until then; `spans` (n, 2)."""
+    order = np.argsort(spans.ravel(), kind="stable")
+    moments = spans.ravel()[order]
+    count = np.cumsum(np.where(order % 2 == 0, 1.0, -1.0))
+    return moments, np.concatenate([[0.0], np.cumsum(count[:-1] * np.diff(moments))])
 
 
 def loads_of(observations: Sequence[Observation]) -> Mapping[str, Amount]:

@@ -35,6 +35,7 @@ from catena.router.core.domains import (
 from catena.router.core.experiments import covering
 from catena.router.core.knowledge import Knowledge
 from catena.router.core.moment import Present
+from catena.router.core.observation import Observation
 from catena.router.core.ports import Embed, FetchModels, FetchResidents, Journal, Report, Seen, Verdict
 from catena.router.core.recorded import Recorded, observation_of
 from catena.router.core.state import State
@@ -94,8 +95,7 @@ class Router:
 
     async def observe(self, several: Sequence[Seen]) -> None:
         """Take in executions; when this returns all of them are committed, when it raises none is."""
-        for seen in several:
-            self.present.running.ended(seen.observation.plan.id)
+        self._heard_of([seen.observation for seen in several])
         await self._ports.journal.observe(several)
 
     async def judge(self, tenant: str, verdict: Verdict, event_id: str) -> None:
@@ -153,10 +153,14 @@ class Router:
         async with self._turn:
             state, journal = self.state, self._ports.journal
             changes = await journal.changes(state.revision)
-            for noted in changes.observations:
-                self.present.running.ended(noted.observation.plan.id)
+            self._heard_of([noted.observation for noted in changes.observations])
             if not state.apply(changes):
                 state.rewind(await journal.changes(0))
+
+    def _heard_of(self, several: Sequence[Observation]) -> None:
+        now_s = self._world.clock.monotonic()
+        for one in several:
+            self.present.running.ended(one.plan.id, one.latency_ms, now_s)
 
     async def settle(self) -> None:
         """Read what changed and learn from it, for every tenant."""
@@ -281,7 +285,7 @@ class Router:
         if experiment is not None:
             curiosity = replace(curiosity, start=0.0, floor=0.0)
         taste = replace(board.taste, objective=ask.objective or board.taste.objective)
-        grounds = Grounds(knowledge=knowledge, taste=taste, moment=self.present.moment)
+        grounds = Grounds(knowledge=knowledge, taste=taste, moment=self.present.moment(self._world.clock.monotonic()))
         if ask.shape is None and ask.model == AUTO:
             step = FINE if ask.max_cost_usd or ask.max_latency_ms else COARSE
             weighed = board.weighed(found.domain, found.specialist, length_of(ask), taste, step)

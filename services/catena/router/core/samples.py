@@ -10,7 +10,7 @@ from catena.plan.expect import Amount, if_disagreed
 from catena.plan.model import Role, Shape
 from catena.router.core.habits import Start, Weighted
 from catena.router.core.observation import Fact, Mode, Observation, StageOutcome, agreement, facts_of
-from catena.router.core.pace import besides
+from catena.router.core.pace import besides, overlaps
 
 Key = tuple[str, Mode]
 Stale = Sequence[frozenset[str]]
@@ -34,7 +34,8 @@ class Sample:
 
     `label`: of the fact, as it would be on a usual request: what a gate lets pass is harder than that.
     `seconded`: whether a better model gave the same answer to the same question; None: none was asked.
-    `threshold`: of the cascade whose first answer it was; None: it was not. `beside`: others of its model ran then.
+    `threshold`: of the cascade whose first answer it was; None: it was not. `before`,
+    `meanwhile`: others of its model that ran when it began, and on average beside it.
     """
 
     fact: Fact
@@ -44,7 +45,8 @@ class Sample:
     label: float | None = None
     seconded: bool | None = None
     threshold: float | None = None
-    beside: int = 0
+    before: int = 0
+    meanwhile: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +97,8 @@ def samples_of(
         agreed[observation.domain][0] += same
         agreed[observation.domain][1] += pairs
     samples: dict[Key, list[Sample]] = defaultdict(list)
-    crowds = besides(observations)
+    befores, meanwhiles = besides(observations), overlaps(observations)
     for age, (observation, facts) in enumerate(reversed(told)):
-        beside = crowds[-1 - age]
         weight = 0.5 ** (age / half_life)
         same, pairs = agreed[observation.domain]
         telling = min(1.0, TELLING * same / (pairs + 4.0))
@@ -113,7 +114,8 @@ def samples_of(
                     label=_on_usual(fact, observation, standing),
                     seconded=_seconded(stage, observation, standing) if telling >= 0.5 else None,
                     threshold=observation.plan.settings.threshold if stage.role is Role.FAST else None,
-                    beside=beside[stage.model],
+                    before=befores[-1 - age][stage.model],
+                    meanwhile=meanwhiles[-1 - age][stage.model],
                 )
             )
     return samples

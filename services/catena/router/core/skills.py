@@ -8,7 +8,7 @@ same answer or another one, else through their confidence.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 
@@ -17,7 +17,7 @@ import numpy as np
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array, Curve, Judged, Silent, fit_curve, log_odds, logit, rate_of
 from catena.router.core.habits import Start
-from catena.router.core.observation import Mode
+from catena.router.core.observation import Mode, StageOutcome
 from catena.router.core.pace import Crowd, Pace, crowd_of, pace_of
 from catena.router.core.samples import Key, Level, Line, Sample, across, level, line
 from catena.router.core.starts import NOWHERE, Starts, counted, timed, warm_ms
@@ -176,11 +176,22 @@ def _figures(samples: Sequence[Sample], starts: Starts) -> Skill:
         skill.output_tokens = level(read, [float(s.fact.stage.output_tokens) for s in read], starts.written)
     done = timed(samples)
     if done:
-        took = [warm_ms(s) for s in done]
+        took, stages, weights = [warm_ms(s) for s in done], [s.fact.stage for s in done], [s.weight for s in done]
         skill.latency_ms = level(done, took, starts.taken)
-        skill.pace = pace_of([s.fact.stage for s in done], [s.weight for s in done])
+        skill.pace = pace_of(stages, weights)
         skill.crowd = _crowd(skill, done, took)
+        # Then what calls take beside usually many, or the slow ones of a burst would be taken for usual.
+        slower = [skill.crowd.slower(s.meanwhile if skill.crowd.shared else s.before) for s in done]
+        skill.latency_ms = level(done, [ms / by for ms, by in zip(took, slower, strict=True)], starts.taken)
+        skill.pace = pace_of([_eased(stage, by) for stage, by in zip(stages, slower, strict=True)], weights)
     return skill
+
+
+def _eased(stage: StageOutcome, by: float) -> StageOutcome:
+    """The call as if it had been so many times as fast, but for loading."""
+    first = max(stage.first_token_ms - stage.load_ms, 0.0) / by
+    rest = max(stage.duration_ms - stage.first_token_ms, 0.0) / by
+    return replace(stage, first_token_ms=first, duration_ms=first + rest, load_ms=0.0)
 
 
 def _crowd(skill: Skill, timed: Sequence[Sample], took: Sequence[float]) -> Crowd:
@@ -193,7 +204,8 @@ def _crowd(skill: Skill, timed: Sequence[Sample], took: Sequence[float]) -> Crow
         return skill.pace.at(stage.input_tokens, Amount(stage.output_tokens)).mean
 
     over = np.array([real / max(usual(sample), 1e-3) for sample, real in zip(timed, took, strict=True)])
-    return crowd_of(over, np.array([s.beside for s in timed], float), np.array([s.weight for s in timed]))
+    told = np.array([(s.before, s.meanwhile, s.weight) for s in timed], float).reshape(-1, 3).T
+    return crowd_of(over, *told)
 
 
 def _judge(

@@ -20,6 +20,9 @@ from catena.router.core.observation import Observation, StageOutcome
 from catena.router.core.ports import Totals
 from catena.router.core.steps import Adjustment, Step
 
+TOO_LONG = "context_length_exceeded"
+"""Code of what was longer than its model reads."""
+
 
 def ask_of(message: pb.RecommendRequest) -> Ask:
     """The request. Raises Invalid when nothing is asked."""
@@ -99,7 +102,7 @@ def observation_from(event: events_pb2.ExecutionCompleted) -> Observation:
         cost_usd=event.cost_usd,
         latency_ms=event.duration_ms,
         succeeded=event.outcome == "succeeded",
-        cancelled=event.outcome == "cancelled",
+        cancelled=event.outcome == "cancelled" or event.error_code == TOO_LONG,
         cached=event.cached,
         objective=event.context.objective,
         max_cost_usd=event.context.max_cost_usd,
@@ -115,10 +118,14 @@ def plan_of(event: events_pb2.ExecutionCompleted) -> Plan:
 
 
 def stages_from(results: Iterable[types_pb2.StageResult]) -> tuple[StageOutcome, ...]:
-    """One outcome a stage, its attempts and turns added up; how it ended is how its last call ended."""
+    """One outcome a stage, its attempts and turns added up; how it ended is how its last call ended.
+
+    A call that was too long for its model, and not made, is no failure of the model.
+    """
     by_name: dict[str, list[types_pb2.StageResult]] = {}
     for result in results:
-        by_name.setdefault(result.name, []).append(result)
+        if result.error_code != TOO_LONG:
+            by_name.setdefault(result.name, []).append(result)
     return tuple(_stage(calls) for calls in by_name.values())
 
 

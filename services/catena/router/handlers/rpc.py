@@ -96,6 +96,7 @@ class RouterHandlers(RouterServiceServicer):
             tunings=[tuning_to(step) for step in reversed(steps)],
             settings=self._tuner.settings(tenant),
             waits_for=self._tuner.lacking(tenant),
+            frozen=self._router.state.frozen_at(tenant) is not None,
         )
 
     async def RevertTuning(self, request: pb.RevertTuningRequest, context: Context) -> pb.RevertTuningResponse:

@@ -506,8 +506,11 @@ class ListTuningsResponse(_message.Message):
     TUNINGS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
     waits_for: _builtins.int
     """Outcomes that must still be judged before tuning goes on by itself; 0: it goes on at its next time."""
+    frozen: _builtins.bool
+    """Whether learning is frozen: until it goes on, nothing that is heard moves anything."""
     @_builtins.property
     def tunings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tuning]:
         """Newest first."""
@@ -522,10 +525,11 @@ class ListTuningsResponse(_message.Message):
         tunings: _abc.Iterable[Global___Tuning] | None = ...,
         settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         waits_for: _builtins.int = ...,
+        frozen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "tunings", b"tunings", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "settings", b"settings", "tunings", b"tunings", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
