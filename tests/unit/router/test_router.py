@@ -10,8 +10,10 @@ from catena.kit.errors import Conflict, Invalid, Missing, Unavailable
 from catena.plan.build import ShapeConfig, build, sequential
 from catena.plan.model import Shape, describe
 from catena.router.core.catalogue import ModelCard
+from catena.router.core.decision import CLOSELY, length_of
 from catena.router.core.domains import Domain
 from catena.router.core.experiments import Arm, Experiment
+from catena.router.core.features import request_features
 from catena.router.core.ports import Verdict
 from catena.router.core.steps import OPERATOR
 from tests.unit.router.simulation import LARGE, SHAPES, SKILLS, SMALL, cards
@@ -247,6 +249,21 @@ async def test_a_base_left_to_choose_for_a_named_task_is_not_chosen_for_here():
     led = await bench.recommend("anything", task="code", model=f"{LARGE}@auto", shape=Shape.CASCADE)
     assert alone.plan.main_model == f"{LARGE}@auto"
     assert led.plan.main_model == f"{LARGE}@auto"
+
+
+async def test_explained_every_plan_is_weighed_as_the_chosen_one_is():
+    bench = await taught()
+    told = await bench.explain("upper: walrus", objective="cost")
+    assert len(told.ranked) > CLOSELY
+    knowledge, text = bench.router.knowledge("t"), ask("upper: walrus", objective="cost")
+    shifts = knowledge.outcome.shifts(request_features(text))
+    for row in told.ranked:
+        expected = knowledge.predict(row.plan, "upper", length_of(text), shifts)
+        assert row.prediction.latency_ms == expected.latency_ms
+        assert row.prediction.quality == expected.quality
+    others = [row.utility for row in told.ranked[1:]]
+    assert others == sorted(others, reverse=True)
+    assert told.plan.configuration_id == told.ranked[0].plan.configuration_id
 
 
 async def test_a_named_task_is_the_domain():

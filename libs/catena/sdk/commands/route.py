@@ -50,6 +50,11 @@ def explain(
     terminal.run(work())
 
 
+def _arm(arm: router_pb2.Arm) -> str:
+    """How its answers were judged, and how many were."""
+    return f"{arm.name} {arm.mean_quality:.2f} ({arm.outcomes})" if arm.outcomes else f"{arm.name} (0)"
+
+
 def _candidate(candidate: router_pb2.Candidate) -> tuple[object, ...]:
     """A row: amounts with the ends that caution and caps go by."""
     plan = plan_from_proto(candidate.plan)
@@ -109,7 +114,7 @@ def experiments(context: typer.Context, tenant: Tenant = DEVELOPER) -> None:
                 e.name,
                 e.domain,
                 e.state,
-                "; ".join(f"{arm.name} {arm.mean_quality:.2f} ({arm.outcomes})" for arm in e.arms),
+                "; ".join(map(_arm, e.arms)),
                 e.p_quality,
                 e.reason,
             )

@@ -132,6 +132,14 @@ def looked_at(ranked: Sequence[Candidate], ask: Ask, grounds: Grounds) -> Sequen
     return [*seen, *rest]
 
 
+def looked_at_whole(decision: Decision, ask: Ask, grounds: Grounds) -> Decision:
+    """The decision with every plan weighed as the best few were, so that they can be compared; the first stays."""
+    shifts, length = grounds.knowledge.outcome.shifts(request_features(ask)), length_of(ask)
+    again = [reject(c.again(length, shifts, grounds.moment), ask) for c in decision.ranked]
+    first = again[0].plan
+    return replace(decision, ranked=sorted(rank(again, grounds.taste), key=lambda c: c.plan is not first))
+
+
 def length_of(ask: Ask) -> Length:
     """What of the request bears on cost."""
     return Length(chars=ask.chars, max_tokens=ask.max_tokens)

@@ -20,6 +20,7 @@ from catena.router.core.decision import (
     Grounds,
     decide,
     length_of,
+    looked_at_whole,
     with_arm,
     with_scorer,
     with_weights,
@@ -91,7 +92,8 @@ class Router:
 
     async def explain(self, tenant: str, ask: Ask) -> Decision:
         """What would be chosen now, without curiosity, and everything that was weighed; the same errors."""
-        return await self._decide(tenant, ask, replace(self._manner.curiosity, start=0.0, floor=0.0))
+        incurious = replace(self._manner.curiosity, start=0.0, floor=0.0)
+        return await self._decide(tenant, ask, incurious, whole=True)
 
     async def observe(self, several: Sequence[Seen]) -> None:
         """Take in executions; when this returns all of them are committed, when it raises none is."""
@@ -271,7 +273,8 @@ class Router:
         name = scores[0].domain
         return replace(found, domain=name, specialist=self.state.kinds(tenant).specialists.get(name, ""))
 
-    async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity) -> Decision:
+    async def _decide(self, tenant: str, ask: Ask, curiosity: Curiosity, *, whole: bool = False) -> Decision:
+        """The decision; `whole`: with every plan weighed as closely as the best few."""
         check(ask)
         board = await self.board(tenant)
         found = await self._find(tenant, ask)
@@ -293,6 +296,7 @@ class Router:
             plans = forced_plans(ask, board.house, knowledge.catalogue)
             weighed = rank(weigh(plans, knowledge, found.domain, length_of(ask)), taste)
         decision = decide(ask, found, weighed, grounds, curiosity, self._world.rng)
+        decision = looked_at_whole(decision, ask, grounds) if whole else decision
         decision = decision if experiment is None else with_arm(decision, experiment, ask, grounds)
         return with_scorer(with_weights(decision, knowledge), knowledge, ask)
 
