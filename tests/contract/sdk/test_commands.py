@@ -136,14 +136,13 @@ async def test_commands_ask_as_the_development_keys_tenant_unless_another_is_nam
 
 
 async def test_programs_get_numbers_as_numbers_and_times_as_times(home):
-    (candidate,) = await typed(home, "route", "explain", "hello")
-    assert {name: candidate[name] for name in ("quality", "USD", "ms", "utility", "seen")} == {
+    (candidate,) = (await typed(home, "route", "explain", "hello"))["candidates"]
+    assert {name: ends["mean"] for name, ends in candidate["plan"]["prediction"].items()} == {
         "quality": 0.25,
-        "USD": 0.25,
-        "ms": 0.25,
-        "utility": -0.5,
-        "seen": 0,
+        "cost_usd": 0.25,
+        "latency_ms": 0.25,
     }
+    assert candidate["utility"] == -0.5
     (adapter,) = await typed(home, "adapters", "list")
     assert (adapter["size"], adapter["accuracy"]) == (2048, 1.0)
     (value,) = await typed(home, "features", "get", "user/1", "age")

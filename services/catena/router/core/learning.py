@@ -127,10 +127,10 @@ def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:
 
 
 def _crowds(knowledge: Knowledge, observations: Sequence[Observation]) -> list[Beside]:
-    """By execution, who ran beside it, as it made each of its models slow."""
+    """By execution, who ran beside it, as it made each of its models slow, to a tenth, so that many are alike."""
     shared = {model for (model, mode), known in knowledge.skills.items() if mode is Mode.PLAIN and known.crowd.shared}
     return [
-        {model: meanwhile[model] if model in shared else others for model, others in before.items()}
+        {model: round(meanwhile[model], 1) if model in shared else others for model, others in before.items()}
         for before, meanwhile in zip(besides(observations), overlaps(observations), strict=True)
     ]
 
