@@ -169,8 +169,8 @@ def _within(ran: Observation, chains: Counter[str]) -> Held:
     return Held(
         chain=chain,
         number=chains[chain] - 1,
-        cost=usd.low <= ran.cost_usd <= usd.high,
-        time=taken.low <= ran.latency_ms <= taken.high,
+        cost=usd.holds(ran.cost_usd),
+        time=taken.holds(ran.latency_ms),
     )
 
 

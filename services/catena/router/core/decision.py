@@ -1,7 +1,7 @@
 """From a request and what is known to the plan, with everything that was weighed. Plain functions, no waiting."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from catena.plan.build import log_odds, sequential
@@ -122,22 +122,26 @@ def looked_at(ranked: Sequence[Candidate], ask: Ask, grounds: Grounds) -> Sequen
     Where each of them breaks a cap at a second look, the next few are looked at, until one fits or none is left; at
     last also those that broke it at the first, which knew neither the very length nor that nothing runs just now.
     """
-    shifts = grounds.knowledge.outcome.shifts(request_features(ask))
-    length = length_of(ask)
+    look = second_look(ask, grounds)
     seen: list[Candidate] = []
     rest = ranked
     while rest and all(c.rejected for c in seen):
-        few = [reject(c.again(length, shifts, grounds.moment), ask) for c in rest[:CLOSELY]]
+        few = list(map(look, rest[:CLOSELY]))
         seen, rest = [*rank(few, grounds.taste, ranked), *seen], rest[len(few) :]
     return [*seen, *rest]
 
 
 def looked_at_whole(decision: Decision, ask: Ask, grounds: Grounds) -> Decision:
     """The decision with every plan weighed as the best few were, so that they can be compared; the first stays."""
+    first = decision.ranked[0].plan
+    again = rank(list(map(second_look(ask, grounds), decision.ranked)), grounds.taste)
+    return replace(decision, ranked=sorted(again, key=lambda c: c.plan is not first))
+
+
+def second_look(ask: Ask, grounds: Grounds) -> Callable[[Candidate], Candidate]:
+    """How a candidate is weighed for this very request, at this moment, and held to its caps."""
     shifts, length = grounds.knowledge.outcome.shifts(request_features(ask)), length_of(ask)
-    again = [reject(c.again(length, shifts, grounds.moment), ask) for c in decision.ranked]
-    first = again[0].plan
-    return replace(decision, ranked=sorted(rank(again, grounds.taste), key=lambda c: c.plan is not first))
+    return lambda candidate: reject(candidate.again(length, shifts, grounds.moment), ask)
 
 
 def length_of(ask: Ask) -> Length:

@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from catena.plan.model import Role, Shape
-from catena.router.core.drift import ALONE, ENOUGH, WORSE, Answer, Change, find_change, gain_at, likeliest
-from catena.router.core.observation import Observation, StageOutcome, facts_of
+from catena.router.core.drift import ENOUGH, WORSE, Answer, Change, find_change, gain_at, likeliest
+from catena.router.core.observation import ALONE, Observation, StageOutcome, facts_of
 
 
 class Heard(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from catena.plan.model import Role, Shape
 from catena.router.core.confidence import Array, log_odds, logit, sigmoid
 from catena.router.core.evidence import Numbers
-from catena.router.core.observation import Fact, Mode, Observation, answer_of, facts_of
+from catena.router.core.observation import ALONE, Fact, Observation, answer_of, facts_of
 
 LEVEL = 0.02
 """Probability, per model, of ever seeing a change where there is none."""
@@ -33,7 +33,6 @@ _LEVELS = np.arange(-4.0, 4.0 + _STEP / 2.0, _STEP)
 Steps = Sequence[int]
 EITHER, WORSE = (-4, -8, 4, 8), (-4, -8)
 """Log-odds by which a model may have been other than usual, and by how many steps of those it may change."""
-ALONE = frozenset({Mode.PLAIN, Mode.VERIFY})
 
 
 class Answer(NamedTuple):
@@ -123,10 +122,10 @@ def likeliest(answers: Sequence[Answer], steps: Steps = EITHER) -> Change | None
     if count < LEAST_BEFORE + LEAST_AFTER:
         return None
     moments = np.unique(np.linspace(LEAST_BEFORE, count - LEAST_AFTER, MOST_MOMENTS).astype(np.int64))
-    gains = _gains(answers, moments, steps)
+    by_moment = _log_sum(_gains(answers, moments, steps), axis=1)
     # Every answer may have been the first after the change: the evidence is the mean over all of them.
-    whole = float(_log_sum(_log_sum(gains, axis=1)) - np.log(len(moments)))
-    moment = int(moments[int(np.argmax(_log_sum(gains, axis=1)))])
+    whole = float(_log_sum(by_moment) - np.log(len(moments)))
+    moment = int(moments[int(np.argmax(by_moment))])
     finer = [step for step in range(min(steps) - 4, max(steps) + 5) if step and (step < 0 or max(steps) > 0)]
     likely = _gains(answers, np.array([moment]), finer)[0]
     likely = np.exp(likely - likely.max())

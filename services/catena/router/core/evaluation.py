@@ -20,6 +20,7 @@ import numpy as np
 from catena.kit.errors import Invalid
 from catena.plan.model import Plan, Prediction
 from catena.router.core.confidence import Array
+from catena.router.core.habits import effective
 from catena.router.core.observation import Observation
 
 Z95 = 1.96
@@ -158,12 +159,6 @@ def worth(
 def truncated(weights: Sequence[float]) -> Array:
     """The weights, none above the root of their number."""
     return np.minimum(np.array(weights, np.float64), math.sqrt(max(len(weights), 1)))
-
-
-def effective(weights: Array) -> float:
-    """Independent runs that the weighted ones are worth (Kish, 1965)."""
-    squares = float(weights @ weights)
-    return float(weights.sum()) ** 2 / squares if squares > 0.0 else 0.0
 
 
 def _normalised(weights: Array, seen: Array) -> Estimate:

@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from catena.plan.model import Shape
 from catena.router.core.confidence import Array
 from catena.router.core.features import NAMES
-from catena.router.core.observation import Fact, Mode, Observation, facts_of
+from catena.router.core.observation import ALONE, Fact, Observation, facts_of
 
 Numbers = NDArray[np.int64]
-
-LONE = frozenset({Mode.PLAIN, Mode.VERIFY})
-"""Modes whose answer is what the model says when it is asked alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +98,7 @@ def _answers(observation: Observation, outdated: Collection[str]) -> dict[str, F
     answers: dict[str, Fact] = {}
     for fact in facts_of(observation, outdated):
         stage = fact.stage
-        if fact.mode in LONE and not (stage.failed or fact.outdated) and (stage.digest or fact.label is not None):
+        if fact.mode in ALONE and not (stage.failed or fact.outdated) and (stage.digest or fact.label is not None):
             answers.setdefault(stage.model, fact)
     return answers
 

@@ -18,6 +18,7 @@ ALIKE = 4.0
 """Calls that the usual scatter of single calls is worth to one model, or domain: some ramble, others do not."""
 _MODELS, _ROUNDS = 2.0, 20
 """Models that the scatter assumed beforehand is worth; rounds of expectation maximisation."""
+
 Weighted = tuple[float, float]
 """A weight, and the value that has it."""
 
@@ -112,3 +113,9 @@ class Habit:
                 (_MODELS * math.log(self.within**2) + float(worth @ logs)) / (_MODELS + float(worth.sum()))
             )
         return usual
+
+
+def effective(weights: Array) -> float:
+    """Independent values that the weighted ones are worth (Kish, 1965)."""
+    squares = float(weights @ weights)
+    return float(weights.sum()) ** 2 / squares if squares > 0.0 else 0.0

@@ -17,7 +17,8 @@ from catena.router.core.board import COARSE, Board, bucket, weigh
 from catena.router.core.choice import Candidate, Taste, prefer, rank, reject
 from catena.router.core.confidence import Array
 from catena.router.core.decision import CLOSELY
-from catena.router.core.evaluation import LEAST, Policy, choices, effective, score_of, truncated
+from catena.router.core.evaluation import LEAST, Policy, choices, score_of, truncated
+from catena.router.core.habits import effective
 from catena.router.core.knowledge import Knowledge
 from catena.router.core.observation import Observation
 from catena.router.core.outlook import Length

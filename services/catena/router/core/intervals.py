@@ -16,6 +16,7 @@ import numpy as np
 from catena.plan.model import Interval, Plan
 from catena.router.core.confidence import Array
 from catena.router.core.evidence import Evidence
+from catena.router.core.habits import effective
 from catena.router.core.replay import asked
 from catena.router.core.samples import DOMAIN_CALLS
 
@@ -110,8 +111,7 @@ def _reach(chain: _Scored, others: Sequence[_Scored]) -> float:
     weights = np.concatenate([chain.weights, *lent])
     if not len(scores):
         return 1.0
-    runs = float(weights.sum()) ** 2 / float(weights @ weights)
-    level = min(COVERAGE * (1.0 + 1.0 / runs) + chain.short, _HIGHEST)
+    level = min(COVERAGE * (1.0 + 1.0 / effective(weights)) + chain.short, _HIGHEST)
     order = np.argsort(scores)
     place = int(np.searchsorted(np.cumsum(weights[order]), level * float(weights.sum())))
     found = float(scores[order][min(place, len(scores) - 1)])

@@ -19,7 +19,7 @@ from catena.router.core.moment import Moment
 from catena.router.core.observation import Mode, Observation, family_of, is_judged
 from catena.router.core.outcomes import fit_outcomes
 from catena.router.core.outlook import Length, Outlook, Parts
-from catena.router.core.pace import besides, loads_of, overlaps
+from catena.router.core.pace import Crowd, Near, loads_of, near
 from catena.router.core.samples import samples_of, tallies
 from catena.router.core.scorers import read_answers
 from catena.router.core.skills import fit_skills
@@ -33,6 +33,7 @@ _NOISE, _USUAL = 0.16, 3.0
 
 Beside = Mapping[str, float]
 """How many others of each model ran."""
+_NO_CROWD = Crowd()
 
 
 class Chain(NamedTuple):
@@ -64,7 +65,8 @@ def learn(
     changes = _latest(changes_of(judged), dissent_of(usable))
     stale = [changed_since(changes, place) for place in range(len(usable))]
     scorers, usable = read_answers(usable, stale)
-    samples = samples_of(usable, half_life, lambda model: Beforehand().of(model, "", kinds, catalogue), stale)
+    crowds = near(usable)
+    samples = samples_of(usable, half_life, lambda model: Beforehand().of(model, "", kinds, catalogue), stale, crowds)
     beforehand = learn_beforehand(tallies(samples, kinds.needs_memory), catalogue, changed=expected_of(changes, judged))
     starts = starts_of(samples)
     skills = fit_skills(
@@ -92,7 +94,7 @@ def learn(
     knowledge.outcome = fit_outcomes(knowledge.evidence, _usual(knowledge, knowledge.evidence))
     told = [
         (o, gone, beside)
-        for o, gone, beside in zip(usable, stale, _crowds(knowledge, usable), strict=True)
+        for o, gone, beside in zip(usable, stale, _slowed_by(knowledge, crowds), strict=True)
         if o.succeeded and all(catalogue.knows(s.model) for s in o.plan.stages)
     ]
     known = [o for o, _, _ in told]
@@ -101,7 +103,7 @@ def learn(
     current = [not any(s.model in gone for s in o.plan.stages) for o, gone, _ in told]
     _correct_quality(knowledge, known, composed, current, half_life)
     _correct_effort(knowledge, known, composed, half_life)
-    _widen(knowledge, usable)
+    _widen(knowledge, usable, crowds)
     return knowledge
 
 
@@ -126,21 +128,24 @@ def _usual(knowledge: Knowledge, evidence: Evidence) -> Array:
     return usual
 
 
-def _crowds(knowledge: Knowledge, observations: Sequence[Observation]) -> list[Beside]:
+def _slowed_by(knowledge: Knowledge, crowds: Sequence[Near]) -> list[Beside]:
     """By execution, who ran beside it, as it made each of its models slow, to a tenth, so that many are alike."""
-    shared = {model for (model, mode), known in knowledge.skills.items() if mode is Mode.PLAIN and known.crowd.shared}
+    by_model = {model: known.crowd for (model, mode), known in knowledge.skills.items() if mode is Mode.PLAIN}
     return [
-        {model: round(meanwhile[model], 1) if model in shared else others for model, others in before.items()}
-        for before, meanwhile in zip(besides(observations), overlaps(observations), strict=True)
+        {
+            model: round(by_model.get(model, _NO_CROWD).told_by(before, meanwhile[model]), 1)
+            for model, before in befores.items()
+        }
+        for befores, meanwhile in crowds
     ]
 
 
-def _composed(knowledge: Knowledge, observations: Sequence[Observation], near: Sequence[Beside]) -> list[Prediction]:
+def _composed(knowledge: Knowledge, observations: Sequence[Observation], crowds: Sequence[Beside]) -> list[Prediction]:
     """What the parts alone say of each run; runs of one plan in one domain beside as many others share the answer."""
     parts: dict[tuple[str, float, str], Parts] = {}
     told: dict[tuple[tuple[str, float, str], tuple[float, ...]], Prediction] = {}
     predictions = []
-    for o, beside in zip(observations, near, strict=True):
+    for o, beside in zip(observations, crowds, strict=True):
         key = (family_of(o.plan), o.plan.settings.threshold, o.domain)
         crowd = key, tuple(beside.get(stage.model, 0) for stage in o.plan.stages)
         if key not in parts:
@@ -198,8 +203,7 @@ def _correct_effort(
     newest = len(observations) - 1
     for n, (o, told) in enumerate(zip(observations, composed, strict=True)):
         weight = 0.5 ** ((newest - n) / half_life)
-        warm_ms = o.latency_ms - sum(stage.load_ms for stage in o.stages)
-        slower = min(warm_ms / max(told.latency_ms.mean, 1e-3), _MOST)
+        slower = min(_warm_ms(o) / max(told.latency_ms.mean, 1e-3), _MOST)
         figures = (1.0, _priced(o, knowledge.catalogue), told.cost_usd.mean, slower)
         tally = sums[family_of(o.plan)]
         for column, figure in enumerate(figures):
@@ -209,13 +213,13 @@ def _correct_effort(
         knowledge.ratios[family] = (_ratio(cost, cost_told, pull), _ratio(slower, runs, pull))
 
 
-def _widen(knowledge: Knowledge, observations: Sequence[Observation]) -> None:
+def _widen(knowledge: Knowledge, observations: Sequence[Observation], crowds: Sequence[Near]) -> None:
     """Learn how far ends must lie from the latest runs of each chain, each told as it would be told now."""
     scored: Counter[str] = Counter()
     outlooks: dict[tuple[str, str], Outlook] = {}
     cost: list[Ran] = []
     time: list[Ran] = []
-    for o, beside in reversed(list(zip(observations, besides(observations), strict=True))):
+    for o, (beside, _) in reversed(list(zip(observations, crowds, strict=True))):
         family, told = family_of(o.plan), o.plan.prediction
         known = o.succeeded and all(knowledge.catalogue.knows(stage.model) for stage in o.plan.stages)
         if told is None or not known or scored[family] >= LATEST_RUNS:
@@ -225,10 +229,14 @@ def _widen(knowledge: Knowledge, observations: Sequence[Observation]) -> None:
         if place not in outlooks:
             outlooks[place] = knowledge.outlook(o.plan, o.domain)
         now = outlooks[place].predict(Length(chars=o.chars), moment=Moment(beside=beside))
-        warm_ms = o.latency_ms - sum(stage.load_ms for stage in o.stages)
         cost.append(Ran(family, now.cost_usd, o.cost_usd, told.cost_usd.holds(o.cost_usd)))
-        time.append(Ran(family, now.latency_ms, warm_ms, told.latency_ms.holds(o.latency_ms)))
+        time.append(Ran(family, now.latency_ms, _warm_ms(o), told.latency_ms.holds(o.latency_ms)))
     knowledge.cost_reaches, knowledge.latency_reaches = reaches(cost[::-1]), reaches(time[::-1])
+
+
+def _warm_ms(one: Observation) -> float:
+    """Milliseconds without what loading took."""
+    return one.latency_ms - sum(stage.load_ms for stage in one.stages)
 
 
 def _kept(observations: Sequence[Observation]) -> Kept:

@@ -24,6 +24,9 @@ class Mode(StrEnum):
     JUDGE = "judge"
 
 
+ALONE = frozenset({Mode.PLAIN, Mode.VERIFY})
+"""Modes whose answer is what the model alone would have said."""
+
 QUALITY_OF = {mode: mode for mode in Mode} | {
     Mode.VERIFY: Mode.PLAIN,
     Mode.SPECULATE: Mode.PLAIN,

@@ -5,12 +5,13 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from catena.plan.expect import Amount
 from catena.router.core.confidence import Array
-from catena.router.core.habits import Start
+from catena.router.core.habits import Start, effective
 from catena.router.core.observation import Observation, StageOutcome
 
 LEAST_TIMED = 8
@@ -51,6 +52,10 @@ class Crowd:
     sd: float = 0.0
     shared: bool = False
 
+    def told_by(self, before: float, meanwhile: float) -> float:
+        """Of who was there before and who ran meanwhile, what it goes by."""
+        return meanwhile if self.shared else before
+
     def slower(self, beside: float) -> float:
         """Times its usual time that a call takes beside so many others."""
         return math.exp(self.power * (math.log1p(beside) - self.usual))
@@ -81,8 +86,8 @@ def pace_of(stages: Sequence[StageOutcome], weights: Sequence[float]) -> Pace | 
     per_token = _mean(rest, w) / max(_mean(written, w), 1.0)
     spread = math.sqrt(_mean((first - usual_first - slope * centred) ** 2, w))
     spread_each = math.sqrt(_mean(written * (each - per_token) ** 2, w) / _mean(written, w))
-    # As the next call has it: the means are known from these alone, the older ones counting less (Kish).
-    count = float(w.sum()) ** 2 / float(w @ w)
+    # As the next call has it: the means are known from these alone, the older ones counting less.
+    count = effective(w)
     return Pace(
         first_ms=Start(mean=usual_first, sd=spread, worth=count, freedom=count).next,
         per_read_ms=slope,
@@ -157,6 +162,18 @@ def _running(spans: Array) -> tuple[Array, Array]:
     moments = spans.ravel()[order]
     count = np.cumsum(np.where(order % 2 == 0, 1.0, -1.0))
     return moments, np.concatenate([[0.0], np.cumsum(count[:-1] * np.diff(moments))])
+
+
+class Near(NamedTuple):
+    """By model, the others that ran when an execution began, and on average beside it: as `besides`, `overlaps` say."""
+
+    before: Mapping[str, int]
+    meanwhile: Mapping[str, float]
+
+
+def near(observations: Sequence[Observation]) -> list[Near]:
+    """Who ran near each execution."""
+    return list(map(Near, besides(observations), overlaps(observations)))
 
 
 def loads_of(observations: Sequence[Observation]) -> Mapping[str, Amount]:

@@ -9,15 +9,13 @@ import numpy as np
 from catena.plan.expect import Amount, if_disagreed
 from catena.plan.model import Role, Shape
 from catena.router.core.habits import Start, Weighted
-from catena.router.core.observation import Fact, Mode, Observation, StageOutcome, agreement, facts_of
-from catena.router.core.pace import besides, overlaps
+from catena.router.core.observation import ALONE, Fact, Mode, Observation, StageOutcome, agreement, facts_of
+from catena.router.core.pace import Near
 
 Key = tuple[str, Mode]
 Stale = Sequence[frozenset[str]]
 """By execution the models that have changed since."""
 ALL = "*"
-ALONE = frozenset({Mode.PLAIN, Mode.VERIFY})
-"""Modes whose answers are what a model says when it is asked alone."""
 _ROUNDS = 3
 """Times that what models are good for is found anew with the labels put back on usual requests by it."""
 STANDING_CALLS, WORTH_HEARING = 4.0, 0.5
@@ -83,9 +81,16 @@ class Line:
 
 
 def samples_of(
-    observations: Sequence[Observation], half_life: int, prior: Callable[[str], float], stale: Stale
+    observations: Sequence[Observation],
+    half_life: int,
+    prior: Callable[[str], float],
+    stale: Stale,
+    crowds: Sequence[Near],
 ) -> dict[Key, list[Sample]]:
-    """Every call by model and mode, the newest weighing 1. `prior`: a model's accuracy before anything is known."""
+    """Every call by model and mode, the newest weighing 1.
+
+    `prior`: a model's accuracy before anything is known. `crowds`: who ran near each execution.
+    """
     told = [(one, facts_of(one, gone)) for one, gone in zip(observations, stale, strict=True)]
     standing: Mapping[tuple[str, str], float] = {}
     for _ in range(_ROUNDS):
@@ -97,7 +102,6 @@ def samples_of(
         agreed[observation.domain][0] += same
         agreed[observation.domain][1] += pairs
     samples: dict[Key, list[Sample]] = defaultdict(list)
-    befores, meanwhiles = besides(observations), overlaps(observations)
     for age, (observation, facts) in enumerate(reversed(told)):
         weight = 0.5 ** (age / half_life)
         same, pairs = agreed[observation.domain]
@@ -114,8 +118,8 @@ def samples_of(
                     label=_on_usual(fact, observation, standing),
                     seconded=_seconded(stage, observation, standing) if telling >= 0.5 else None,
                     threshold=observation.plan.settings.threshold if stage.role is Role.FAST else None,
-                    before=befores[-1 - age][stage.model],
-                    meanwhile=meanwhiles[-1 - age][stage.model],
+                    before=crowds[-1 - age].before[stage.model],
+                    meanwhile=crowds[-1 - age].meanwhile[stage.model],
                 )
             )
     return samples

@@ -13,13 +13,12 @@ import numpy as np
 from catena.plan.answer import NAMES, sureness
 from catena.router.core.confidence import Array, logit, sigmoid
 from catena.router.core.features import NAMES as REQUEST_NAMES
-from catena.router.core.observation import Mode, Observation, StageOutcome, facts_of
+from catena.router.core.observation import ALONE, Observation, StageOutcome, facts_of
 from catena.router.core.outcomes import fit_logistic, standardised
 
 LEAST_ANSWERS, FOLDS = 60, 5
 """Judged answers of a model below which its answers are not read; parts that are scored by the others."""
 _WIDTH = len(NAMES) + len(REQUEST_NAMES)
-_LONE = frozenset({Mode.PLAIN, Mode.VERIFY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,7 @@ def read_answers(
     seen: dict[str, list[tuple[int, StageOutcome, float, Sequence[float]]]] = defaultdict(list)
     for place, one in enumerate(observations):
         for fact in facts_of(one, stale[place] if stale else ()):
-            if fact.stage.features and fact.label is not None and fact.mode in _LONE and not fact.inferred:
+            if fact.stage.features and fact.label is not None and fact.mode in ALONE and not fact.inferred:
                 seen[fact.stage.model].append((place, fact.stage, fact.label, one.plan.features))
     scorers: dict[str, Scorer] = {}
     apart: dict[tuple[int, str], float] = {}

@@ -180,17 +180,17 @@ def _figures(samples: Sequence[Sample], starts: Starts) -> Skill:
         skill.latency_ms = level(done, took, starts.taken)
         skill.pace = pace_of(stages, weights)
         skill.crowd = _crowd(skill, done, took)
-        # Then what calls take beside usually many, or the slow ones of a burst would be taken for usual.
-        slower = [skill.crowd.slower(s.meanwhile if skill.crowd.shared else s.before) for s in done]
-        skill.latency_ms = level(done, [ms / by for ms, by in zip(took, slower, strict=True)], starts.taken)
-        skill.pace = pace_of([_eased(stage, by) for stage, by in zip(stages, slower, strict=True)], weights)
+        if skill.crowd.power > 0.0:
+            # What calls take beside usually many, or the slow ones of a burst would be taken for usual.
+            slower = [skill.crowd.slower(skill.crowd.told_by(s.before, s.meanwhile)) for s in done]
+            skill.latency_ms = level(done, [ms / by for ms, by in zip(took, slower, strict=True)], starts.taken)
+            skill.pace = pace_of([_eased(stage, by) for stage, by in zip(stages, slower, strict=True)], weights)
     return skill
 
 
 def _eased(stage: StageOutcome, by: float) -> StageOutcome:
     """The call as if it had been so many times as fast, but for loading."""
-    first = max(stage.first_token_ms - stage.load_ms, 0.0) / by
-    rest = max(stage.duration_ms - stage.first_token_ms, 0.0) / by
+    first, rest = (stage.first_token_ms - stage.load_ms) / by, (stage.duration_ms - stage.first_token_ms) / by
     return replace(stage, first_token_ms=first, duration_ms=first + rest, load_ms=0.0)
 
 
