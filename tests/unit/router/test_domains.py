@@ -48,13 +48,6 @@ def test_short_texts_are_told_apart_by_their_wording(head):
     assert np.mean(sure) >= 0.99
 
 
-def test_of_few_examples_that_are_all_found_the_classifier_is_not_certain(head):
-    """What is near every example of a domain, and is none of them, may belong to it."""
-    near = [classify(head, row)[0] for row in words(["27+8", "please add 27+8", "please reverse: hello"])]
-    assert [one.domain for one in near] == ["add", "add", "reverse"]
-    assert all(0.001 < one.probability < 0.99 for one in near)
-
-
 def test_what_belongs_nowhere_is_in_no_domain(head):
     strange = [q.text for q in questions(60, 5, skills=["swapcase", "title", "double", "caesar"])]
     strange += ["What is the capital of France?", "write a poem about the sea", "hello", "x", "!!!", "12"]

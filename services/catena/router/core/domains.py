@@ -184,8 +184,6 @@ def _without(inverse: Array, duals: Array, targets: Array, block: Index, own: in
 def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float]:
     """Temperature and bar under which the left-out examples are likeliest, known and strange ones counting alike.
 
-    Of n examples that were all told rightly the next is held to be with (n + 1) / (n + 2), not with certainty (Platt
-    1999, Probabilistic outputs for support vector machines, section 2.2).
     An only example, left out, leaves nothing by which its domain could be found: it counts as strange alone.
     """
     best = (np.inf, 0.12, 0.35)
@@ -198,16 +196,9 @@ def _calibrate(known: Array, owner: Index, strange: Array) -> tuple[float, float
         for bar in _BARS:
             found = _softmax(known, temperature, bar)[at, owner]
             none = _softmax(strange, temperature, bar)[:, -1]
-            loss = _surprise(found) + _surprise(none)
+            loss = -float(np.log(np.maximum(found, 1e-9)).mean() + np.log(np.maximum(none, 1e-9)).mean())
             best = min(best, (loss, temperature, bar))
     return best[1], best[2]
-
-
-def _surprise(found: Array) -> float:
-    """Mean loss of probabilities of what is so, by smoothed labels."""
-    sure = (len(found) + 1.0) / (len(found) + 2.0)
-    clipped = np.clip(found, 1e-9, 1.0 - 1e-9)
-    return -float((sure * np.log(clipped) + (1.0 - sure) * np.log(1.0 - clipped)).mean())
 
 
 def _softmax(scores: Array, temperature: float, bar: float) -> Array:
